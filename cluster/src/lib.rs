@@ -1,0 +1,1 @@
+//! Pure core: intent, placement, addresses, rows, membership, Raft

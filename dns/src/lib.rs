@@ -1,0 +1,1 @@
+//! Pure core: names, views and answers

@@ -1,0 +1,1 @@
+//! Hosts as namespaces: for xtask, tests and netctl lab

@@ -1,0 +1,1 @@
+//! Pure core: load-balancing intent lowered to map entries

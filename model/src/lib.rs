@@ -1,0 +1,1 @@
+//! The vocabulary: ids, specs, rows, API requests and answers

@@ -1,0 +1,1 @@
+//! Pure core: desired, observed and plan of a node's overlay
