@@ -487,7 +487,7 @@ pub mod size {
 
 /// Octets of every layout, checked at compile time: a change of layout is a change of [`ABI`].
 const _: () = {
-    assert!(size_of::<NodeCfg>() == 60);
+    assert!(size_of::<NodeCfg>() == 56);
     assert!(size_of::<SvcKey>() == 24 && size_of::<SvcVal>() == 16);
     assert!(size_of::<Backend>() == 40);
     assert!(size_of::<EpMacKey>() == 12 && size_of::<EpMacVal>() == 24);
