@@ -1,1 +1,19 @@
-//! The vocabulary: ids, specs, rows, API requests and answers
+//! The vocabulary of netd: ids, specs, intent, rows, and what is said on the Unix socket.
+//!
+//! Plain data and its checks, nothing that decides. Every other room speaks in these types; the names are the field's:
+//! network, service, task, slot, endpoint, backend, VIP, VNI, published port.
+
+pub mod api;
+#[cfg(feature = "client")]
+pub mod client;
+pub mod error;
+pub mod ids;
+pub mod intent;
+pub mod row;
+pub mod spec;
+
+pub use error::{ApiError, Code};
+pub use ids::{BadValue, EndpointId, Mac, Name, NodeId, Proto, Vni};
+pub use intent::Intent;
+pub use row::{EndpointRow, EndpointState, NodeRow, Row, RowBody, RowKey};
+pub use spec::{NetworkSpec, PortSpec, ServiceSpec};

@@ -1,0 +1,457 @@
+//! What is said on `/run/netd/netd.sock`: HTTP/1.1 with JSON below `/v1`. Each type names its path.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{EndpointId, Mac, Name, NodeId, Proto, Vni},
+    intent::{Availability, Network, Role, Service},
+    row::{Datapath, EndpointState},
+    spec::PortSpec,
+};
+
+/// `POST /v1/cluster/init`: makes a one-manager cluster of this node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterInit {
+    /// Address that the others reach this node by; default: the only address that is not loopback.
+    pub advertise_addr: Option<String>,
+    /// Pool that networks without a subnet are cut from, in /16s; default 10.128.0.0/9.
+    pub default_pool: Option<Ipv4Net>,
+}
+
+/// Answer to init.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterInitAnswer {
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Id of this node.
+    pub node: NodeId,
+    /// `ip:port` to join at.
+    pub addr: String,
+    /// Token for workers.
+    pub worker_token: String,
+}
+
+/// `POST /v1/cluster/join`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterJoin {
+    /// Token with the CA's pin and a secret.
+    pub token: String,
+    /// A manager, `ip[:port]`.
+    pub addr: String,
+    /// As at init.
+    #[serde(default)]
+    pub advertise_addr: Option<String>,
+}
+
+/// Answer to join.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterJoinAnswer {
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Id of this node.
+    pub node: NodeId,
+    /// Its role.
+    pub role: Role,
+}
+
+/// `POST /v1/cluster/leave`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClusterLeave {
+    /// Also when this node is the last manager, or managers cannot be told.
+    pub force: bool,
+}
+
+/// `GET /v1/cluster/token?role=worker`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TokenAnswer {
+    /// The token.
+    pub token: String,
+    /// `ip:port` to join at.
+    pub addr: String,
+}
+
+/// How a node is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeHealth {
+    /// Answers.
+    Ready,
+    /// Its daemon is silent, its host answers: the data path stands.
+    DaemonDown,
+    /// Its host is silent: backends are out.
+    Down,
+    /// Not seen yet.
+    Unknown,
+}
+
+/// `GET /v1/nodes`: a list of these.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeView {
+    /// Id.
+    pub id: NodeId,
+    /// Host name.
+    pub hostname: String,
+    /// Role.
+    pub role: Role,
+    /// Availability.
+    pub availability: Availability,
+    /// As this node (or the leader, on managers) sees it.
+    pub health: NodeHealth,
+    /// Whether it leads the managers.
+    pub leader: bool,
+    /// Whether it is the node that answers.
+    pub me: bool,
+    /// Data-path address.
+    pub addr: Option<String>,
+    /// Data path in use.
+    pub datapath: Option<Datapath>,
+    /// Version of netd.
+    pub version: Option<String>,
+    /// Newest revision that it has reported as applied (known to managers).
+    pub applied: Option<u64>,
+    /// Tasks placed on it.
+    pub tasks: u32,
+    /// What it could not apply, from its last report.
+    pub problems: Vec<String>,
+}
+
+/// `GET /v1/cluster/members`: a list of these.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MemberView {
+    /// Id.
+    pub id: NodeId,
+    /// Host name.
+    pub hostname: String,
+    /// Role.
+    pub role: Role,
+    /// Gossip address.
+    pub addr: Option<String>,
+    /// Health.
+    pub health: NodeHealth,
+    /// Last log index (managers).
+    pub log_index: Option<u64>,
+    /// Raft term (managers).
+    pub term: Option<u64>,
+    /// Whether it leads.
+    pub leader: bool,
+}
+
+/// `GET /v1/networks`, `GET /v1/networks/NAME`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkView {
+    /// Name.
+    pub name: Name,
+    /// As the log knows it.
+    #[serde(flatten)]
+    pub network: Network,
+    /// Services on it.
+    pub services: Vec<Name>,
+    /// Endpoints known on all nodes.
+    pub endpoints: u32,
+    /// Blocks given out: node -> prefixes.
+    pub blocks: BTreeMap<NodeId, Vec<String>>,
+}
+
+/// Answer to every change of intent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Changed {
+    /// Revision that holds the change; wait for it with `/v1/convergence`.
+    pub revision: u64,
+    /// What there is to tell, e.g. the subnet chosen.
+    pub message: String,
+}
+
+/// `GET /v1/convergence?revision=N`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Convergence {
+    /// As asked.
+    pub revision: u64,
+    /// Every living node has applied it.
+    pub converged: bool,
+    /// Nodes.
+    pub nodes: Vec<NodeProgress>,
+}
+
+/// A node's progress.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeProgress {
+    /// Node.
+    pub id: NodeId,
+    /// Host name.
+    pub hostname: String,
+    /// Whether it counts: a dead one is named but not waited for.
+    pub living: bool,
+    /// Newest revision applied.
+    pub applied: u64,
+    /// What it could not apply.
+    pub problems: Vec<String>,
+}
+
+/// `GET /v1/services`, `GET /v1/services/NAME`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ServiceView {
+    /// Name.
+    pub name: Name,
+    /// As the log knows it.
+    #[serde(flatten)]
+    pub service: Service,
+    /// Endpoints that take new flows.
+    pub ready: u32,
+    /// Endpoints.
+    pub backends: Vec<BackendView>,
+}
+
+/// A backend as this node sees it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BackendView {
+    /// Endpoint.
+    pub endpoint: EndpointId,
+    /// Node.
+    pub node: NodeId,
+    /// Host name of the node.
+    pub hostname: String,
+    /// Network.
+    pub vni: Vni,
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// State.
+    pub state: EndpointState,
+    /// Whether it is in the new-flow set here.
+    pub in_use: bool,
+    /// Why not, when it is not.
+    pub why: Option<String>,
+    /// Listening ports.
+    pub listening: Vec<(Proto, u16)>,
+}
+
+/// `POST /v1/services/NAME/scale`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Scale {
+    /// Tasks.
+    pub replicas: u32,
+}
+
+/// `POST /v1/publish` and `POST /v1/unpublish`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Publish {
+    /// Service; none: the one whose tasks listen on the target port, or the only one there is.
+    #[serde(default)]
+    pub service: Option<Name>,
+    /// Ports.
+    pub port: PortSpec,
+}
+
+/// Answer to publish and unpublish.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PublishAnswer {
+    /// Revision of the change.
+    pub revision: u64,
+    /// Service chosen.
+    pub service: Name,
+    /// Ports.
+    pub port: PortSpec,
+}
+
+/// A life stage of a task (Swarm's words).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskState {
+    /// Placed, not yet seen by its node.
+    Assigned,
+    /// Its namespace is being made.
+    Preparing,
+    /// Its command was started.
+    Starting,
+    /// Its command runs.
+    Running,
+    /// Ended with 0 and not restarted.
+    Complete,
+    /// Ended by an error; restarted after a pause.
+    Failed,
+    /// Stopped because the log no longer wants it here.
+    Shutdown,
+    /// Its node is gone.
+    Orphaned,
+}
+
+/// `GET /v1/services/NAME/tasks`: newest first within a slot.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TaskView {
+    /// `web.1`.
+    pub id: EndpointId,
+    /// Service.
+    pub service: Name,
+    /// Slot.
+    pub slot: u32,
+    /// Node.
+    pub node: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// Whether the log wants it there now (else: history).
+    pub desired: bool,
+    /// State.
+    pub state: TaskState,
+    /// Seconds in that state, as the manager saw it.
+    pub since_s: u64,
+    /// Message, e.g. `exit status 1, next try in 2 s`.
+    pub message: String,
+    /// Addresses.
+    pub addresses: Vec<String>,
+    /// Restarts on that node.
+    pub restarts: u32,
+}
+
+/// `PUT /v1/tasks/ID/status`: what the runner reports.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskStatus {
+    /// State.
+    pub state: TaskState,
+    /// Message for people.
+    #[serde(default)]
+    pub message: String,
+    /// Process id in netd-run's pid namespace.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Restarts so far.
+    #[serde(default)]
+    pub restarts: u32,
+}
+
+/// A line of `GET /v1/watch?resource=assignments` (NDJSON): the whole set at each change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignments {
+    /// Revision.
+    pub revision: u64,
+    /// Node.
+    pub node: NodeId,
+    /// Tasks that should run on it.
+    pub tasks: Vec<Assignment>,
+}
+
+/// A task that should run here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// `web.1`: also the id of its endpoint.
+    pub id: EndpointId,
+    /// Service.
+    pub service: Name,
+    /// Slot.
+    pub slot: u32,
+    /// Networks to attach to, first one first.
+    pub networks: Vec<Name>,
+    /// Command and arguments.
+    pub command: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// SIGTERM to SIGKILL, ms.
+    pub stop_grace_ms: u64,
+    /// A task running with another one is replaced.
+    pub generation: u64,
+}
+
+/// `PUT /v1/endpoints/ID`: attaches a namespace to a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EndpointCreate {
+    /// Network.
+    pub network: Name,
+    /// Path of an existing network namespace; neither this nor `pid`: netd makes one.
+    #[serde(default)]
+    pub netns: Option<String>,
+    /// A process of that namespace, as netd sees it.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Service whose backend it becomes.
+    #[serde(default)]
+    pub service: Option<Name>,
+    /// Slot, for a task placed by the log.
+    #[serde(default)]
+    pub slot: Option<u32>,
+}
+
+/// Answer to `PUT /v1/endpoints/ID`; `GET /v1/endpoints` lists those of this node.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct EndpointView {
+    /// Id.
+    pub id: EndpointId,
+    /// Node.
+    pub node: NodeId,
+    /// Network.
+    pub network: Name,
+    /// VNI.
+    pub vni: Vni,
+    /// Namespace.
+    pub netns: String,
+    /// Interface in it.
+    pub interface: String,
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// MAC.
+    pub mac: Mac,
+    /// MTU, octets.
+    pub mtu: u16,
+    /// Service.
+    pub service: Option<Name>,
+    /// State.
+    pub state: EndpointState,
+    /// Text of the resolv.conf that its processes should see.
+    pub resolv_conf: String,
+    /// What is wrong, e.g. a namespace that vanished.
+    pub problem: Option<String>,
+}
+
+/// `GET /v1/status`: the one screen.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// This node; none: in no cluster.
+    pub me: Option<NodeId>,
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Newest revision known here.
+    pub revision: u64,
+    /// Newest revision applied to this node's kernel.
+    pub applied: u64,
+    /// Leader, when known.
+    pub leader: Option<NodeId>,
+    /// Whether every living node has applied `revision`; none: unknown here (no manager reached).
+    pub converged: Option<bool>,
+    /// Nodes.
+    pub nodes: Vec<NodeView>,
+    /// Networks.
+    pub networks: Vec<NetworkView>,
+    /// Services.
+    pub services: Vec<ServiceView>,
+    /// Kernel writes of the last reconcile on this node, and in all since start.
+    pub writes: Writes,
+    /// Counters of the data path of this node that are not 0.
+    pub counters: BTreeMap<String, u64>,
+    /// What is wrong on this node.
+    pub problems: Vec<String>,
+}
+
+/// Kernel writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Writes {
+    /// In the last reconcile.
+    pub last: u64,
+    /// Since netd started.
+    pub total: u64,
+    /// Reconciles since netd started.
+    pub runs: u64,
+}

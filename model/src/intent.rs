@@ -1,0 +1,313 @@
+//! Intent as every node holds it: the part of the replicated state that is no secret. Managers derive it from the log's
+//! state machine, workers get it as a stream of [`IntentDelta`], both keep the last one on disk.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{Ipv4Addr, Ipv6Addr},
+};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{Name, NodeId, Vni},
+    spec::{PortSpec, ServiceSpec},
+};
+
+/// What the cluster should be, as of `revision`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Intent {
+    /// Index of the last log entry that it contains; 0: not in a cluster.
+    pub revision: u64,
+    /// Random id of the cluster, 32 hex digits; empty: not in a cluster.
+    pub cluster: String,
+    /// Nodes by id. A removed node is absent and its id is never used again.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Networks by name.
+    pub networks: BTreeMap<Name, Network>,
+    /// Services by name.
+    pub services: BTreeMap<Name, Service>,
+    /// Address blocks: network -> block number -> owner. Block `k` of a network holds the host offsets
+    /// `k * BLOCK .. (k + 1) * BLOCK` of both subnets.
+    pub blocks: BTreeMap<Vni, BTreeMap<u32, NodeId>>,
+    /// Placement: service -> node -> slots.
+    pub placements: BTreeMap<Name, BTreeMap<NodeId, SlotSet>>,
+}
+
+/// A role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Votes on the log.
+    Manager,
+    /// Runs tasks alone.
+    Worker,
+}
+
+/// Whether a node may be given tasks (Swarm's words).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Availability {
+    /// Yes.
+    Active,
+    /// No new ones.
+    Pause,
+    /// None; what runs is moved.
+    Drain,
+}
+
+/// A node as the log knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Host name, as told at join.
+    pub hostname: String,
+    /// Role.
+    pub role: Role,
+    /// Availability.
+    pub availability: Availability,
+    /// Ed25519 public key that signs its rows and certificates' requests, 32 octets.
+    pub key: Vec<u8>,
+    /// Confirmed dead for longer than `node_grace`: its slots were placed elsewhere.
+    pub down: bool,
+    /// Address that managers' RPC listens on (`ip:port`), managers only.
+    pub rpc: Option<String>,
+}
+
+/// A network as the log knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Network {
+    /// Number on the wire.
+    pub vni: Vni,
+    /// IPv4 subnet.
+    pub subnet: Ipv4Net,
+    /// IPv6 subnet.
+    pub subnet6: Option<Ipv6Net>,
+    /// Nothing leaves it.
+    pub internal: bool,
+    /// MTU asked for, octets.
+    pub mtu: Option<u16>,
+}
+
+/// Addresses in a block.
+pub const BLOCK: u32 = 16;
+
+impl Network {
+    /// Host addresses of the IPv4 subnet (2^(32 - prefix)); offsets are below this.
+    pub fn size(&self) -> u32 {
+        1u32.checked_shl(32 - u32::from(self.subnet.prefix_len()))
+            .unwrap_or(u32::MAX)
+    }
+    /// Number of offsets, from 0, kept for VIPs: a sixteenth of the subnet, at least one block, a multiple of [`BLOCK`].
+    /// Offset 0 (the subnet's own address) is never given out.
+    pub fn vip_pool(&self) -> u32 {
+        (self.size() / 16).max(BLOCK) / BLOCK * BLOCK
+    }
+    /// Numbers of the blocks that nodes may get.
+    pub fn block_numbers(&self) -> std::ops::Range<u32> {
+        self.vip_pool() / BLOCK..self.size() / BLOCK
+    }
+    /// IPv4 address at a host offset.
+    pub fn v4(&self, offset: u32) -> Ipv4Addr {
+        Ipv4Addr::from(u32::from(self.subnet.network()).wrapping_add(offset))
+    }
+    /// IPv6 address at a host offset.
+    pub fn v6(&self, offset: u32) -> Option<Ipv6Addr> {
+        self.subnet6
+            .map(|n| Ipv6Addr::from(u128::from(n.network()) + u128::from(offset)))
+    }
+    /// Host offset of an IPv4 address of this subnet.
+    pub fn offset(&self, a: Ipv4Addr) -> Option<u32> {
+        self.subnet
+            .contains(&a)
+            .then(|| u32::from(a) - u32::from(self.subnet.network()))
+    }
+    /// IPv4 and IPv6 prefixes of a block.
+    pub fn block(&self, number: u32) -> (Ipv4Net, Option<Ipv6Net>) {
+        let at = number.saturating_mul(BLOCK);
+        let v4 = Ipv4Net::new_assert(self.v4(at), 28);
+        (v4, self.v6(at).map(|a| Ipv6Net::new_assert(a, 124)))
+    }
+}
+
+/// A service as the log knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Given out by the log, unique among the living.
+    pub index: u32,
+    /// As asked for, with `networks` filled in.
+    pub spec: ServiceSpec,
+    /// Virtual addresses, one a network.
+    pub vips: BTreeMap<Name, Vip>,
+    /// Published ports with their fwmark index (CONTRACTS, IPVS numbers).
+    pub ports: BTreeMap<PortKey, PublishedPort>,
+    /// Revision at which the command or environment last changed: a running task of another one is replaced.
+    pub generation: u64,
+    /// What the log could not give it (an address pool used up, no node to place on), for the user's eyes.
+    pub problem: Option<String>,
+}
+
+/// `80/tcp`: a published port is unique in the cluster.
+pub type PortKey = String;
+
+/// A published port as the log knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PublishedPort {
+    /// As asked for.
+    pub spec: PortSpec,
+    /// Index of its fwmark, the same on every node.
+    pub mark: u32,
+}
+
+/// A VIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Vip {
+    /// IPv4.
+    pub v4: Ipv4Addr,
+    /// IPv6, where the network has it.
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// A set of slots as sorted, disjoint, non-adjacent inclusive ranges: a thousand tasks are one pair of numbers. Slots
+/// count from 1.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct SlotSet(pub Vec<(u32, u32)>);
+
+impl SlotSet {
+    /// Every slot, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().flat_map(|(a, b)| *a..=*b)
+    }
+    /// How many.
+    pub fn len(&self) -> u32 {
+        self.0.iter().map(|(a, b)| b - a + 1).sum()
+    }
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+    /// Whether `slot` is among them.
+    pub fn contains(&self, slot: u32) -> bool {
+        self.0
+            .binary_search_by(|(a, b)| {
+                if *b < slot {
+                    std::cmp::Ordering::Less
+                } else if *a > slot {
+                    std::cmp::Ordering::Greater
+                } else {
+                    std::cmp::Ordering::Equal
+                }
+            })
+            .is_ok()
+    }
+}
+
+impl FromIterator<u32> for SlotSet {
+    fn from_iter<T: IntoIterator<Item = u32>>(iter: T) -> Self {
+        let sorted: BTreeSet<u32> = iter.into_iter().collect();
+        let mut out: Vec<(u32, u32)> = Vec::new();
+        for s in sorted {
+            match out.last_mut() {
+                Some((_, end)) if *end + 1 == s => *end = s,
+                _ => out.push((s, s)),
+            }
+        }
+        SlotSet(out)
+    }
+}
+
+/// The difference between two intents. Applying it to `from` gives `to`.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IntentDelta {
+    /// Revision that it applies to; a receiver at another one asks for a snapshot (a delta from 0).
+    pub from: u64,
+    /// Revision that it leads to.
+    pub to: u64,
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Changed or new (`Some`) and gone (`None`).
+    pub nodes: BTreeMap<NodeId, Option<Node>>,
+    /// As above.
+    pub networks: BTreeMap<Name, Option<Network>>,
+    /// As above.
+    pub services: BTreeMap<Name, Option<Service>>,
+    /// As above, per network.
+    pub blocks: BTreeMap<Vni, Option<BTreeMap<u32, NodeId>>>,
+    /// As above, per service.
+    pub placements: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
+}
+
+fn diff<K: Ord + Clone, V: PartialEq + Clone>(
+    old: &BTreeMap<K, V>,
+    new: &BTreeMap<K, V>,
+) -> BTreeMap<K, Option<V>> {
+    let gone = old
+        .keys()
+        .filter(|k| !new.contains_key(k))
+        .map(|k| (k.clone(), None));
+    let changed = new
+        .iter()
+        .filter(|(k, v)| old.get(k) != Some(v))
+        .map(|(k, v)| (k.clone(), Some(v.clone())));
+    gone.chain(changed).collect()
+}
+
+fn patch<K: Ord, V>(map: &mut BTreeMap<K, V>, delta: BTreeMap<K, Option<V>>) {
+    for (k, v) in delta {
+        match v {
+            Some(v) => map.insert(k, v),
+            None => map.remove(&k),
+        };
+    }
+}
+
+impl Intent {
+    /// What leads from `self` to `new`.
+    pub fn delta_to(&self, new: &Intent) -> IntentDelta {
+        IntentDelta {
+            from: self.revision,
+            to: new.revision,
+            cluster: new.cluster.clone(),
+            nodes: diff(&self.nodes, &new.nodes),
+            networks: diff(&self.networks, &new.networks),
+            services: diff(&self.services, &new.services),
+            blocks: diff(&self.blocks, &new.blocks),
+            placements: diff(&self.placements, &new.placements),
+        }
+    }
+
+    /// Applies a delta that was made from this very revision (or from 0, a snapshot: what was known before is dropped).
+    /// `false`: it was made from another one, nothing was changed.
+    pub fn apply(&mut self, delta: IntentDelta) -> bool {
+        if delta.from == 0 {
+            *self = Intent::default();
+        }
+        if delta.from != self.revision {
+            return false;
+        }
+        self.revision = delta.to;
+        self.cluster = delta.cluster;
+        patch(&mut self.nodes, delta.nodes);
+        patch(&mut self.networks, delta.networks);
+        patch(&mut self.services, delta.services);
+        patch(&mut self.blocks, delta.blocks);
+        patch(&mut self.placements, delta.placements);
+        true
+    }
+
+    /// The network with a VNI.
+    pub fn network_by_vni(&self, vni: Vni) -> Option<(&Name, &Network)> {
+        self.networks.iter().find(|(_, n)| n.vni == vni)
+    }
+
+    /// The service that holds a published port.
+    pub fn service_by_port(&self, key: &PortKey) -> Option<(&Name, &Service)> {
+        self.services
+            .iter()
+            .find(|(_, s)| s.ports.contains_key(key))
+    }
+
+    /// Slots of a service placed on a node.
+    pub fn slots(&self, service: &Name, node: NodeId) -> Option<&SlotSet> {
+        self.placements.get(service)?.get(&node)
+    }
+}
