@@ -1,1 +1,18 @@
-//! The daemon of a node
+//! The daemon of a node: shells around the cores, wired together.
+//!
+//! `store` (the log on managers) and `rpc` (workers' stream) yield intent; `gossip` yields facts; [`view`] joins them;
+//! [`reconcile`] makes the kernel match the view; `dns` and [`api`] answer from it.
+#![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
+#![allow(clippy::disallowed_types, reason = "no decision is taken here")]
+
+pub mod api;
+pub mod config;
+pub mod daemon;
+pub mod dns;
+pub mod endpoints;
+pub mod gossip;
+pub mod identity;
+pub mod reconcile;
+pub mod rpc;
+pub mod store;
+pub mod view;
