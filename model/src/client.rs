@@ -1,1 +1,294 @@
-//! Client of the Unix socket.
+//! Client of the Unix socket: one request a connection, and watch streams that reconnect.
+//!
+//! For netctl, netd-run and tests. Every failure is an [`ApiError`], so that a caller has one shape to print: what netd
+//! answered, or [`Code::Unreachable`] with a hint when netd could not be asked.
+
+mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1::{self, SendRequest},
+    header,
+};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
+
+use crate::{ApiError, Code};
+
+pub use watch::{MAX_LINE, Watch, WatchEvent};
+
+/// Where netd listens when nothing else is said.
+pub const DEFAULT_SOCKET: &str = "/run/netd/netd.sock";
+
+/// Environment variable that names another socket.
+pub const SOCKET_ENV: &str = "NETD_SOCKET";
+
+/// How long an answer is waited for, unless [`Client::with_timeout`] says otherwise.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Largest answer that is read, octets. A thousand nodes with a hundred thousand backends stay below it.
+pub const MAX_ANSWER: usize = 64 << 20;
+
+/// A client of one netd. Cheap to clone; holds no connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    socket: PathBuf,
+    timeout: Duration,
+}
+
+impl Client {
+    /// A client of the netd that listens on `socket`. Nothing is opened yet.
+    pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Client {
+            socket: socket.into(),
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
+
+    /// A client of the socket that `NETD_SOCKET` names, else of [`DEFAULT_SOCKET`].
+    pub fn from_env() -> Self {
+        Client::new(std::env::var_os(SOCKET_ENV).unwrap_or_else(|| DEFAULT_SOCKET.into()))
+    }
+
+    /// The same client with another limit for a whole request; a watch has it for its head alone.
+    pub fn with_timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// The socket's path.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// `GET path`.
+    ///
+    /// # Errors
+    /// What netd answered, or [`Code::Unreachable`].
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.call(Method::GET, path, Bytes::new()).await
+    }
+
+    /// `PUT path` with a JSON body: an idempotent upsert.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn put<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, ApiError> {
+        self.call(Method::PUT, path, encode(body)?).await
+    }
+
+    /// `POST path` with a JSON body.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<T, ApiError> {
+        self.call(Method::POST, path, encode(body)?).await
+    }
+
+    /// `DELETE path`. An empty answer reads as `null`: take `()` or [`serde::de::IgnoredAny`].
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        self.call(Method::DELETE, path, Bytes::new()).await
+    }
+
+    /// The lines of `GET path`, for ever. `resume` reads from a line what is sent as `resume=` when the stream is opened
+    /// again, so that netd may leave out what is known; `None` asks for a snapshot each time.
+    pub fn watch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        resume: fn(&T) -> Option<String>,
+    ) -> Watch<T> {
+        Watch::new(self.clone(), path.to_owned(), resume)
+    }
+
+    async fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, ApiError> {
+        let what = format!("{method} {path}");
+        let exchange = async {
+            let (response, _connection) = self.send(method, path, body).await?;
+            let status = response.status();
+            let bytes = Limited::new(response.into_body(), MAX_ANSWER)
+                .collect()
+                .await
+                .map_err(|e| self.unreachable(format!("the answer to {what} broke off: {e}")))?
+                .to_bytes();
+            Ok::<_, ApiError>((status, bytes))
+        };
+        let (status, bytes) = timeout(self.timeout, exchange)
+            .await
+            .map_err(|_| self.slow(&what))??;
+        decode(&what, status, &bytes)
+    }
+
+    /// Sends a request and reads the head of the answer. The connection lives as long as the guard.
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(Response<Incoming>, Connection), ApiError> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "netd")
+            .header(header::CONTENT_TYPE, "application/json")
+            .header(header::ACCEPT, "application/json")
+            .body(Full::new(body))
+            .map_err(|e| {
+                ApiError::new(Code::Invalid, format!("{path:?} is not a path: {e}"), "")
+            })?;
+        let (mut sender, connection) = self.connect().await?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|e| self.unreachable(format!("netd closed the connection: {e}")))?;
+        Ok((response, connection))
+    }
+
+    async fn connect(&self) -> Result<(SendRequest<Full<Bytes>>, Connection), ApiError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|e| self.no_socket(&e))?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|e| self.unreachable(format!("no HTTP on the socket: {e}")))?;
+        let task = tokio::spawn(async move {
+            // Its error reaches the one who waits for the answer, too.
+            let _ = connection.await;
+        });
+        Ok((sender, Connection(task)))
+    }
+
+    fn no_socket(&self, e: &io::Error) -> ApiError {
+        let socket = self.socket.display();
+        match e.kind() {
+            io::ErrorKind::NotFound => ApiError::new(
+                Code::Unreachable,
+                format!(
+                    "cannot reach netd: there is no socket {socket}, so it is not running here"
+                ),
+                "systemctl status netd",
+            ),
+            io::ErrorKind::ConnectionRefused => ApiError::new(
+                Code::Unreachable,
+                format!("cannot reach netd: nobody listens on {socket}, so it has stopped"),
+                "systemctl status netd",
+            ),
+            io::ErrorKind::PermissionDenied => ApiError::new(
+                Code::Unreachable,
+                format!("cannot reach netd: {socket} is not open to this user"),
+                "sudo netctl ...",
+            ),
+            _ => self.unreachable(format!("connect: {e}")),
+        }
+    }
+
+    fn unreachable(&self, why: String) -> ApiError {
+        ApiError::new(
+            Code::Unreachable,
+            format!("cannot reach netd on {}: {why}", self.socket.display()),
+            "systemctl status netd",
+        )
+    }
+
+    fn slow(&self, what: &str) -> ApiError {
+        self.unreachable(format!(
+            "no answer to {what} within {} s",
+            self.timeout.as_secs_f32()
+        ))
+    }
+}
+
+/// Ends the task that drives a connection when the request is over or given up.
+#[derive(Debug)]
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+fn encode(body: &impl Serialize) -> Result<Bytes, ApiError> {
+    serde_json::to_vec(body).map(Bytes::from).map_err(|e| {
+        ApiError::new(
+            Code::Invalid,
+            format!("the request cannot be written as JSON: {e}"),
+            "",
+        )
+    })
+}
+
+fn decode<T: DeserializeOwned>(
+    what: &str,
+    status: StatusCode,
+    bytes: &[u8],
+) -> Result<T, ApiError> {
+    if !status.is_success() {
+        return Err(refusal(what, status, bytes));
+    }
+    let text: &[u8] = if bytes.is_empty() { b"null" } else { bytes };
+    serde_json::from_slice(text).map_err(|e| foreign(what, &e))
+}
+
+/// The error in an answer; one is made up when it holds none (another program on the socket, an older netd).
+fn refusal(what: &str, status: StatusCode, bytes: &[u8]) -> ApiError {
+    if let Ok(e) = serde_json::from_slice::<ApiError>(bytes) {
+        return e;
+    }
+    let text: String = String::from_utf8_lossy(bytes)
+        .trim()
+        .chars()
+        .take(200)
+        .collect();
+    let code = match status.as_u16() {
+        400 => Code::Invalid,
+        403 => Code::Forbidden,
+        404 => Code::NotFound,
+        409 => Code::Conflict,
+        501 => Code::Unsupported,
+        503 => Code::Unavailable,
+        _ => Code::Internal,
+    };
+    ApiError::new(
+        code,
+        format!("{what}: netd answered {status} {text}")
+            .trim_end()
+            .to_owned(),
+        "netd --version; netctl --version",
+    )
+}
+
+fn foreign(what: &str, e: &serde_json::Error) -> ApiError {
+    ApiError::new(
+        Code::Internal,
+        format!("the answer to {what} is not understood, is netd of another version? {e}"),
+        "netd --version; netctl --version",
+    )
+}
