@@ -1,1 +1,240 @@
-//! Not written yet.
+//! Endpoints attached on this node: what was asked for, kept on disk, and their addresses, given out from the blocks
+//! that the log assigned to this node. No round trip and no manager is needed while a block has room.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use model::{
+    EndpointId, EndpointState, Intent, Mac, Name, NodeId, Proto, Vni,
+    intent::{BLOCK, Network},
+};
+use serde::{Deserialize, Serialize};
+
+/// How long an endpoint's address rests after use (CONTRACTS, Addresses).
+pub const QUARANTINE: Duration = Duration::from_secs(60);
+
+/// An endpoint of this node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Endpoint {
+    /// Network.
+    pub vni: Vni,
+    /// Its name when attached.
+    pub network: Name,
+    /// Namespace.
+    pub netns: PathBuf,
+    /// Whether netd made the namespace, and removes it at the end.
+    pub ours: bool,
+    /// Interface in the namespace.
+    pub interface: String,
+    /// Host offset in the network's subnets.
+    pub offset: u32,
+    /// Service.
+    pub service: Option<Name>,
+    /// Slot.
+    pub slot: Option<u32>,
+    /// Ordered to drain: never ready again.
+    pub draining: bool,
+    /// What listens in the namespace, as last seen. Not kept.
+    #[serde(skip)]
+    pub listening: BTreeSet<(Proto, u16)>,
+    /// Whether the kernel holds all of it. Not kept.
+    #[serde(skip)]
+    pub attached: bool,
+    /// What is wrong with it. Not kept.
+    #[serde(skip)]
+    pub problem: Option<String>,
+}
+
+/// MAC of an endpoint: locally administered, and the IPv4 address, so unique within its network.
+pub fn endpoint_mac(network: &Network, offset: u32) -> Mac {
+    let [a, b, c, d] = network.v4(offset).octets();
+    Mac([0x02, 0x6e, a, b, c, d])
+}
+
+/// MAC of a node on every network.
+pub fn node_mac(id: NodeId) -> Mac {
+    let [a, b, c, d] = (id.0 as u32).to_be_bytes();
+    Mac([0x06, 0x6e, a, b, c, d])
+}
+
+/// Why an address cannot be given.
+#[derive(Debug, PartialEq, Eq)]
+pub enum NoAddress {
+    /// No block of this network has room: ask for one.
+    NeedBlock,
+}
+
+/// The table on disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Kept {
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// (network, offset) -> until when, seconds since 1970.
+    resting: Vec<(Vni, u32, u64)>,
+}
+
+/// Endpoints of this node.
+#[derive(Debug)]
+pub struct Endpoints {
+    file: PathBuf,
+    kept: Kept,
+}
+
+fn now_s() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+impl Endpoints {
+    /// Reads the table; a missing file is an empty table, a damaged one an error (its endpoints' addresses must not be
+    /// given out again).
+    pub fn open(state_dir: &Path) -> std::io::Result<Endpoints> {
+        let file = state_dir.join("endpoints.json");
+        let kept = match std::fs::read(&file) {
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|e| std::io::Error::other(format!("{}: {e}; try: remove it when no endpoint is attached", file.display())))?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Kept::default(),
+            Err(e) => return Err(e),
+        };
+        Ok(Endpoints { file, kept })
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &BTreeMap<EndpointId, Endpoint> {
+        &self.kept.endpoints
+    }
+
+    /// One of them.
+    pub fn get(&self, id: &EndpointId) -> Option<&Endpoint> {
+        self.kept.endpoints.get(id)
+    }
+
+    /// Changes what is not kept on disk.
+    pub fn note(&mut self, id: &EndpointId, change: impl FnOnce(&mut Endpoint)) {
+        if let Some(e) = self.kept.endpoints.get_mut(id) {
+            change(e);
+        }
+    }
+
+    /// Lowest free offset of a network in this node's blocks.
+    pub fn free_offset(&self, intent: &Intent, me: NodeId, vni: Vni) -> Result<u32, NoAddress> {
+        let now = now_s();
+        let taken: BTreeSet<u32> = self
+            .kept
+            .endpoints
+            .values()
+            .filter(|e| e.vni == vni)
+            .map(|e| e.offset)
+            .chain(self.kept.resting.iter().filter(|(v, _, until)| *v == vni && *until > now).map(|(_, o, _)| *o))
+            .collect();
+        let size = intent.network_by_vni(vni).map_or(0, |(_, n)| n.size());
+        let blocks = intent.blocks.get(&vni).into_iter().flatten().filter(|(_, owner)| **owner == me);
+        blocks
+            .flat_map(|(k, _)| k * BLOCK..(k + 1) * BLOCK)
+            // The last address of a subnet is its broadcast address.
+            .find(|o| !taken.contains(o) && *o + 1 < size)
+            .ok_or(NoAddress::NeedBlock)
+    }
+
+    /// Addresses left in this node's blocks of a network.
+    pub fn room(&self, intent: &Intent, me: NodeId, vni: Vni) -> u32 {
+        let blocks = intent.blocks.get(&vni).into_iter().flatten().filter(|(_, owner)| **owner == me).count() as u32;
+        let used = self.kept.endpoints.values().filter(|e| e.vni == vni).count() as u32;
+        (blocks * BLOCK).saturating_sub(used)
+    }
+
+    /// Adds or replaces one, on disk before it is true.
+    pub fn put(&mut self, id: EndpointId, e: Endpoint) -> std::io::Result<()> {
+        let before = self.kept.endpoints.insert(id.clone(), e);
+        self.save().inspect_err(|_| {
+            // Nothing is half-made: memory goes back to what the disk holds.
+            match before {
+                Some(b) => self.kept.endpoints.insert(id, b),
+                None => self.kept.endpoints.remove(&id),
+            };
+        })
+    }
+
+    /// Takes one out; its address rests.
+    pub fn remove(&mut self, id: &EndpointId) -> std::io::Result<Option<Endpoint>> {
+        let now = now_s();
+        let Some(e) = self.kept.endpoints.remove(id) else { return Ok(None) };
+        self.kept.resting.retain(|(_, _, until)| *until > now);
+        self.kept.resting.push((e.vni, e.offset, now + QUARANTINE.as_secs()));
+        self.save()?;
+        Ok(Some(e))
+    }
+
+    fn save(&self) -> std::io::Result<()> {
+        let bytes = serde_json::to_vec_pretty(&self.kept).map_err(std::io::Error::other)?;
+        crate::disk::write_atomic(&self.file, &bytes, 0o600)
+    }
+}
+
+impl Endpoint {
+    /// Life stage, for its row: ready when every published port of its service is listened on.
+    pub fn state(&self, intent: &Intent) -> EndpointState {
+        if self.draining {
+            return EndpointState::Draining;
+        }
+        let service = self.service.as_ref().and_then(|s| intent.services.get(s));
+        let missing = service.is_some_and(|s| {
+            s.ports.values().any(|p| !self.listening.contains(&(p.spec.proto, p.spec.target)))
+        });
+        if !self.attached || missing { EndpointState::Starting } else { EndpointState::Ready }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn intent() -> (Intent, Vni) {
+        let vni = Vni::try_from(4096).unwrap();
+        let net = Network { vni, subnet: "10.77.0.0/24".parse().unwrap(), subnet6: None, internal: false, mtu: None };
+        let mut i = Intent::default();
+        i.networks.insert("app".parse().unwrap(), net);
+        i.blocks.insert(vni, BTreeMap::from([(2, NodeId(1)), (3, NodeId(2)), (15, NodeId(1))]));
+        (i, vni)
+    }
+
+    fn endpoint(vni: Vni, offset: u32) -> Endpoint {
+        Endpoint {
+            vni,
+            network: "app".parse().unwrap(),
+            netns: "/proc/1/ns/net".into(),
+            ours: false,
+            interface: "eth0".into(),
+            offset,
+            service: None,
+            slot: None,
+            draining: false,
+            listening: BTreeSet::new(),
+            attached: true,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn addresses_come_from_own_blocks_and_rest_after_use() {
+        let dir = std::env::temp_dir().join(format!("netd-endpoints-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (intent, vni) = intent();
+        let me = NodeId(1);
+        let mut t = Endpoints::open(&dir).unwrap();
+        let mut given = Vec::new();
+        while let Ok(o) = t.free_offset(&intent, me, vni) {
+            t.put(format!("e{o}").parse().unwrap(), endpoint(vni, o)).unwrap();
+            given.push(o);
+        }
+        // Blocks 2 and 15, less the broadcast address at the end of the /24.
+        assert_eq!(given, (32..48).chain(240..255).collect::<Vec<_>>());
+        t.remove(&"e40".parse().unwrap()).unwrap();
+        assert_eq!(t.free_offset(&intent, me, vni), Err(NoAddress::NeedBlock), "40 rests");
+        let again = Endpoints::open(&dir).unwrap();
+        assert_eq!(again.all().len(), 30);
+        assert_eq!(again.free_offset(&intent, me, vni), Err(NoAddress::NeedBlock), "also after a restart");
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+}

@@ -8,11 +8,15 @@
 pub mod api;
 pub mod config;
 pub mod daemon;
+pub mod disk;
 pub mod dns;
 pub mod endpoints;
 pub mod gossip;
 pub mod identity;
+pub mod manager;
+pub mod notify;
 pub mod reconcile;
 pub mod rpc;
 pub mod store;
+pub mod tasks;
 pub mod view;

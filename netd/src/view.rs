@@ -1,1 +1,96 @@
-//! Not written yet.
+//! A node's view: intent joined with facts. Pure functions; what they yield is what names, balancing and status agree on.
+
+use std::collections::BTreeMap;
+
+use model::{
+    EndpointId, EndpointRow, EndpointState, Intent, Name, NodeId, NodeRow, RowBody, RowKey,
+    api::{BackendView, NodeHealth},
+};
+
+use crate::gossip::Facts;
+
+/// An endpoint as facts tell it.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// Owner.
+    pub node: NodeId,
+    /// Id on its owner.
+    pub id: &'a EndpointId,
+    /// Row.
+    pub row: &'a EndpointRow,
+}
+
+/// Every endpoint of every node that is still a member, in the order of nodes and ids.
+pub fn endpoints<'a>(intent: &'a Intent, facts: &'a Facts) -> impl Iterator<Item = Seen<'a>> {
+    facts.rows.iter().filter(|(node, _)| intent.nodes.contains_key(node)).flat_map(|(node, rows)| {
+        rows.iter().filter_map(|(key, row)| match (key, &row.body) {
+            (RowKey::Endpoint(id), RowBody::Endpoint(row)) => Some(Seen { node: *node, id, row }),
+            _ => None,
+        })
+    })
+}
+
+/// A node's own row.
+pub fn node_row(facts: &Facts, node: NodeId) -> Option<&NodeRow> {
+    match &facts.rows.get(&node)?.get(&RowKey::Node)?.body {
+        RowBody::Node(row) => Some(row),
+        _ => None,
+    }
+}
+
+/// Whether a node's endpoints may get new flows: a silent daemon on a living host keeps its data path (CONTRACTS, Death).
+pub fn forwards(facts: &Facts, node: NodeId) -> bool {
+    !matches!(facts.health.get(&node), Some(NodeHealth::Down))
+}
+
+/// Why an endpoint gets no new flows; `None`: it does.
+pub fn out_because(intent: &Intent, facts: &Facts, e: Seen<'_>) -> Option<String> {
+    if !forwards(facts, e.node) {
+        return Some(format!("node {} is down", e.node));
+    }
+    match e.row.state {
+        EndpointState::Ready => None,
+        EndpointState::Draining => Some("draining".to_owned()),
+        EndpointState::Starting => {
+            let service = e.row.service.as_ref().and_then(|s| intent.services.get(s));
+            let silent: Vec<String> = service
+                .into_iter()
+                .flat_map(|s| s.ports.values())
+                .filter(|p| !e.row.listening.contains(&(p.spec.proto, p.spec.target)))
+                .map(|p| format!("{}/{}", p.spec.target, p.spec.proto))
+                .collect();
+            Some(if silent.is_empty() { "starting".to_owned() } else { format!("nothing listens on {}", silent.join(", ")) })
+        }
+    }
+}
+
+/// The backends of a service as this node sees them.
+pub fn backends(intent: &Intent, facts: &Facts, service: &Name) -> Vec<BackendView> {
+    endpoints(intent, facts)
+        .filter(|e| e.row.service.as_ref() == Some(service))
+        .map(|e| {
+            let why = out_because(intent, facts, e);
+            BackendView {
+                endpoint: e.id.clone(),
+                node: e.node,
+                hostname: intent.nodes.get(&e.node).map(|n| n.hostname.clone()).unwrap_or_default(),
+                vni: e.row.vni,
+                v4: e.row.v4,
+                v6: e.row.v6,
+                state: e.row.state,
+                in_use: why.is_none(),
+                why,
+                listening: e.row.listening.clone(),
+            }
+        })
+        .collect()
+}
+
+/// Highest row version per owner in these facts: what this node's kernel holds once they are applied.
+pub fn held(facts: &Facts) -> BTreeMap<NodeId, u64> {
+    facts
+        .rows
+        .iter()
+        .map(|(node, rows)| (*node, rows.values().map(|r| r.version).max().unwrap_or(0)))
+        .collect()
+}

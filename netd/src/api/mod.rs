@@ -1,1 +1,65 @@
-//! Not written yet.
+//! The Unix socket: HTTP/1.1 and JSON below `/v1`. Root alone may connect in this version.
+//!
+//! Handlers check, call the rooms, and wait for nothing but the answer; waiting for convergence is the client's, by
+//! `/v1/convergence`.
+
+mod answer;
+mod cluster;
+mod endpoints;
+mod forwarded;
+mod networks;
+mod nodes;
+mod ports;
+mod serve;
+mod services;
+mod status;
+mod watch;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    routing::{get, post, put},
+};
+
+use crate::daemon::Daemon;
+
+pub use answer::{Answer, Fail};
+pub use forwarded::query;
+pub use serve::{listen, serve};
+
+/// State of every handler.
+pub type Shared = Arc<Daemon>;
+
+/// All paths.
+pub fn router(daemon: Shared) -> Router {
+    Router::new()
+        .route("/v1/healthz", get(status::healthz))
+        .route("/v1/readyz", get(status::readyz))
+        .route("/v1/status", get(status::status))
+        .route("/v1/convergence", get(status::convergence))
+        .route("/v1/cluster/init", post(cluster::init))
+        .route("/v1/cluster/join", post(cluster::join))
+        .route("/v1/cluster/leave", post(cluster::leave))
+        .route("/v1/cluster/members", get(cluster::members))
+        .route("/v1/cluster/token", get(cluster::token))
+        .route("/v1/nodes", get(nodes::list))
+        .route("/v1/nodes/{id}", get(nodes::one).delete(nodes::remove))
+        .route("/v1/networks", get(networks::list))
+        .route("/v1/networks/{name}", put(networks::create).get(networks::one).delete(networks::remove))
+        .route("/v1/services", get(services::list))
+        .route("/v1/services/{name}", put(services::create).get(services::one).delete(services::remove))
+        .route("/v1/services/{name}/scale", post(services::scale))
+        .route("/v1/services/{name}/tasks", get(services::tasks))
+        .route("/v1/publish", post(ports::publish))
+        .route("/v1/unpublish", post(ports::unpublish))
+        .route("/v1/watch", get(watch::watch))
+        .route("/v1/tasks/{id}/status", put(watch::task_status))
+        .route("/v1/endpoints", get(endpoints::list))
+        .route("/v1/endpoints/{id}", put(endpoints::attach).get(endpoints::one).delete(endpoints::detach))
+        .route("/v1/endpoints/{id}/drain", post(endpoints::drain))
+        .fallback(answer::unknown_path)
+        .method_not_allowed_fallback(answer::wrong_method)
+        .layer(axum::extract::DefaultBodyLimit::max(answer::MAX_BODY))
+        .with_state(daemon)
+}

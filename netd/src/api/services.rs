@@ -1,0 +1,80 @@
+//! `/v1/services`
+
+use axum::extract::{Path, State};
+use cluster::state::Command;
+use model::{
+    Code, Name, ServiceSpec,
+    api::{Changed, Scale, ServiceView, TaskView},
+};
+
+use super::{
+    Shared,
+    answer::{Answer, Body, Fail, segment},
+};
+use crate::daemon::Cluster;
+
+pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
+    let (intent, facts) = (c.intent(), c.facts());
+    let service = intent.services.get(name)?.clone();
+    let backends = crate::view::backends(&intent, &facts, name);
+    let ready = backends.iter().filter(|b| b.in_use).count() as u32;
+    Some(ServiceView { name: name.clone(), service, ready, backends })
+}
+
+pub(super) fn views(c: &Cluster) -> Vec<ServiceView> {
+    c.intent().services.keys().filter_map(|n| view(c, n)).collect()
+}
+
+fn unknown(c: &Cluster, name: &Name) -> Fail {
+    let have: Vec<String> = c.intent().services.keys().map(|n| n.to_string()).take(8).collect();
+    let have = if have.is_empty() { "there is none".to_owned() } else { format!("there are: {}", have.join(", ")) };
+    Fail::new(Code::NotFound, format!("no service {name}; {have}"), "netctl service ls")
+}
+
+pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<ServiceView>>, Fail> {
+    Ok(Answer(views(&*d.cluster()?)))
+}
+
+pub(super) async fn one(State(d): State<Shared>, path: Path<String>) -> Result<Answer<ServiceView>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    view(&c, &name).map(Answer).ok_or_else(|| unknown(&c, &name))
+}
+
+pub(super) async fn create(State(d): State<Shared>, path: Path<String>, Body(spec): Body<ServiceSpec>) -> Result<Answer<Changed>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    let m = c.manager()?;
+    for port in &spec.publish {
+        m.port_free(*port).await?;
+    }
+    let (revision, _) = m.propose(Command::CreateService { name: name.clone(), spec }).await?;
+    Ok(Answer(Changed { revision, message: format!("service {name}") }))
+}
+
+pub(super) async fn scale(State(d): State<Shared>, path: Path<String>, Body(req): Body<Scale>) -> Result<Answer<Changed>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    let (revision, _) = c.manager()?.propose(Command::Scale { name: name.clone(), replicas: req.replicas }).await?;
+    Ok(Answer(Changed { revision, message: format!("service {name}: {} replicas", req.replicas) }))
+}
+
+pub(super) async fn remove(State(d): State<Shared>, path: Path<String>) -> Result<Answer<Changed>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    let (revision, _) = c.manager()?.propose(Command::RemoveService { name: name.clone() }).await?;
+    Ok(Answer(Changed { revision, message: format!("service {name} is removed") }))
+}
+
+pub(super) async fn tasks(State(d): State<Shared>, path: Path<String>) -> Result<Answer<Vec<TaskView>>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    if !c.intent().services.contains_key(&name) {
+        return Err(unknown(&c, &name));
+    }
+    match &c.manager {
+        Some(m) => Ok(Answer(m.tasks(&name, &c.intent(), &c.facts()))),
+        // The managers alone remember what became of earlier tasks.
+        None => Ok(Answer(c.ask_manager(&format!("/v1/services/{name}/tasks")).await?)),
+    }
+}
