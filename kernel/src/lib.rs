@@ -7,7 +7,11 @@
 
 pub mod bpf;
 pub mod netfilter;
+mod netlink;
 pub mod netns;
 pub mod rtnl;
 pub mod sockdiag;
 pub mod sysctl;
+
+#[cfg(test)]
+mod testing;

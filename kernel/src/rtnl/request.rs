@@ -1,0 +1,308 @@
+//! Requests, ready to be chained. Links are named by index, or by name where the index is not known yet.
+
+use std::{
+    net::IpAddr,
+    os::fd::{AsRawFd, BorrowedFd},
+};
+
+use model::Mac;
+use netlink_packet_core::{DefaultNla, Emitable, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage as Message,
+    address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
+    },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+    },
+    rule::{RuleAction, RuleAttribute, RuleMessage},
+};
+
+use super::types::{Address, Neighbour, Route, Rule};
+use crate::netlink::Request;
+
+/// `NDA_PROTOCOL` of linux/neighbour.h.
+const NDA_PROTOCOL: u16 = 12;
+
+pub(super) fn request(message: Message, flags: u16) -> Request {
+    let mut body = vec![0; Emitable::buffer_len(&message)];
+    message.emit(&mut body);
+    Request { kind: message.message_type(), flags, body }
+}
+
+/// Which device a request is about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// By index.
+    Index(u32),
+    /// By name.
+    Name(&'a str),
+}
+
+impl Which<'_> {
+    fn message(&self) -> LinkMessage {
+        let mut m = LinkMessage::default();
+        match self {
+            Which::Index(i) => m.header.index = *i,
+            Which::Name(n) => m.attributes.push(LinkAttribute::IfName((*n).to_owned())),
+        }
+        m
+    }
+}
+
+/// One end of a veth pair to be made.
+#[derive(Debug, Clone, Copy)]
+pub struct VethEnd<'a> {
+    /// Name.
+    pub name: &'a str,
+    /// MAC; `None`: a random one.
+    pub mac: Option<Mac>,
+    /// MTU, octets; `None`: 1500.
+    pub mtu: Option<u32>,
+    /// Namespace; `None`: the socket's.
+    pub netns: Option<BorrowedFd<'a>>,
+}
+
+impl VethEnd<'_> {
+    fn attributes(&self) -> Vec<LinkAttribute> {
+        let mut out = vec![LinkAttribute::IfName(self.name.to_owned())];
+        out.extend(self.mac.map(|m| LinkAttribute::Address(m.0.to_vec())));
+        out.extend(self.mtu.map(LinkAttribute::Mtu));
+        out.extend(self.netns.map(|n| LinkAttribute::NetNsFd(n.as_raw_fd())));
+        out
+    }
+}
+
+fn new_link(mut attributes: Vec<LinkAttribute>, info: Vec<LinkInfo>) -> Request {
+    let mut m = LinkMessage::default();
+    attributes.push(LinkAttribute::LinkInfo(info));
+    m.attributes = attributes;
+    request(Message::NewLink(m), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Makes a veth pair. Both ends are down; a namespace given as file descriptor must stay open until the request is sent.
+pub fn create_veth(near: &VethEnd<'_>, far: &VethEnd<'_>) -> Request {
+    let mut peer = LinkMessage::default();
+    peer.attributes = far.attributes();
+    new_link(near.attributes(), vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))])
+}
+
+/// Makes a VXLAN device in collect-metadata mode that listens on a UDP port and learns nothing. It is down.
+pub fn create_external_vxlan(name: &str, port: u16, mac: Mac, mtu: u32) -> Request {
+    let data = vec![
+        InfoVxlan::CollectMetadata(true),
+        InfoVxlan::Port(port),
+        InfoVxlan::Learning(false),
+    ];
+    new_link(
+        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Mtu(mtu)],
+        vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))],
+    )
+}
+
+/// Makes a VXLAN device of one network, as any kernel tool would (point to point, or with entries added later).
+pub fn create_vxlan(name: &str, vni: u32, port: u16, local: IpAddr, remote: Option<IpAddr>, mac: Option<Mac>) -> Request {
+    let mut data = vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), InfoVxlan::Learning(false)];
+    data.push(match local {
+        IpAddr::V4(a) => InfoVxlan::Local(a),
+        IpAddr::V6(a) => InfoVxlan::Local6(a),
+    });
+    data.extend(remote.map(|r| match r {
+        IpAddr::V4(a) => InfoVxlan::Group(a),
+        IpAddr::V6(a) => InfoVxlan::Group6(a),
+    }));
+    let mut attributes = vec![LinkAttribute::IfName(name.to_owned())];
+    attributes.extend(mac.map(|m| LinkAttribute::Address(m.0.to_vec())));
+    new_link(attributes, vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))])
+}
+
+/// Makes a bridge.
+pub fn create_bridge(name: &str) -> Request {
+    new_link(vec![LinkAttribute::IfName(name.to_owned())], vec![LinkInfo::Kind(InfoKind::Bridge)])
+}
+
+/// Makes a dummy device.
+pub fn create_dummy(name: &str) -> Request {
+    new_link(vec![LinkAttribute::IfName(name.to_owned())], vec![LinkInfo::Kind(InfoKind::Dummy)])
+}
+
+/// Changes to a device; what is `None` stays.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LinkChange<'a> {
+    /// Up or down.
+    pub up: Option<bool>,
+    /// Octets.
+    pub mtu: Option<u32>,
+    /// MAC.
+    pub mac: Option<Mac>,
+    /// Alias.
+    pub alias: Option<&'a str>,
+    /// Whether the kernel makes IPv6 addresses by itself.
+    pub generates_addresses: Option<bool>,
+    /// Index of the bridge that it becomes a port of; 0: of none.
+    pub master: Option<u32>,
+}
+
+/// Changes a device.
+pub fn change_link(which: &Which<'_>, change: &LinkChange<'_>) -> Request {
+    let mut m = which.message();
+    if let Some(up) = change.up {
+        m.header.flags = if up { LinkFlags::Up } else { LinkFlags::empty() };
+        m.header.change_mask = LinkFlags::Up;
+    }
+    let a = &mut m.attributes;
+    a.extend(change.mtu.map(LinkAttribute::Mtu));
+    a.extend(change.mac.map(|mac| LinkAttribute::Address(mac.0.to_vec())));
+    a.extend(change.alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
+    a.extend(change.master.map(LinkAttribute::Controller));
+    a.extend(change.generates_addresses.map(|yes| {
+        let mode = if yes { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])])
+    }));
+    request(Message::NewLink(m), 0)
+}
+
+/// Moves a device into another namespace, under a name. It loses its addresses and goes down.
+pub fn move_link(which: &Which<'_>, netns: BorrowedFd<'_>) -> Request {
+    let mut m = which.message();
+    m.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+    request(Message::NewLink(m), 0)
+}
+
+/// Removes a device (and a veth's other end).
+pub fn delete_link(which: &Which<'_>) -> Request {
+    request(Message::DelLink(which.message()), 0)
+}
+
+fn family(a: IpAddr) -> AddressFamily {
+    if a.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn address(a: &Address) -> AddressMessage {
+    let mut m = AddressMessage::default();
+    m.header.family = family(a.net.addr());
+    m.header.prefix_len = a.net.prefix_len();
+    m.header.index = a.index;
+    m.header.scope = match a.net.addr() {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => AddressScope::Link,
+        _ => AddressScope::Universe,
+    };
+    // IPv4 deletes by local address, IPv6 knows only one of the two: both are given.
+    m.attributes = vec![AddressAttribute::Local(a.net.addr()), AddressAttribute::Address(a.net.addr())];
+    m
+}
+
+/// Gives a device an address, or changes the flags of the one that it has. IPv6 addresses are not checked for duplicates
+/// (they come from the log, and a check would cost a second).
+pub fn add_address(a: &Address) -> Request {
+    let mut m = address(a);
+    let mut flags = AddressFlags::empty();
+    flags.set(AddressFlags::Noprefixroute, a.no_prefix_route);
+    flags.set(AddressFlags::Nodad, a.net.addr().is_ipv6());
+    m.header.flags = if a.net.addr().is_ipv6() { AddressHeaderFlags::Nodad } else { AddressHeaderFlags::empty() };
+    m.attributes.push(AddressAttribute::Flags(flags));
+    request(Message::NewAddress(m), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Takes an address from a device.
+pub fn delete_address(a: &Address) -> Request {
+    request(Message::DelAddress(address(a)), 0)
+}
+
+fn route(r: &Route) -> RouteMessage {
+    let mut m = RouteMessage::default();
+    let h = &mut m.header;
+    h.address_family = family(r.to.addr());
+    h.destination_prefix_length = r.to.prefix_len();
+    // The attribute holds the table; the octet is for tables below 256 (RT_TABLE_COMPAT 252 otherwise).
+    h.table = u8::try_from(r.table).unwrap_or(252);
+    h.protocol = RouteProtocol::from(r.protocol);
+    h.kind = RouteType::Unicast;
+    let link_scope = r.via.is_none() && r.to.addr().is_ipv4();
+    h.scope = if link_scope { RouteScope::Link } else { RouteScope::Universe };
+    if r.onlink {
+        h.flags = RouteFlags::Onlink;
+    }
+    let a = &mut m.attributes;
+    a.push(RouteAttribute::Table(r.table));
+    if r.to.prefix_len() > 0 {
+        a.push(RouteAttribute::Destination(RouteAddress::from(r.to.network())));
+    }
+    a.extend(r.via.map(|v| RouteAttribute::Gateway(RouteAddress::from(v))));
+    a.push(RouteAttribute::Oif(r.index));
+    a.extend(r.source.map(|s| RouteAttribute::PrefSource(RouteAddress::from(s))));
+    if r.metric > 0 {
+        a.push(RouteAttribute::Priority(r.metric));
+    }
+    a.extend(r.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    m
+}
+
+/// Adds a route; refused (EEXIST) where one with the same table, destination and metric exists, whosever it is.
+pub fn add_route(r: &Route) -> Request {
+    request(Message::NewRoute(route(r)), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Puts a route in the place of the one with the same table, destination and metric.
+pub fn replace_route(r: &Route) -> Request {
+    request(Message::NewRoute(route(r)), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Removes a route.
+pub fn delete_route(r: &Route) -> Request {
+    request(Message::DelRoute(route(r)), 0)
+}
+
+fn neighbour(n: &Neighbour) -> NeighbourMessage {
+    let mut m = NeighbourMessage::default();
+    m.header.family = family(n.address);
+    m.header.ifindex = n.index;
+    m.header.state = if n.permanent { NeighbourState::Permanent } else { NeighbourState::Reachable };
+    m.header.kind = RouteType::Unicast;
+    m.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::from(n.address)),
+        NeighbourAttribute::LinkLayerAddress(n.mac.0.to_vec()),
+        // The library's own variant writes the number of its enum; the raw form is the same octet.
+        NeighbourAttribute::Other(DefaultNla::new(NDA_PROTOCOL, vec![n.protocol])),
+    ];
+    m
+}
+
+/// Sets a neighbour entry.
+pub fn set_neighbour(n: &Neighbour) -> Request {
+    request(Message::NewNeighbour(neighbour(n)), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Removes a neighbour entry.
+pub fn delete_neighbour(n: &Neighbour) -> Request {
+    request(Message::DelNeighbour(neighbour(n)), 0)
+}
+
+fn rule(r: &Rule) -> RuleMessage {
+    let mut m = RuleMessage::default();
+    m.header.family = family(r.from.addr());
+    m.header.src_len = r.from.prefix_len();
+    m.header.action = RuleAction::ToTable;
+    m.attributes = vec![
+        RuleAttribute::Table(r.table),
+        RuleAttribute::Priority(r.priority),
+        RuleAttribute::Protocol(RouteProtocol::from(r.protocol)),
+    ];
+    if r.from.prefix_len() > 0 {
+        m.attributes.push(RuleAttribute::Source(r.from.network()));
+    }
+    m
+}
+
+/// Adds a rule; refused (EEXIST) where the same one exists.
+pub fn add_rule(r: &Rule) -> Request {
+    request(Message::NewRule(rule(r)), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Removes a rule.
+pub fn delete_rule(r: &Rule) -> Request {
+    request(Message::DelRule(rule(r)), 0)
+}
