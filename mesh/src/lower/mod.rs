@@ -1,0 +1,3 @@
+//! One module per data path: from [`crate::Wanted`] to what that data path is told.
+
+pub mod ebpf;

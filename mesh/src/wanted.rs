@@ -1,0 +1,143 @@
+//! What the mesh of one node should do: plain data, built by the daemon from intent and facts.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use model::{EndpointId, Mac, NodeId, PortSpec, Vni, intent::Vip, row::Datapath};
+
+/// The whole mesh, as one node should carry it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// This node.
+    pub node: Node,
+    /// Addresses of this node that published ports answer on, 127.0.0.1 among them. `::1` (CONTRACTS 4), unspecified,
+    /// multicast and IPv6 link-local addresses are passed over: no key can name their interface.
+    pub local: BTreeSet<IpAddr>,
+    /// Services by the index that the log gave them.
+    pub services: BTreeMap<u32, Service>,
+}
+
+/// The node that carries the mesh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Node {
+    /// Id.
+    pub id: NodeId,
+    /// Its data-path address.
+    pub vtep: Ipv4Addr,
+    /// Its data path.
+    pub datapath: Datapath,
+}
+
+/// A service as the mesh sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Service {
+    /// Virtual addresses by network. A VIP leads to the backends of its own network alone.
+    pub vips: BTreeMap<Vni, Vip>,
+    /// Published ports.
+    pub ports: BTreeSet<PortSpec>,
+    /// Endpoints that are ready or draining.
+    pub backends: BTreeMap<BackendId, Backend>,
+}
+
+/// Who a backend is, on every node and over restarts: the balancing hash is taken over this and nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BackendId {
+    /// Node that owns the endpoint.
+    pub node: NodeId,
+    /// Endpoint.
+    pub endpoint: EndpointId,
+}
+
+impl std::fmt::Display for BackendId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on {}", self.endpoint, self.node)
+    }
+}
+
+/// A backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    /// Network.
+    pub vni: Vni,
+    /// IPv4 address.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6 address.
+    pub v6: Option<Ipv6Addr>,
+    /// MAC, unique in the cluster.
+    pub mac: Mac,
+    /// Where it is.
+    pub place: Place,
+    /// Whether it takes new flows.
+    pub state: BackendState,
+}
+
+/// Where a backend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On this node.
+    Local {
+        /// Interface index of the host side of its veth.
+        ifindex: u32,
+    },
+    /// On another node.
+    Remote {
+        /// That node's data-path address.
+        vtep: Ipv4Addr,
+        /// That node's data path.
+        datapath: Datapath,
+    },
+}
+
+/// Whether a backend takes new flows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BackendState {
+    /// Yes.
+    Active,
+    /// No; established flows go on.
+    Draining,
+}
+
+/// What a plan could not do. The rest of the plan is good; the daemon shows the problem and plans again.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    /// A backend is on a node whose data path wants packets translated early.
+    #[error(
+        "backend {0} is left out: its node balances by IPVS, and packets for it would have to be translated here; try: datapath.mode = \"ebpf\" on its node"
+    )]
+    EarlyTranslation(BackendId),
+    /// A backend has no way to be reached.
+    #[error("backend {0} is left out: {1}; try: netctl endpoint inspect {ep}", ep = .0.endpoint)]
+    Unreachable(BackendId, &'static str),
+    /// Two backends bear one MAC on one network.
+    #[error("backend {0} is left out: {1} bears the same MAC {2} on network {3}; try: netctl endpoint rm {ep}, then attach it again", ep = .0.endpoint)]
+    DuplicateMac(BackendId, BackendId, Mac, Vni),
+    /// Two services claim one address and port.
+    #[error("service #{0} does not get {1}: service #{2} has it; try: netctl service unpublish")]
+    Taken(u32, String, u32),
+    /// A map is full.
+    #[error(
+        "{what} is left out: map `{map}` is full ({size} entries); try: a larger datapath.maps.{map}, which takes effect when netd starts"
+    )]
+    Full {
+        /// Name of the map.
+        map: &'static str,
+        /// Its size, entries.
+        size: u32,
+        /// What found no place.
+        what: String,
+    },
+    /// A row is shorter than its number of backends asks for.
+    #[error(
+        "service #{service} is balanced less evenly: its row has {got} cells of {wanted}, map `lut` is nearly full; try: a larger datapath.maps.lut, which takes effect when netd starts"
+    )]
+    ShortRow {
+        /// Service.
+        service: u32,
+        /// Cells it should have.
+        wanted: u32,
+        /// Cells it has.
+        got: u32,
+    },
+}
