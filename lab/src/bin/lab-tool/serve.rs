@@ -1,0 +1,109 @@
+//! `lab-tool serve`: one server for everything that a demo, a test or a benchmark asks a backend.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context;
+use lab::wire::pattern;
+
+use crate::answer::Server;
+
+/// Threads that accept at the start; one more is made whenever all are busy.
+const THREADS: usize = 4;
+/// At most so many connections at once.
+const MOST_THREADS: usize = 1024;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Port, TCP and UDP.
+    #[arg(long, default_value_t = 80)]
+    port: u16,
+    /// Name of the task in the answers.
+    #[arg(long, env = "NETD_TASK", default_value = "-")]
+    task: String,
+    /// Wait so many milliseconds before listening: a service that starts slowly.
+    #[arg(long, default_value_t = 0)]
+    delay_ms: u64,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    std::thread::sleep(Duration::from_millis(args.delay_ms));
+    let host = nix::unistd::gethostname().context("asking for the host name")?;
+    let server = Arc::new(Server {
+        name: format!("{}/{}", host.display(), args.task),
+        pattern: pattern(),
+    });
+    let (tcp, udp) =
+        sockets(args.port).with_context(|| format!("listening on port {}", args.port))?;
+    println!("ready: {} on port {}", server.name, args.port);
+    let tcp = Arc::new(tcp);
+    let idle = Arc::new(AtomicUsize::new(0));
+    let all = Arc::new(AtomicUsize::new(0));
+    for _ in 0..THREADS {
+        accept(&server, &tcp, &idle, &all);
+    }
+    datagrams(&server, &udp)
+}
+
+/// Both families on one socket; IPv4 alone where the host has no IPv6.
+fn sockets(port: u16) -> std::io::Result<(TcpListener, UdpSocket)> {
+    let six = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    let four = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    let no_ipv6 = |e: &std::io::Error| {
+        e.raw_os_error()
+            .is_some_and(|n| n == nix::errno::Errno::EAFNOSUPPORT as i32)
+            || e.kind() == std::io::ErrorKind::AddrNotAvailable
+    };
+    match TcpListener::bind(six) {
+        Ok(tcp) => Ok((tcp, UdpSocket::bind(six)?)),
+        Err(error) if no_ipv6(&error) => Ok((TcpListener::bind(four)?, UdpSocket::bind(four)?)),
+        Err(error) => Err(error),
+    }
+}
+
+/// A thread that accepts and serves. Threads that wait in accept(2) cost a connection no thread of its own, so the
+/// server is not what a benchmark measures.
+fn accept(
+    server: &Arc<Server>,
+    tcp: &Arc<TcpListener>,
+    idle: &Arc<AtomicUsize>,
+    all: &Arc<AtomicUsize>,
+) {
+    if all.fetch_add(1, Ordering::Relaxed) >= MOST_THREADS {
+        all.fetch_sub(1, Ordering::Relaxed);
+        return;
+    }
+    idle.fetch_add(1, Ordering::Relaxed);
+    let (server, tcp, idle, all) = (server.clone(), tcp.clone(), idle.clone(), all.clone());
+    std::thread::spawn(move || {
+        loop {
+            let Ok((stream, _)) = tcp.accept() else {
+                continue;
+            };
+            if idle.fetch_sub(1, Ordering::Relaxed) == 1 {
+                accept(&server, &tcp, &idle, &all);
+            }
+            // A client that went away is its own business.
+            let _ = server.connection(&stream);
+            drop(stream);
+            idle.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+}
+
+/// Each datagram is answered with who saw whom, a blank, and the datagram itself.
+fn datagrams(server: &Server, udp: &UdpSocket) -> anyhow::Result<()> {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        // An ICMP error for an earlier answer is reported here once: not ours to end for.
+        let Ok((n, client)) = udp.recv_from(&mut buffer) else {
+            continue;
+        };
+        let mut answer = server.answer(client).trim_end().as_bytes().to_vec();
+        answer.push(b' ');
+        answer.extend_from_slice(buffer.get(..n).unwrap_or_default());
+        let _ = udp.send_to(&answer, client);
+    }
+}

@@ -1,0 +1,214 @@
+//! `lab-tool tally`: many short connections, and who answered them.
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::sync::mpsc;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context, bail};
+use lab::wire::{Tally, parse_answer};
+
+use crate::answer::plain;
+use crate::report;
+
+/// Tries that may wait for an answer at once.
+const MOST_OPEN: f64 = 2000.0;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// `host:port`, looked up before each try.
+    #[arg(long)]
+    to: String,
+    /// Datagrams instead of connections.
+    #[arg(long)]
+    udp: bool,
+    /// Number of tries.
+    #[arg(long, short = 'n', default_value_t = 100)]
+    count: u64,
+    /// Tries a second, independent of one another; without it one follows the other.
+    #[arg(long)]
+    rate: Option<f64>,
+    /// Try for so many seconds instead of a count (with --rate).
+    #[arg(long, requires = "rate")]
+    duration: Option<f64>,
+    /// A try fails after so many milliseconds.
+    #[arg(long, default_value_t = 1000)]
+    timeout_ms: u64,
+    /// Say `ready` on standard error before the first try.
+    #[arg(long)]
+    announce: bool,
+}
+
+struct Try {
+    /// Milliseconds since 1970.
+    started: u64,
+    ended: Instant,
+    result: Result<Answer, String>,
+}
+
+struct Answer {
+    who: String,
+    seen_as: IpAddr,
+    own: IpAddr,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    let timeout = Duration::from_millis(args.timeout_ms);
+    let count = match (args.rate, args.duration) {
+        (Some(rate), _) if !(rate > 0.0 && rate * timeout.as_secs_f64() <= MOST_OPEN) => {
+            bail!("--rate times --timeout-ms leaves more than {MOST_OPEN} tries open at once")
+        }
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "bounded by the guard above"
+        )]
+        (Some(rate), Some(seconds)) => (rate * seconds).round() as u64,
+        _ => args.count,
+    };
+    if args.announce {
+        eprintln!("ready");
+    }
+    let start = Instant::now();
+    let (send, results) = mpsc::channel();
+    match args.rate {
+        None => {
+            for number in 0..count {
+                let _ = send.send(attempt(&args.to, args.udp, number, timeout));
+            }
+        }
+        Some(rate) => {
+            for number in 0..count {
+                #[allow(clippy::cast_precision_loss, reason = "a count of tries")]
+                let due = Duration::from_secs_f64(number as f64 / rate);
+                std::thread::sleep(due.saturating_sub(start.elapsed()));
+                let (send, to, udp) = (send.clone(), args.to.clone(), args.udp);
+                std::thread::Builder::new()
+                    .stack_size(128 * 1024)
+                    .spawn(move || send.send(attempt(&to, udp, number, timeout)))
+                    .context("starting a thread for a try")?;
+            }
+        }
+    }
+    drop(send);
+    let tally = summary(results.into_iter().collect(), start);
+    report(&tally)
+}
+
+fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
+    tries.sort_by_key(|t| t.ended);
+    let mut tally = Tally {
+        tried: tries.len() as u64,
+        ..Tally::default()
+    };
+    let mut last = start;
+    for Try {
+        started,
+        ended,
+        result,
+    } in tries
+    {
+        match result {
+            Ok(Answer { who, seen_as, own }) => {
+                tally.longest_gap_ms = tally.longest_gap_ms.max(millis(ended - last));
+                last = ended;
+                let latest = tally.last_answer_at.entry(who.clone()).or_default();
+                *latest = (*latest).max(started);
+                *tally.answered.entry(who).or_default() += 1;
+                *tally.seen_as.entry(seen_as).or_default() += 1;
+                tally.address_kept += u64::from(seen_as == own);
+                tally.own.insert(own);
+            }
+            Err(kind) => {
+                *tally.failed.entry(kind).or_default() += 1;
+                tally.first_failure_at =
+                    Some(tally.first_failure_at.map_or(started, |t| t.min(started)));
+                tally.last_failure_at =
+                    Some(tally.last_failure_at.map_or(started, |t| t.max(started)));
+            }
+        }
+    }
+    tally.longest_gap_ms = tally.longest_gap_ms.max(millis(last.elapsed()));
+    tally.took_ms = millis(start.elapsed());
+    tally
+}
+
+fn attempt(to: &str, udp: bool, number: u64, timeout: Duration) -> Try {
+    let started = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, millis);
+    let result = lookup(to).and_then(|to| {
+        if udp {
+            datagram(to, number, timeout)
+        } else {
+            connection(to, timeout)
+        }
+    });
+    Try {
+        started,
+        ended: Instant::now(),
+        result,
+    }
+}
+
+fn lookup(to: &str) -> Result<SocketAddr, String> {
+    to.to_socket_addrs()
+        .ok()
+        .and_then(|mut found| found.next())
+        .ok_or_else(|| "name not found".to_owned())
+}
+
+fn connection(to: SocketAddr, timeout: Duration) -> Result<Answer, String> {
+    let stream = TcpStream::connect_timeout(&to, timeout).map_err(kind)?;
+    stream.set_read_timeout(Some(timeout)).map_err(kind)?;
+    let own = plain(stream.local_addr().map_err(kind)?.ip());
+    (&stream).write_all(b"WHO\n").map_err(kind)?;
+    let mut line = String::new();
+    BufReader::new(&stream).read_line(&mut line).map_err(kind)?;
+    answer(&line, own)
+}
+
+fn datagram(to: SocketAddr, number: u64, timeout: Duration) -> Result<Answer, String> {
+    let any: SocketAddr = if to.is_ipv4() {
+        ([0; 4], 0).into()
+    } else {
+        ([0; 16], 0).into()
+    };
+    let socket = UdpSocket::bind(any).map_err(kind)?;
+    socket.connect(to).map_err(kind)?;
+    socket.set_read_timeout(Some(timeout)).map_err(kind)?;
+    let own = plain(socket.local_addr().map_err(kind)?.ip());
+    socket.send(number.to_string().as_bytes()).map_err(kind)?;
+    let mut buffer = [0; 2048];
+    let n = socket.recv(&mut buffer).map_err(kind)?;
+    let text = String::from_utf8_lossy(buffer.get(..n).unwrap_or_default()).into_owned();
+    if text.split_ascii_whitespace().nth(2) != Some(number.to_string().as_str()) {
+        return Err("wrong answer".to_owned());
+    }
+    answer(&text, own)
+}
+
+fn answer(line: &str, own: IpAddr) -> Result<Answer, String> {
+    if line.is_empty() {
+        return Err("closed without an answer".to_owned());
+    }
+    let (who, seen_as) = parse_answer(line).ok_or_else(|| "wrong answer".to_owned())?;
+    Ok(Answer { who, seen_as, own })
+}
+
+#[allow(clippy::needless_pass_by_value, reason = "for map_err")]
+fn kind(error: std::io::Error) -> String {
+    use std::io::ErrorKind;
+    match error.kind() {
+        // A connect that takes too long, and a read that does, are the same to a person.
+        ErrorKind::TimedOut | ErrorKind::WouldBlock => "timed out".to_owned(),
+        ErrorKind::ConnectionRefused => "refused".to_owned(),
+        ErrorKind::ConnectionReset => "reset".to_owned(),
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable => "unreachable".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

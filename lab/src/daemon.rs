@@ -1,0 +1,244 @@
+//! netd and netd-run on a host.
+
+use std::fs;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
+
+use crate::exec::Process;
+use crate::host::Host;
+
+/// A daemon that is not ready after this time has failed.
+const READY: Duration = Duration::from_secs(30);
+
+/// How daemons are started.
+#[derive(Debug, Clone, Default)]
+pub struct DaemonOptions {
+    /// Record every execve of netd into `netd.strace` in the host's folder.
+    pub strace: bool,
+    /// More lines for the end of the configuration file.
+    pub config: String,
+    /// Level of the log; default `info`.
+    pub level: Option<String>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Daemons {
+    netd: Option<Process>,
+    runner: Option<Process>,
+}
+
+impl Daemons {
+    pub(crate) fn detach(&mut self) {
+        self.netd
+            .iter_mut()
+            .chain(&mut self.runner)
+            .for_each(Process::detach);
+    }
+}
+
+impl Host {
+    /// Starts netd and waits for its sd_notify READY=1. Answers the time that took.
+    ///
+    /// # Errors
+    ///
+    /// When it runs already, ends, or is not ready in 30 s; with its log.
+    pub fn start_netd(&self) -> anyhow::Result<Duration> {
+        let start = Instant::now();
+        let config = self.write_config()?;
+        let notify = self.folder().join("notify.sock");
+        let _ = fs::remove_file(&notify);
+        let socket = UnixDatagram::bind(&notify).context("making the notification socket")?;
+        socket
+            .set_read_timeout(Some(Duration::from_millis(50)))
+            .context("setting a time limit")?;
+        let mut daemons = self.daemons()?;
+        if daemons.netd.as_mut().is_some_and(|p| p.ended().is_none()) {
+            bail!("netd runs already on {}", self.name());
+        }
+        let trace = self.folder().join("netd.strace").display().to_string();
+        let config = config.display().to_string();
+        let mut argv = vec!["netd", "--config", &config];
+        if self.daemon_options.strace {
+            let strace = [
+                "strace",
+                "-f",
+                "-A",
+                "-o",
+                &trace,
+                "-e",
+                "trace=execve,execveat",
+                "--",
+            ];
+            argv.splice(0..0, strace);
+        }
+        let notify_path = notify.display().to_string();
+        let mut netd = self
+            .door
+            .spawn("netd", &argv, &[("NOTIFY_SOCKET", &notify_path)])?;
+        let mut buffer = [0; 4096];
+        loop {
+            if let Ok(n) = socket.recv(&mut buffer)
+                && String::from_utf8_lossy(buffer.get(..n).unwrap_or_default())
+                    .lines()
+                    .any(|l| l == "READY=1")
+            {
+                break;
+            }
+            if let Some(code) = netd.ended() {
+                bail!(
+                    "netd on {} ended with {code}: {}",
+                    self.name(),
+                    netd.output().trim_end()
+                );
+            }
+            if start.elapsed() > READY {
+                bail!(
+                    "netd on {} was not ready in {} s: {}",
+                    self.name(),
+                    READY.as_secs(),
+                    netd.output().trim_end()
+                );
+            }
+        }
+        daemons.netd = Some(netd);
+        Ok(start.elapsed())
+    }
+
+    /// Starts netd-run beside netd.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be started.
+    pub fn start_runner(&self) -> anyhow::Result<()> {
+        let runner = self.door.spawn("netd-run", &["netd-run"], &[])?;
+        self.daemons()?.runner = Some(runner);
+        Ok(())
+    }
+
+    /// `kill -9` for netd alone; the host, its tasks and netd-run live on.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run.
+    pub fn kill_netd(&self) -> anyhow::Result<()> {
+        let mut netd = self
+            .daemons()?
+            .netd
+            .take()
+            .with_context(|| format!("no netd on {}", self.name()))?;
+        netd.kill();
+        Ok(())
+    }
+
+    /// SIGTERM for netd; waits until it has ended. Answers its exit code.
+    ///
+    /// # Errors
+    ///
+    /// When it does not run or does not end in 10 s.
+    pub fn stop_netd(&self) -> anyhow::Result<i32> {
+        let mut netd = self
+            .daemons()?
+            .netd
+            .take()
+            .with_context(|| format!("no netd on {}", self.name()))?;
+        netd.signal(Signal::SIGTERM)?;
+        Ok(netd.wait(Duration::from_secs(10))?.code)
+    }
+
+    /// Kills everything that runs on the host at once and pulls its cable: a power cut, as the others see it. The tasks
+    /// live in a process tree of their own, so PID 1's children are all killed.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses.
+    pub fn power_cut(&self) -> anyhow::Result<()> {
+        self.cut()?;
+        let mut guard = self.daemons()?;
+        let daemons = &mut *guard;
+        for process in daemons.netd.iter_mut().chain(&mut daemons.runner) {
+            process.kill();
+        }
+        daemons.netd = None;
+        daemons.runner = None;
+        // Every process that the host can see, except PID 1 and the one that asks.
+        self.run(&["sh", "-c", "kill -9 -1"])?;
+        Ok(())
+    }
+
+    /// What netd has logged since its last start.
+    ///
+    /// # Errors
+    ///
+    /// When none runs.
+    pub fn netd_log(&self) -> anyhow::Result<String> {
+        let daemons = self.daemons()?;
+        Ok(daemons
+            .netd
+            .as_ref()
+            .with_context(|| format!("no netd on {}", self.name()))?
+            .output())
+    }
+
+    /// Process number of netd, as the owner of the lab sees it.
+    ///
+    /// # Errors
+    ///
+    /// When none runs.
+    pub fn netd_pid(&self) -> anyhow::Result<u32> {
+        self.daemons()?
+            .netd
+            .as_ref()
+            .with_context(|| format!("no netd on {}", self.name()))?
+            .pid()
+    }
+
+    /// The programs that netd has executed, itself left out; empty is what is wanted. Needs
+    /// [`DaemonOptions::strace`].
+    ///
+    /// # Errors
+    ///
+    /// When nothing was recorded.
+    pub fn executed_by_netd(&self) -> anyhow::Result<Vec<String>> {
+        let path = self.folder().join("netd.strace");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let calls: Vec<&str> = text.lines().filter(|l| l.contains("execve")).collect();
+        if calls.is_empty() {
+            bail!("{} records no execve, not even netd's own", path.display());
+        }
+        Ok(calls
+            .into_iter()
+            .filter(|l| !l.contains("/netd\", [\"netd\""))
+            .map(str::to_owned)
+            .collect())
+    }
+
+    fn daemons(&self) -> anyhow::Result<std::sync::MutexGuard<'_, Daemons>> {
+        self.daemons
+            .lock()
+            .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))
+    }
+
+    fn write_config(&self) -> anyhow::Result<PathBuf> {
+        let path = self.folder().join("netd.toml");
+        let state = self.folder().join("state");
+        fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
+        let level = self.daemon_options.level.as_deref().unwrap_or("info");
+        let text = format!(
+            "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n\
+             [cluster]\nlisten = \"{v4}:2377\"\n\n\
+             [datapath]\naddress = \"{v4}\"\n\n\
+             [log]\nlevel = \"{level}\"\n{more}",
+            name = self.name(),
+            state = state.display(),
+            v4 = self.v4(),
+            more = self.daemon_options.config,
+        );
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+}
