@@ -1,0 +1,196 @@
+//! `netctl cluster ...`
+
+use std::time::Duration;
+
+use clap::{Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
+use model::api::{
+    ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, MemberView, TokenAnswer,
+};
+
+use crate::{
+    Run,
+    cli::{Context, ListArgs, duration},
+    node::health_cell,
+    output::{Column, Table, cell, column, maybe, wide},
+    progress::Progress,
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make a cluster with this node as its manager.
+    #[command(
+        after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with."
+    )]
+    Init {
+        /// Address that the others reach this node by; needed where it has several.
+        #[arg(long, value_name = "IP[:PORT]")]
+        advertise_addr: Option<String>,
+        /// Pool that networks without a subnet are cut from.
+        #[arg(long, value_name = "CIDR", default_value = "10.128.0.0/9")]
+        default_pool: Ipv4Net,
+        /// How long to wait for netd.
+        #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
+        timeout: Duration,
+    },
+    /// Make this node a member of a cluster.
+    #[command(
+        after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
+    )]
+    Join {
+        /// Token, from netctl cluster token worker.
+        token: String,
+        /// A manager.
+        #[arg(value_name = "IP[:PORT]")]
+        addr: String,
+        /// Address that the others reach this node by; needed where it has several.
+        #[arg(long, value_name = "IP[:PORT]")]
+        advertise_addr: Option<String>,
+        /// How long to wait for the manager.
+        #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
+        timeout: Duration,
+    },
+    /// Take this node out of its cluster; its tasks are stopped and placed elsewhere.
+    #[command(after_help = "Example:\n  netctl cluster leave")]
+    Leave {
+        /// Also when this is the last manager, or when managers cannot be told.
+        #[arg(long)]
+        force: bool,
+        /// How long to wait for netd.
+        #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
+        timeout: Duration,
+    },
+    /// List the members with their part in gossip and log.
+    #[command(after_help = "Example:\n  netctl cluster members --filter role=manager")]
+    Members(ListArgs),
+    /// Print the token that new nodes join with.
+    #[command(
+        after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone"
+    )]
+    Token {
+        /// What the new node becomes.
+        #[arg(value_enum)]
+        role: TokenRole,
+    },
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum TokenRole {
+    /// Runs tasks.
+    Worker,
+}
+
+pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
+    match verb {
+        Verb::Init {
+            advertise_addr,
+            default_pool,
+            timeout,
+        } => {
+            let body = ClusterInit {
+                advertise_addr,
+                default_pool: Some(default_pool),
+            };
+            let answer: ClusterInitAnswer = slow(cx, timeout, "making the cluster", "/v1/cluster/init", &body).await?;
+            let sentence = format!(
+                "cluster {} is made; this node is {}, its manager\nto add a node, run on it:\n  netctl cluster join {} {}",
+                answer.cluster, answer.node, answer.worker_token, answer.addr
+            );
+            cx.out.done(&sentence, &answer.cluster, &answer)
+        }
+        Verb::Join {
+            token,
+            addr,
+            advertise_addr,
+            timeout,
+        } => {
+            let what = format!("joining at {addr}");
+            let body = ClusterJoin {
+                token,
+                addr,
+                advertise_addr,
+            };
+            let answer: ClusterJoinAnswer = slow(cx, timeout, &what, "/v1/cluster/join", &body).await?;
+            let sentence = format!(
+                "this node is {}, a {} of cluster {}",
+                answer.node,
+                crate::node::role_word(answer.role),
+                answer.cluster
+            );
+            cx.out.done(&sentence, &answer.node.to_string(), &answer)
+        }
+        Verb::Leave { force, timeout } => {
+            let body = ClusterLeave { force };
+            let answer: serde_json::Value = slow(cx, timeout, "leaving", "/v1/cluster/leave", &body).await?;
+            cx.out.done("this node has left its cluster", "", &answer)
+        }
+        Verb::Members(list) => {
+            let members: Vec<MemberView> = cx.client.get("/v1/cluster/members").await?;
+            cx.out.table(&members_table(&members), &list.filter)
+        }
+        Verb::Token {
+            role: TokenRole::Worker,
+        } => {
+            let answer: TokenAnswer = cx.client.get("/v1/cluster/token?role=worker").await?;
+            let sentence = format!(
+                "to add a worker, run on it:\n  netctl cluster join {} {}",
+                answer.token, answer.addr
+            );
+            cx.out.done(&sentence, &answer.token, &answer)
+        }
+    }
+}
+
+/// A request that takes netd a while.
+async fn slow<T: serde::de::DeserializeOwned>(
+    cx: &Context,
+    timeout: Duration,
+    what: &str,
+    path: &str,
+    body: &(impl serde::Serialize + Sync),
+) -> Result<T, model::ApiError> {
+    let mut progress = Progress::new(cx.out);
+    progress.say(what);
+    let client = cx.client.clone().with_timeout(timeout);
+    client.post(path, body).await
+}
+
+const MEMBERS: &[Column] = &[
+    column("ID"),
+    column("HOSTNAME"),
+    column("ROLE"),
+    column("HEALTH"),
+    column("ADDRESS"),
+    column("LEADER"),
+    wide("TERM"),
+    wide("LOG"),
+];
+
+fn members_table(members: &[MemberView]) -> Table {
+    let mut table = Table::new(MEMBERS);
+    for m in members {
+        let cells = vec![
+            cell(m.id),
+            cell(&m.hostname),
+            cell(crate::node::role_word(m.role)),
+            health_cell(m.health),
+            maybe(m.addr.as_ref()),
+            cell(if m.leader { "leader" } else { "" }),
+            maybe(m.term),
+            maybe(m.log_index),
+        ];
+        table.row(m.id, cells, m);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn members() {
+        insta::assert_snapshot!(fixture::show(&members_table(&fixture::members())));
+    }
+}

@@ -1,0 +1,136 @@
+//! `netctl node ...`
+
+use clap::Subcommand;
+use model::{
+    ApiError, Code,
+    api::{NodeHealth, NodeView},
+    intent::{Availability, Role},
+    row::Datapath,
+};
+
+use crate::{
+    Run,
+    cli::{Context, ListArgs},
+    output::{Cell, Column, Table, Tone, cell, column, maybe, wide},
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// List the nodes as this one sees them; the asterisk marks this one.
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  netctl node ls\n  netctl node ls --filter health=down -q"
+    )]
+    Ls(ListArgs),
+    /// Show all about a node, as JSON.
+    #[command(after_help = "Example:\n  netctl node inspect n2")]
+    Inspect {
+        /// Id (n2) or host name.
+        node: String,
+    },
+}
+
+pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
+    match verb {
+        Verb::Ls(list) => {
+            let nodes: Vec<NodeView> = cx.client.get("/v1/nodes").await?;
+            cx.out.table(&table(&nodes), &list.filter)
+        }
+        Verb::Inspect { node } => {
+            let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+            if node.is_empty() || !node.chars().all(ok) {
+                return Err(ApiError::new(
+                    Code::Invalid,
+                    format!("{node:?} is neither a node id nor a host name"),
+                    "netctl node ls",
+                ));
+            }
+            let view: NodeView = cx.client.get(&format!("/v1/nodes/{node}")).await?;
+            cx.out.one(&view.id.to_string(), &view)
+        }
+    }
+}
+
+const COLUMNS: &[Column] = &[
+    column("ID"),
+    column("HOSTNAME"),
+    column("ROLE"),
+    column("HEALTH"),
+    column("AVAILABILITY"),
+    column("ADDRESS"),
+    column("TASKS"),
+    column("APPLIED"),
+    wide("DATAPATH"),
+    wide("VERSION"),
+    wide("PROBLEMS"),
+];
+
+/// The table of nodes, also on the status screen.
+pub(crate) fn table(nodes: &[NodeView]) -> Table {
+    let mut table = Table::new(COLUMNS);
+    for n in nodes {
+        let mark = if n.me { "*" } else { "" };
+        let role = match (n.role, n.leader) {
+            (_, true) => "leader",
+            (role, false) => role_word(role),
+        };
+        let cells = vec![
+            cell(format!("{}{mark}", n.id)),
+            cell(&n.hostname),
+            cell(role),
+            health_cell(n.health),
+            cell(availability_word(n.availability)),
+            maybe(n.addr.as_ref()),
+            cell(n.tasks),
+            maybe(n.applied),
+            cell(n.datapath.map_or("", datapath_word)),
+            maybe(n.version.as_ref()),
+            Cell::toned(n.problems.join("; "), Tone::Bad),
+        ];
+        table.row(n.id, cells, n);
+    }
+    table
+}
+
+/// A node's health in words.
+pub(crate) fn health_cell(health: NodeHealth) -> Cell {
+    match health {
+        NodeHealth::Ready => Cell::toned("ready", Tone::Good),
+        NodeHealth::DaemonDown => Cell::toned("daemon-down", Tone::Warn),
+        NodeHealth::Down => Cell::toned("down", Tone::Bad),
+        NodeHealth::Unknown => Cell::toned("unknown", Tone::Warn),
+    }
+}
+
+pub(crate) fn role_word(role: Role) -> &'static str {
+    match role {
+        Role::Manager => "manager",
+        Role::Worker => "worker",
+    }
+}
+
+fn availability_word(a: Availability) -> &'static str {
+    match a {
+        Availability::Active => "active",
+        Availability::Pause => "pause",
+        Availability::Drain => "drain",
+    }
+}
+
+fn datapath_word(d: Datapath) -> &'static str {
+    match d {
+        Datapath::Ebpf => "ebpf",
+        Datapath::Ipvs => "ipvs",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn nodes() {
+        insta::assert_snapshot!(fixture::show(&table(&fixture::nodes())));
+    }
+}

@@ -1,0 +1,320 @@
+//! `netctl service ...`
+
+mod create;
+mod publish;
+
+use std::str::FromStr;
+
+use clap::Subcommand;
+use model::{
+    Name, PortSpec,
+    api::{Changed, Scale, ServiceView, TaskState, TaskView},
+    intent::Service,
+};
+
+use crate::{
+    Run,
+    cli::{Context, ListArgs, WaitArgs},
+    output::{Cell, Column, Table, Tone, cell, column, wide},
+    progress::Progress,
+    wait,
+};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Make a service: one name and one virtual address for its tasks.
+    #[command(
+        after_help = "Examples:\n  netctl service create web --network app --replicas 2 --publish 80:8080 -- ./server --port 8080\n  netctl service create db --network app       endpoints are attached with netctl endpoint add --service db"
+    )]
+    Create(create::Create),
+    /// List the services.
+    #[command(
+        visible_alias = "list",
+        after_help = "Examples:\n  netctl service ls\n  netctl service ls --filter networks=app -o wide"
+    )]
+    Ls(ListArgs),
+    /// List the tasks of a service: where each runs, and what became of earlier ones.
+    #[command(after_help = "Examples:\n  netctl service ps web\n  netctl service ps web --filter wanted=yes")]
+    Ps {
+        /// Service.
+        name: Name,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// Show all about a service, as JSON.
+    #[command(after_help = "Example:\n  netctl service inspect web")]
+    Inspect {
+        /// Service.
+        name: Name,
+    },
+    /// Change how many tasks a service has.
+    #[command(after_help = "Example:\n  netctl service scale web=5")]
+    Scale {
+        /// Service and number.
+        #[arg(required = true, value_name = "NAME=N")]
+        targets: Vec<ScaleTo>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Remove a service; its tasks are drained and stopped.
+    #[command(visible_alias = "remove", after_help = "Example:\n  netctl service rm web")]
+    Rm {
+        /// Service.
+        name: Name,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Make a port answer on every node.
+    #[command(
+        override_usage = "netctl service publish [OPTIONS] [SERVICE] PORT",
+        after_help = "Examples:\n  netctl service publish 80            the service whose tasks listen on 80, or the only one\n  netctl service publish web 80:8080\n  netctl service publish dns 53/udp"
+    )]
+    Publish(publish::Ports),
+    /// Take a published port away.
+    #[command(
+        override_usage = "netctl service unpublish [OPTIONS] [SERVICE] PORT",
+        after_help = "Examples:\n  netctl service unpublish 80\n  netctl service unpublish dns 53/udp"
+    )]
+    Unpublish(publish::Ports),
+}
+
+/// `web=5`.
+#[derive(Debug, Clone)]
+pub(crate) struct ScaleTo {
+    name: Name,
+    replicas: u32,
+}
+
+impl FromStr for ScaleTo {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (name, number) = s
+            .split_once('=')
+            .ok_or_else(|| format!("{s:?} is not NAME=N; try: web=5"))?;
+        let name: Name = name.parse().map_err(|e: model::BadValue| e.to_string())?;
+        let replicas = number
+            .parse()
+            .ok()
+            .filter(|n| *n <= model::ServiceSpec::MAX_REPLICAS)
+            .ok_or_else(|| format!("{number:?} is not a number from 0 to 1000000; try: {name}=5"))?;
+        Ok(ScaleTo { name, replicas })
+    }
+}
+
+pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
+    match verb {
+        Verb::Create(args) => create::run(cx, args).await,
+        Verb::Ls(list) => {
+            let services: Vec<ServiceView> = cx.client.get("/v1/services").await?;
+            cx.out.table(&table(&services), &list.filter)
+        }
+        Verb::Ps { name, list } => {
+            let tasks: Vec<TaskView> = cx.client.get(&format!("/v1/services/{name}/tasks")).await?;
+            cx.out.table(&tasks_table(&tasks), &list.filter)
+        }
+        Verb::Inspect { name } => {
+            let view: ServiceView = cx.client.get(&format!("/v1/services/{name}")).await?;
+            cx.out.one(view.name.as_str(), &view)
+        }
+        Verb::Scale { targets, wait } => scale(cx, &targets, &wait).await,
+        Verb::Rm { name, wait } => {
+            let changed: Changed = cx.client.delete(&format!("/v1/services/{name}")).await?;
+            if !wait.detach {
+                let mut progress = Progress::new(cx.out);
+                wait::everywhere(cx, &wait, changed.revision, &mut progress).await?;
+            }
+            cx.out.done(&changed.message, name.as_str(), &changed)
+        }
+        Verb::Publish(ports) => publish::publish(cx, ports).await,
+        Verb::Unpublish(ports) => publish::unpublish(cx, ports).await,
+    }
+}
+
+/// All are asked for before any is waited for: they happen side by side.
+async fn scale(cx: &Context, targets: &[ScaleTo], wait: &WaitArgs) -> Run {
+    let mut changes = Vec::new();
+    for t in targets {
+        let body = Scale { replicas: t.replicas };
+        let path = format!("/v1/services/{}/scale", t.name);
+        changes.push(cx.client.post::<Changed>(&path, &body).await?);
+    }
+    for (t, changed) in targets.iter().zip(&changes) {
+        settle(
+            cx,
+            wait,
+            &t.name,
+            changed,
+            &format!("{} scaled to {}", t.name, t.replicas),
+        )
+        .await?;
+    }
+    Ok(())
+}
+
+/// Waits for a change of a service, then says what came of it.
+async fn settle(cx: &Context, wait: &WaitArgs, name: &Name, changed: &Changed, done: &str) -> Run {
+    if wait.detach {
+        return cx.out.done(
+            &format!("{done}, not waited for (revision {})", changed.revision),
+            name.as_str(),
+            changed,
+        );
+    }
+    let mut progress = Progress::new(cx.out);
+    wait::everywhere(cx, wait, changed.revision, &mut progress).await?;
+    let v = wait::service_ready(cx, wait, name, &mut progress).await?;
+    drop(progress);
+    let sentence = format!("{done} ({}/{} healthy)", v.ready, v.wanted);
+    cx.out.done(&sentence, name.as_str(), changed)
+}
+
+/// A life stage in a word.
+pub(crate) fn state_word(state: TaskState) -> &'static str {
+    match state {
+        TaskState::Assigned => "assigned",
+        TaskState::Preparing => "preparing",
+        TaskState::Starting => "starting",
+        TaskState::Running => "running",
+        TaskState::Complete => "complete",
+        TaskState::Failed => "failed",
+        TaskState::Shutdown => "shutdown",
+        TaskState::Orphaned => "orphaned",
+    }
+}
+
+fn state_cell(state: TaskState) -> Cell {
+    let tone = match state {
+        TaskState::Running => Tone::Good,
+        TaskState::Failed | TaskState::Orphaned => Tone::Bad,
+        TaskState::Complete | TaskState::Shutdown => Tone::Plain,
+        TaskState::Assigned | TaskState::Preparing | TaskState::Starting => Tone::Warn,
+    };
+    Cell::toned(state_word(state), tone)
+}
+
+/// Published ports, sorted as numbers.
+pub(crate) fn ports(service: &Service) -> Vec<PortSpec> {
+    let mut ports: Vec<PortSpec> = service.ports.values().map(|p| p.spec).collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// VIPs of a service, first network first.
+pub(crate) fn vips(service: &Service) -> Vec<String> {
+    let order = service.spec.networks.iter();
+    order
+        .filter_map(|n| service.vips.get(n))
+        .flat_map(|v| [Some(v.v4.to_string()), v.v6.map(|a| a.to_string())])
+        .flatten()
+        .collect()
+}
+
+/// `2/2`, in the colour of what it means.
+pub(crate) fn health_cell(view: &ServiceView) -> Cell {
+    let v = wait::judge_service(view, &[]);
+    let tone = match (v.ready, v.wanted) {
+        (r, w) if r == w => Tone::Good,
+        (0, _) => Tone::Bad,
+        _ => Tone::Warn,
+    };
+    Cell::toned(format!("{}/{}", v.ready, v.wanted), tone)
+}
+
+const COLUMNS: &[Column] = &[
+    column("NAME"),
+    column("HEALTHY"),
+    column("VIPS"),
+    column("PORTS"),
+    column("NETWORKS"),
+    column("PROBLEM"),
+    wide("COMMAND"),
+];
+
+fn table(services: &[ServiceView]) -> Table {
+    let mut table = Table::new(COLUMNS);
+    for s in services {
+        let networks: Vec<&str> = s.service.spec.networks.iter().map(Name::as_str).collect();
+        let ports: Vec<String> = ports(&s.service).iter().map(PortSpec::to_string).collect();
+        let cells = vec![
+            cell(&s.name),
+            health_cell(s),
+            cell(vips(&s.service).join(",")),
+            cell(ports.join(",")),
+            cell(networks.join(",")),
+            Cell::toned(s.service.problem.as_deref().unwrap_or_default(), Tone::Bad),
+            cell(s.service.spec.command.join(" ")),
+        ];
+        table.row(&s.name, cells, s);
+    }
+    table
+}
+
+const TASKS: &[Column] = &[
+    column("TASK"),
+    column("NODE"),
+    column("WANTED"),
+    column("STATE"),
+    column("SINCE"),
+    column("ADDRESSES"),
+    column("MESSAGE"),
+    wide("RESTARTS"),
+];
+
+fn tasks_table(tasks: &[TaskView]) -> Table {
+    let mut table = Table::new(TASKS);
+    for t in tasks {
+        let cells = vec![
+            cell(&t.id),
+            cell(format!("{} {}", t.node, t.hostname).trim_end()),
+            cell(if t.desired { "yes" } else { "no" }),
+            state_cell(t.state),
+            cell(ago(t.since_s)),
+            cell(t.addresses.join(",")),
+            cell(&t.message),
+            cell(t.restarts),
+        ];
+        table.row(&t.id, cells, t);
+    }
+    table
+}
+
+/// `5s`, `3m`, `2h`, `4d`: the largest unit is enough for a column.
+fn ago(s: u64) -> String {
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m", s / 60),
+        3600..86_400 => format!("{}h", s / 3600),
+        _ => format!("{}d", s / 86_400),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn services() {
+        insta::assert_snapshot!(fixture::show(&table(&fixture::services())));
+    }
+
+    #[test]
+    fn tasks() {
+        insta::assert_snapshot!(fixture::show(&tasks_table(&fixture::tasks())));
+    }
+
+    #[test]
+    fn scale_targets() {
+        let t: ScaleTo = "web=5".parse().unwrap();
+        assert_eq!((t.name.as_str(), t.replicas), ("web", 5));
+        for bad in ["web", "=5", "web=", "web=-1", "web=1000001", "w_b=1"] {
+            assert!(bad.parse::<ScaleTo>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn spans_of_time() {
+        let texts = [0, 59, 60, 3600, 86_400 * 3].map(ago);
+        assert_eq!(texts, ["0s", "59s", "1m", "1h", "3d"]);
+    }
+}

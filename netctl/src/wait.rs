@@ -1,0 +1,367 @@
+//! Waiting until a change is true: on every living node, and, for a service, at its tasks.
+//!
+//! What counts as true is decided by [`judge`] and [`judge_service`], which only look at answers; [`everywhere`] and
+//! [`service_ready`] ask until they are content or the time is over.
+
+use std::time::Duration;
+
+use model::{
+    ApiError, Code, Name,
+    api::{Convergence, NodeProgress, ServiceView, TaskState, TaskView},
+};
+use tokio::time::{Instant, sleep};
+
+use crate::{
+    cli::{Context, WaitArgs},
+    progress::Progress,
+};
+
+/// First and longest pause between two questions.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(500));
+
+/// How far the nodes are.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Verdict {
+    /// Every living node has it.
+    pub(crate) done: bool,
+    /// Living nodes that have it.
+    pub(crate) have: usize,
+    /// Living nodes.
+    pub(crate) living: usize,
+    /// Living nodes that lag, each with what it says.
+    pub(crate) lag: Vec<String>,
+    /// Dead nodes: named, not waited for.
+    pub(crate) dead: Vec<String>,
+}
+
+/// Reads a convergence answer.
+pub(crate) fn judge(c: &Convergence) -> Verdict {
+    let label = |n: &NodeProgress| format!("{} ({})", n.id, n.hostname);
+    let living: Vec<&NodeProgress> = c.nodes.iter().filter(|n| n.living).collect();
+    let lag: Vec<String> = living
+        .iter()
+        .filter(|n| n.applied < c.revision)
+        .map(|n| {
+            let mut text = format!("{} has applied {} of {}", label(n), n.applied, c.revision);
+            if !n.problems.is_empty() {
+                text.push_str(": ");
+                text.push_str(&n.problems.join("; "));
+            }
+            text
+        })
+        .collect();
+    Verdict {
+        done: c.converged,
+        have: living.len() - lag.len(),
+        living: living.len(),
+        lag,
+        dead: c.nodes.iter().filter(|n| !n.living).map(label).collect(),
+    }
+}
+
+/// How far a service is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ServiceVerdict {
+    /// As many endpoints take new flows as were asked for, and nothing runs that should not.
+    pub(crate) done: bool,
+    /// Endpoints that take new flows.
+    pub(crate) ready: usize,
+    /// Wanted ones: replicas, or, without a command, those attached.
+    pub(crate) wanted: usize,
+    /// Why it is not done, a line each.
+    pub(crate) lag: Vec<String>,
+}
+
+/// Reads a service and its tasks.
+pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> ServiceVerdict {
+    let mut endpoints: Vec<_> = service.backends.iter().map(|b| (b.node, &b.endpoint)).collect();
+    endpoints.sort_unstable();
+    endpoints.dedup();
+    // A service on two networks has two backends an endpoint: it counts once, when all of them are in use.
+    let ready = endpoints
+        .iter()
+        .filter(|e| {
+            let mut own = service.backends.iter().filter(|b| (b.node, &b.endpoint) == **e);
+            own.all(|b| b.in_use)
+        })
+        .count();
+    let managed = !service.service.spec.command.is_empty();
+    let wanted = if managed {
+        service.service.spec.replicas as usize
+    } else {
+        endpoints.len()
+    };
+    let mut lag = Vec::new();
+    lag.extend(service.service.problem.clone());
+    for t in tasks {
+        let runs = t.state <= TaskState::Running;
+        if t.desired && t.state != TaskState::Running {
+            lag.push(format!("{} on {}: {}", t.id, t.hostname, told(t)));
+        } else if !t.desired && runs {
+            lag.push(format!("{} on {} is not stopped yet", t.id, t.hostname));
+        }
+    }
+    if lag.is_empty() {
+        for b in service.backends.iter().filter(|b| !b.in_use) {
+            let why = b.why.as_deref().unwrap_or("not ready yet");
+            lag.push(format!("{} on {}: {why}", b.endpoint, b.hostname));
+        }
+    }
+    let leftover = tasks.iter().any(|t| !t.desired && t.state <= TaskState::Running);
+    ServiceVerdict {
+        done: ready >= wanted && !(managed && leftover),
+        ready: ready.min(wanted),
+        wanted,
+        lag,
+    }
+}
+
+/// A task's state and message.
+pub(crate) fn told(t: &TaskView) -> String {
+    let state = crate::service::state_word(t.state);
+    if t.message.is_empty() {
+        state.to_owned()
+    } else {
+        format!("{state}, {}", t.message)
+    }
+}
+
+/// Time left, and pauses that grow.
+struct Patience {
+    end: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(timeout: Duration) -> Self {
+        Patience {
+            end: Instant::now() + timeout,
+            pause: PAUSE.0,
+        }
+    }
+    /// Sleeps; `false`: the time is over.
+    async fn wait(&mut self) -> bool {
+        if Instant::now() >= self.end {
+            return false;
+        }
+        sleep(self.pause.min(self.end - Instant::now())).await;
+        self.pause = (self.pause * 2).min(PAUSE.1);
+        true
+    }
+}
+
+/// Waits until every living node has applied `revision`. The dead are named on standard error.
+///
+/// # Errors
+/// [`Code::NotConverged`] naming the living nodes that lag.
+pub(crate) async fn everywhere(
+    cx: &Context,
+    args: &WaitArgs,
+    revision: u64,
+    progress: &mut Progress,
+) -> Result<Verdict, ApiError> {
+    let mut patience = Patience::new(args.timeout);
+    let path = format!("/v1/convergence?revision={revision}");
+    loop {
+        let outcome = cx.client.get::<Convergence>(&path).await;
+        let late = match outcome {
+            Ok(c) => {
+                let v = judge(&c);
+                if v.done {
+                    for node in &v.dead {
+                        progress.note(&format!("note: {node} is down and was not waited for"));
+                    }
+                    return Ok(v);
+                }
+                progress.say(&format!("revision {revision}: {} of {} living nodes", v.have, v.living));
+                not_converged(
+                    format!(
+                        "accepted as revision {revision}, but after {} not every living node has it: {}",
+                        span(args.timeout),
+                        v.lag.join("; ")
+                    ),
+                    "netctl status",
+                )
+            }
+            // The change stands; a leader that changes or a daemon that restarts is waited for.
+            Err(e) if e.retryable => {
+                progress.say(&format!("revision {revision}: {}", e.message));
+                not_converged(
+                    format!(
+                        "accepted as revision {revision}, but its progress cannot be seen: {}",
+                        e.message
+                    ),
+                    "netctl status",
+                )
+            }
+            Err(e) => return Err(e),
+        };
+        if !patience.wait().await {
+            return Err(late);
+        }
+    }
+}
+
+/// Waits until a service has what was asked for.
+///
+/// # Errors
+/// [`Code::NotConverged`] when nothing of it is ready in time, [`Code::Degraded`] when less than all is.
+pub(crate) async fn service_ready(
+    cx: &Context,
+    args: &WaitArgs,
+    name: &Name,
+    progress: &mut Progress,
+) -> Result<ServiceVerdict, ApiError> {
+    let mut patience = Patience::new(args.timeout);
+    loop {
+        let late = match look(cx, name).await {
+            Ok(v) if v.done => return Ok(v),
+            Ok(v) => {
+                let mut line = format!("{name}: {} of {} ready", v.ready, v.wanted);
+                if let Some(first) = v.lag.first() {
+                    line.push_str(&format!(" ({first})"));
+                }
+                progress.say(&line);
+                unready(name, args.timeout, &v)
+            }
+            Err(e) if e.retryable => {
+                progress.say(&format!("{name}: {}", e.message));
+                not_converged(e.message, "netctl status")
+            }
+            Err(e) => return Err(e),
+        };
+        if !patience.wait().await {
+            return Err(late);
+        }
+    }
+}
+
+async fn look(cx: &Context, name: &Name) -> Result<ServiceVerdict, ApiError> {
+    let service: ServiceView = cx.client.get(&format!("/v1/services/{name}")).await?;
+    let tasks: Vec<TaskView> = cx.client.get(&format!("/v1/services/{name}/tasks")).await?;
+    Ok(judge_service(&service, &tasks))
+}
+
+fn unready(name: &Name, waited: Duration, v: &ServiceVerdict) -> ApiError {
+    let mut message = format!(
+        "{name} is accepted, but {} of {} is ready after {}",
+        v.ready,
+        v.wanted,
+        span(waited)
+    );
+    for line in &v.lag {
+        message.push_str("\n  ");
+        message.push_str(line);
+    }
+    let code = if v.ready > 0 {
+        Code::Degraded
+    } else {
+        Code::NotConverged
+    };
+    ApiError::new(code, message, format!("netctl service ps {name}"))
+}
+
+fn not_converged(message: String, hint: &str) -> ApiError {
+    ApiError::new(Code::NotConverged, message, hint)
+}
+
+/// `60 s`, `1.5 s`.
+fn span(d: Duration) -> String {
+    format!("{} s", d.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture;
+
+    #[test]
+    fn the_dead_are_named_and_not_waited_for() {
+        let mut c = fixture::convergence();
+        let v = judge(&c);
+        assert!(v.done && v.lag.is_empty());
+        assert_eq!((v.have, v.living), (2, 2));
+        assert_eq!(v.dead, ["n3 (gamma)"]);
+
+        c.converged = false;
+        c.nodes[1].applied = 41;
+        c.nodes[1].problems = vec!["port 80/tcp is in use".into()];
+        let v = judge(&c);
+        assert!(!v.done);
+        assert_eq!((v.have, v.living), (1, 2));
+        assert_eq!(v.lag, ["n2 (beta) has applied 41 of 42: port 80/tcp is in use"]);
+    }
+
+    #[test]
+    fn a_service_is_ready_when_all_its_tasks_are() {
+        let mut service = fixture::service();
+        let mut tasks = fixture::tasks();
+        tasks.retain(|t| t.desired);
+        let v = judge_service(&service, &tasks);
+        assert!(!v.done, "one of the two drains");
+        assert_eq!((v.ready, v.wanted), (1, 2));
+        assert_eq!(v.lag, ["web.2 on beta: draining"]);
+        for b in &mut service.backends {
+            b.in_use = true;
+        }
+        assert!(judge_service(&service, &tasks).done);
+    }
+
+    #[test]
+    fn what_should_have_stopped_is_waited_for() {
+        let mut service = fixture::service();
+        service.service.spec.replicas = 1;
+        service.backends.truncate(1);
+        let mut tasks = fixture::tasks();
+        tasks.retain(|t| t.desired);
+        tasks[1].desired = false;
+        let v = judge_service(&service, &tasks);
+        assert!(!v.done);
+        assert_eq!(v.lag, ["web.2 on beta is not stopped yet"]);
+        tasks[1].state = TaskState::Shutdown;
+        assert!(judge_service(&service, &tasks).done);
+    }
+
+    #[test]
+    fn without_a_command_the_attached_ones_count() {
+        let mut service = fixture::service();
+        service.service.spec.command.clear();
+        service.backends.truncate(1);
+        let v = judge_service(&service, &[]);
+        assert!(v.done);
+        assert_eq!((v.ready, v.wanted), (1, 1));
+        service.backends.clear();
+        assert!(judge_service(&service, &[]).done);
+    }
+
+    #[test]
+    fn an_endpoint_on_two_networks_counts_once() {
+        let mut service = fixture::service();
+        service.service.spec.replicas = 1;
+        service.backends.truncate(1);
+        let mut second = service.backends[0].clone();
+        second.in_use = false;
+        service.backends.push(second);
+        assert_eq!(judge_service(&service, &[]).ready, 0);
+        service.backends[1].in_use = true;
+        assert_eq!(judge_service(&service, &[]).ready, 1);
+    }
+
+    #[test]
+    fn failing_tasks_are_told_with_their_message() {
+        let service = {
+            let mut s = fixture::service();
+            s.backends.clear();
+            s
+        };
+        let mut tasks = fixture::tasks();
+        tasks.retain(|t| t.desired);
+        tasks[0].state = TaskState::Failed;
+        tasks[0].message = "exit status 1, next try in 2 s".into();
+        let v = judge_service(&service, &tasks);
+        assert_eq!(v.lag, ["web.1 on alpha: failed, exit status 1, next try in 2 s"]);
+        let e = unready(&service.name, Duration::from_secs(60), &v);
+        assert_eq!(e.code.exit(), 3);
+        assert!(e.message.contains("0 of 2 is ready after 60 s"), "{e}");
+    }
+}
