@@ -17,12 +17,7 @@ pub(crate) struct Anchor {
 }
 
 impl Anchor {
-    pub(crate) fn start(
-        program: &Path,
-        name: &str,
-        run_dir: &Path,
-        resolv_conf: &Path,
-    ) -> anyhow::Result<Anchor> {
+    pub(crate) fn start(program: &Path, name: &str, run_dir: &Path, resolv_conf: &Path) -> anyhow::Result<Anchor> {
         let log = run_dir.join(format!("{name}.anchor"));
         let mut child = Command::new(program)
             .args(["hold", "--name", name, "--run-dir"])
@@ -49,11 +44,7 @@ impl Anchor {
             }
         }
         match (init, ready) {
-            (Some(init), true) => Ok(Anchor {
-                child,
-                lifeline,
-                init,
-            }),
+            (Some(init), true) => Ok(Anchor { child, lifeline, init }),
             _ => {
                 drop(lifeline);
                 let _ = child.wait();
@@ -77,9 +68,7 @@ impl Anchor {
     /// Lets the host live on when its owner ends.
     pub(crate) fn stay(&mut self) -> anyhow::Result<()> {
         if let Some(mut lifeline) = self.lifeline.take() {
-            lifeline
-                .write_all(b"stay\n")
-                .context("telling a host to stay")?;
+            lifeline.write_all(b"stay\n").context("telling a host to stay")?;
         }
         Ok(())
     }

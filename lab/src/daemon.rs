@@ -33,10 +33,7 @@ pub(crate) struct Daemons {
 
 impl Daemons {
     pub(crate) fn detach(&mut self) {
-        self.netd
-            .iter_mut()
-            .chain(&mut self.runner)
-            .for_each(Process::detach);
+        self.netd.iter_mut().chain(&mut self.runner).for_each(Process::detach);
     }
 }
 
@@ -63,22 +60,11 @@ impl Host {
         let config = config.display().to_string();
         let mut argv = vec!["netd", "--config", &config];
         if self.daemon_options.strace {
-            let strace = [
-                "strace",
-                "-f",
-                "-A",
-                "-o",
-                &trace,
-                "-e",
-                "trace=execve,execveat",
-                "--",
-            ];
+            let strace = ["strace", "-f", "-A", "-o", &trace, "-e", "trace=execve,execveat", "--"];
             argv.splice(0..0, strace);
         }
         let notify_path = notify.display().to_string();
-        let mut netd = self
-            .door
-            .spawn("netd", &argv, &[("NOTIFY_SOCKET", &notify_path)])?;
+        let mut netd = self.door.spawn("netd", &argv, &[("NOTIFY_SOCKET", &notify_path)])?;
         let mut buffer = [0; 4096];
         loop {
             if let Ok(n) = socket.recv(&mut buffer)
@@ -204,8 +190,7 @@ impl Host {
     /// When nothing was recorded.
     pub fn executed_by_netd(&self) -> anyhow::Result<Vec<String>> {
         let path = self.folder().join("netd.strace");
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+        let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
         let calls: Vec<&str> = text.lines().filter(|l| l.contains("execve")).collect();
         if calls.is_empty() {
             bail!("{} records no execve, not even netd's own", path.display());

@@ -96,25 +96,12 @@ impl Door {
     fn command(&self, argv: &[&str]) -> Command {
         let mut command = Command::new("nsenter");
         command
-            .args([
-                "-t",
-                &self.init.to_string(),
-                "-m",
-                "-u",
-                "-i",
-                "-n",
-                "-p",
-                "-w/",
-                "--",
-            ])
+            .args(["-t", &self.init.to_string(), "-m", "-u", "-i", "-n", "-p", "-w/", "--"])
             .args(argv)
             // A group of its own: one signal reaches all of it, and Ctrl-C at the terminal does not.
             .process_group(0);
         let path = std::env::var("PATH").unwrap_or_default();
-        command.env(
-            "PATH",
-            format!("{}:{path}:/usr/sbin:/sbin", self.bin_dir.display()),
-        );
+        command.env("PATH", format!("{}:{path}:/usr/sbin:/sbin", self.bin_dir.display()));
         for (key, _) in std::env::vars_os() {
             // Settings of the person's shell must not reach the daemon under test.
             if key.to_string_lossy().starts_with("NETD_") || key == "NOTIFY_SOCKET" {
@@ -142,10 +129,7 @@ impl Door {
             None => {
                 signal_group(&child, Signal::SIGKILL);
                 let _ = child.wait();
-                bail!(
-                    "{shown} had not ended after {} s and was killed",
-                    patience.as_secs()
-                );
+                bail!("{shown} had not ended after {} s and was killed", patience.as_secs());
             }
         };
         // A process left in the background may hold the pipe: what was said so far counts.
@@ -165,12 +149,7 @@ impl Door {
         })
     }
 
-    pub(crate) fn spawn(
-        &self,
-        name: &str,
-        argv: &[&str],
-        env: &[(&str, &str)],
-    ) -> anyhow::Result<Process> {
+    pub(crate) fn spawn(&self, name: &str, argv: &[&str], env: &[(&str, &str)]) -> anyhow::Result<Process> {
         let log = self.folder.join(format!("{name}.log"));
         let file = File::options()
             .create(true)
@@ -216,9 +195,7 @@ fn quoted(word: &str) -> String {
 }
 
 fn code_of(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }
 
 fn drain(stream: Option<impl Read + Send + 'static>) -> mpsc::Receiver<Vec<u8>> {
@@ -316,11 +293,7 @@ impl Process {
         });
         match found {
             Ok((Ok(line), _)) => Ok(line),
-            Ok((Err(code), _)) => bail!(
-                "{} ended with {code}: {}",
-                self.shown,
-                self.output().trim_end()
-            ),
+            Ok((Err(code), _)) => bail!("{} ended with {code}: {}", self.shown, self.output().trim_end()),
             Err(error) => Err(error.context(format!("it wrote: {}", self.output().trim_end()))),
         }
     }
@@ -333,9 +306,8 @@ impl Process {
     pub fn wait(&mut self, limit: Duration) -> anyhow::Result<Output> {
         let start = Instant::now();
         if self.ended.is_none() {
-            let status = wait_at_most(&mut self.child, limit)?.with_context(|| {
-                format!("{} had not ended after {} s", self.shown, limit.as_secs())
-            })?;
+            let status = wait_at_most(&mut self.child, limit)?
+                .with_context(|| format!("{} had not ended after {} s", self.shown, limit.as_secs()))?;
             self.ended = Some(code_of(status));
         }
         Ok(Output {
@@ -362,8 +334,7 @@ impl Process {
     /// When it does not run.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = self.pid()?;
-        kill(Pid::from_raw(i32::try_from(pid)?), signal)
-            .with_context(|| format!("sending {signal} to {}", self.shown))
+        kill(Pid::from_raw(i32::try_from(pid)?), signal).with_context(|| format!("sending {signal} to {}", self.shown))
     }
 
     /// Number of the program itself, as the owner of the lab sees it.
@@ -389,8 +360,7 @@ impl Process {
     ///
     /// When it does not run.
     pub fn resident(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?))
-            .context("reading its status")?;
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).context("reading its status")?;
         let kib: u64 = status
             .lines()
             .find_map(|l| l.strip_prefix("VmRSS:"))

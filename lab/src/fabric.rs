@@ -50,9 +50,7 @@ pub(crate) fn build(switch: u32, ports: &[Port], ipv6: bool) -> anyhow::Result<(
         lines.push(format!("addr add {OUTSIDE_V6}/128 dev lo nodad"));
     }
     for Port { name, init, .. } in ports {
-        lines.push(format!(
-            "link add {name} type veth peer name eth0 netns {init}"
-        ));
+        lines.push(format!("link add {name} type veth peer name eth0 netns {init}"));
         lines.push(format!("link set {name} master br0 up"));
     }
     ip(switch, &lines)?;
@@ -74,13 +72,7 @@ pub(crate) fn build(switch: u32, ports: &[Port], ipv6: bool) -> anyhow::Result<(
 
 /// Takes the host's port on the bridge down or up: as if its cable were pulled.
 pub(crate) fn set_link(switch: u32, port: &str, up: bool) -> anyhow::Result<()> {
-    ip(
-        switch,
-        &[format!(
-            "link set {port} {}",
-            if up { "up" } else { "down" }
-        )],
-    )
+    ip(switch, &[format!("link set {port} {}", if up { "up" } else { "down" })])
 }
 
 /// Runs a batch of `ip` in the network namespace of a process; process numbers in it are those of the caller.

@@ -1,16 +1,17 @@
 //! The folder of a run: logs and state of its hosts, and who it belongs to.
 //!
 //! `<base>/<name>-<pid>-<n>/` holds `owner` (the process that made the lab), `anchors` (one line a host), `kept` when
-//! the lab shall outlive its maker, and a folder per host. A folder whose owner and anchors are dead is swept by the
-//! next lab.
+//! the lab shall outlive its maker, and a folder per host. The maker removes it; when the maker is dead, the last
+//! anchor to end does; what still stays (a machine that lost power) the next lab sweeps.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -31,11 +32,9 @@ impl RunFolder {
     pub(crate) fn create(name: &str) -> anyhow::Result<RunFolder> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = base().join(format!("{name}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path)
-            .with_context(|| format!("making the run folder {}", path.display()))?;
+        fs::create_dir_all(&path).with_context(|| format!("making the run folder {}", path.display()))?;
         let me = Identity::of(std::process::id()).context("reading /proc/self/stat")?;
-        fs::write(path.join("owner"), format!("{me}\n"))
-            .context("writing the owner of the run folder")?;
+        fs::write(path.join("owner"), format!("{me}\n")).context("writing the owner of the run folder")?;
         Ok(RunFolder { path })
     }
 
@@ -93,6 +92,31 @@ fn folders() -> Vec<PathBuf> {
     found
 }
 
+/// For an anchor at its end: takes itself off the list, and removes the folder when it was the last and the owner is
+/// dead too. So a lab whose owner was killed leaves not even its logs.
+pub fn leave(folder: &Path) {
+    let Ok(list) = File::options().read(true).write(true).open(folder.join("anchors")) else {
+        return;
+    };
+    // Two anchors that end together must not each take the other for alive.
+    let Ok(_lock) = Flock::lock(list, FlockArg::LockExclusive) else {
+        return;
+    };
+    let others: Vec<Identity> = identities(&folder.join("anchors"))
+        .into_iter()
+        .filter(|a| a.pid != std::process::id())
+        .collect();
+    let lines: String = others.iter().map(|a| format!("{a}\n")).collect();
+    let _ = fs::write(folder.join("anchors"), lines);
+    let owners = identities(&folder.join("owner"));
+    if !owners.iter().chain(&others).any(|p| p.alive()) {
+        let _ = fs::remove_dir_all(folder);
+        if let Some(base) = folder.parent() {
+            let _ = fs::remove_dir(base);
+        }
+    }
+}
+
 /// Removes the folders of runs that are over. Answers their names.
 pub fn sweep() -> Vec<String> {
     let mut swept = Vec::new();
@@ -113,10 +137,7 @@ pub fn sweep() -> Vec<String> {
 
 /// The folders of labs that were told to outlive their maker.
 pub fn kept() -> Vec<PathBuf> {
-    folders()
-        .into_iter()
-        .filter(|f| f.join("kept").is_file())
-        .collect()
+    folders().into_iter().filter(|f| f.join("kept").is_file()).collect()
 }
 
 /// Ends every kept lab and removes its folder. Answers how many there were.

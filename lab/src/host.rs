@@ -74,9 +74,7 @@ impl Lab {
     /// Without root, without the binaries, or when the kernel lacks a namespace, a bridge or veth.
     pub fn new(name: &str, options: Options) -> anyhow::Result<Lab> {
         if !nix::unistd::geteuid().is_root() {
-            bail!(
-                "a lab makes namespaces and needs root; try: sudo -E env PATH=\"$PATH\" cargo xtask ..."
-            );
+            bail!("a lab makes namespaces and needs root; try: sudo -E env PATH=\"$PATH\" cargo xtask ...");
         }
         if options.nodes > 80 || options.clients > 80 {
             bail!("a lab has at most 80 nodes and 80 clients");
@@ -88,10 +86,7 @@ impl Lab {
         };
         for program in ["lab-anchor", "lab-tool"] {
             if !bin_dir.join(program).is_file() {
-                bail!(
-                    "{program} is not in {}; try: cargo build -p lab",
-                    bin_dir.display()
-                );
+                bail!("{program} is not in {}; try: cargo build -p lab", bin_dir.display());
             }
         }
         let folder = RunFolder::create(name)?;
@@ -147,10 +142,7 @@ impl Lab {
 
     /// How to enter each host from a shell.
     pub fn entrances(&self) -> Vec<(String, String)> {
-        self.hosts
-            .iter()
-            .map(|h| (h.name().to_owned(), h.entrance()))
-            .collect()
+        self.hosts.iter().map(|h| (h.name().to_owned(), h.entrance())).collect()
     }
 
     /// Lets the lab outlive this process, with what runs in it. [`end_kept`](crate::end_kept) ends it.
@@ -215,14 +207,9 @@ impl Drop for Lab {
     }
 }
 
-fn make(
-    options: &Options,
-    bin_dir: &Path,
-    folder: &RunFolder,
-) -> anyhow::Result<(Host, Vec<Host>)> {
+fn make(options: &Options, bin_dir: &Path, folder: &RunFolder) -> anyhow::Result<(Host, Vec<Host>)> {
     let resolv = folder.path().join("resolv.conf");
-    fs::write(&resolv, format!("nameserver {}\n", fabric::SWITCH_V4))
-        .context("writing the lab's resolv.conf")?;
+    fs::write(&resolv, format!("nameserver {}\n", fabric::SWITCH_V4)).context("writing the lab's resolv.conf")?;
     let start = |name: &str, place: u8, switch: Option<u32>| -> anyhow::Result<Host> {
         let own = folder.path().join(name);
         fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
@@ -249,11 +236,7 @@ fn make(
     let switch = start("switch", 1, None)?;
     let mut hosts = Vec::new();
     for node in 1..=options.nodes {
-        hosts.push(start(
-            &format!("n{node}"),
-            10 + node,
-            Some(switch.anchor.init()),
-        )?);
+        hosts.push(start(&format!("n{node}"), 10 + node, Some(switch.anchor.init()))?);
     }
     for client in 1..=options.clients {
         let name = if client == 1 {
@@ -399,8 +382,7 @@ impl Host {
     /// When there is one of that name.
     pub fn make_netns(&self, name: &str) -> anyhow::Result<String> {
         self.run(&["ip", "netns", "add", name])?.ok()?;
-        self.run(&["ip", "-n", name, "link", "set", "lo", "up"])?
-            .ok()?;
+        self.run(&["ip", "-n", name, "link", "set", "lo", "up"])?.ok()?;
         Ok(format!("/run/netns/{name}"))
     }
 

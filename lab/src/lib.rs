@@ -3,8 +3,8 @@
 //! A host is a process tree below an *anchor* (`lab-anchor`): network, mount, PID, UTS and IPC namespaces of its own,
 //! with its own `/proc`, `/sys`, `/run` and bpffs. The hosts hang on a bridge in one more host, the *switch*. Nothing
 //! is made in the namespaces of the machine itself, and every anchor ends when the process that made the lab ends,
-//! also by `kill -9`: the kernel then takes processes, links, mounts and BPF pins away. What can be left is a folder
-//! of logs, and the next lab sweeps it.
+//! also by `kill -9`: the kernel then takes processes, links, mounts and BPF pins away, and the last anchor removes the
+//! folder of logs.
 //!
 //! ```no_run
 //! # fn main() -> anyhow::Result<()> {
@@ -37,6 +37,6 @@ pub mod wire;
 pub use daemon::DaemonOptions;
 pub use exec::{Output, Process};
 pub use fabric::{OUTSIDE_V4, OUTSIDE_V6, SWITCH_V4, SWITCH_V6};
-pub use folder::{end_kept, kept, sweep};
+pub use folder::{end_kept, kept, leave, sweep};
 pub use host::{Host, Lab, Options};
 pub use wait::{eventually, until};

@@ -15,10 +15,7 @@ impl Identity {
     /// `None` when there is no such process, or when it is a zombie.
     pub(crate) fn of(pid: u32) -> Option<Identity> {
         let stat = Stat::read(pid)?;
-        (stat.state != 'Z' && stat.state != 'X').then_some(Identity {
-            pid,
-            start: stat.start,
-        })
+        (stat.state != 'Z' && stat.state != 'X').then_some(Identity { pid, start: stat.start })
     }
 
     pub(crate) fn alive(self) -> bool {
@@ -67,20 +64,13 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
     entries
         .flatten()
         .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|candidate| {
-            Stat::read(*candidate).is_some_and(|s| s.parent == pid && s.state != 'Z')
-        })
+        .filter(|candidate| Stat::read(*candidate).is_some_and(|s| s.parent == pid && s.state != 'Z'))
         .collect()
 }
 
 /// The short name of a process (`/proc/PID/comm`), at most 15 octets.
 pub(crate) fn comm(pid: u32) -> Option<String> {
-    Some(
-        fs::read_to_string(format!("/proc/{pid}/comm"))
-            .ok()?
-            .trim()
-            .to_owned(),
-    )
+    Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned())
 }
 
 #[cfg(test)]
@@ -104,10 +94,7 @@ mod tests {
 
     #[test]
     fn a_child_is_found_and_named() {
-        let mut child = std::process::Command::new("sleep")
-            .arg("60")
-            .spawn()
-            .unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         assert!(children(std::process::id()).contains(&child.id()));
         child.kill().unwrap();
         child.wait().unwrap();

@@ -179,11 +179,7 @@ mod tests {
 
     #[test]
     fn the_checker_counts_what_is_wrong_and_what_is_missing() {
-        let all: Vec<u8> = pattern()
-            .into_iter()
-            .cycle()
-            .take(3 * PATTERN + 17)
-            .collect();
+        let all: Vec<u8> = pattern().into_iter().cycle().take(3 * PATTERN + 17).collect();
         let mut clean = Checker::default();
         all.chunks(1000).for_each(|c| clean.take(c));
         assert_eq!((clean.received, clean.wrong), (all.len() as u64, 0));

@@ -1,5 +1,5 @@
 //! Hosts come and go, whatever happens to the process that made them. Needs root.
-#![allow(clippy::disallowed_methods, reason = "waits for processes")]
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -11,10 +11,7 @@ use lab::wire::{Tally, Transfer};
 use lab::{Lab, OUTSIDE_V4, OUTSIDE_V6, Options, eventually};
 
 fn bin_dir() -> PathBuf {
-    Path::new(env!("CARGO_BIN_EXE_lab-anchor"))
-        .parent()
-        .unwrap()
-        .to_owned()
+    Path::new(env!("CARGO_BIN_EXE_lab-anchor")).parent().unwrap().to_owned()
 }
 
 fn options(nodes: u8) -> Options {
@@ -31,9 +28,7 @@ fn links_of_this_machine() -> String {
     let mut names: Vec<String> = String::from_utf8_lossy(&out.stdout)
         .lines()
         .filter_map(|l| l.split(": ").nth(1).map(str::to_owned))
-        .filter(|name| {
-            name.contains("n1") || name.contains("client") || name == "br0" || name == "outside"
-        })
+        .filter(|name| name.contains("n1") || name.contains("client") || name == "br0" || name == "outside")
         .collect();
     names.sort();
     names.join(" ")
@@ -42,11 +37,7 @@ fn links_of_this_machine() -> String {
 #[test]
 fn hosts_are_apart_and_reach_each_other() {
     let lab = Lab::new("apart", options(2)).unwrap();
-    let (n1, n2, client) = (
-        lab.host("n1").unwrap(),
-        lab.host("n2").unwrap(),
-        lab.client().unwrap(),
-    );
+    let (n1, n2, client) = (lab.host("n1").unwrap(), lab.host("n2").unwrap(), lab.client().unwrap());
     assert_eq!(n1.sh("hostname").unwrap().ok().unwrap().stdout, "n1\n");
     assert_eq!(
         links_of_this_machine(),
@@ -59,26 +50,14 @@ fn hosts_are_apart_and_reach_each_other() {
     assert!(!n2.sh("ls /run/only-here").unwrap().success());
     assert!(!Path::new("/run/only-here").exists());
     let devices = n1.sh("ls /sys/class/net").unwrap().ok().unwrap().stdout;
-    assert_eq!(
-        devices.split_whitespace().collect::<Vec<_>>(),
-        ["eth0", "lo"]
-    );
+    assert_eq!(devices.split_whitespace().collect::<Vec<_>>(), ["eth0", "lo"]);
     let mounts = n1.sh("cat /proc/mounts").unwrap().ok().unwrap().stdout;
-    assert!(
-        mounts.lines().any(|l| l.starts_with("bpf /sys/fs/bpf ")),
-        "{mounts}"
-    );
-    assert_eq!(
-        n1.sh("cat /proc/1/comm").unwrap().ok().unwrap().stdout,
-        "exe\n"
-    );
+    assert!(mounts.lines().any(|l| l.starts_with("bpf /sys/fs/bpf ")), "{mounts}");
+    assert_eq!(n1.sh("cat /proc/1/comm").unwrap().ok().unwrap().stdout, "exe\n");
 
     // Both families, both protocols, and the client's address.
-    n1.serve(
-        "web",
-        &["lab-tool", "serve", "--port", "80", "--task", "t1"],
-    )
-    .unwrap();
+    n1.serve("web", &["lab-tool", "serve", "--port", "80", "--task", "t1"])
+        .unwrap();
     for (to, own) in [
         (n1.at(80), client.v4().into()),
         (n1.at_v6(80), std::net::IpAddr::from(client.v6())),
@@ -105,10 +84,7 @@ fn hosts_are_apart_and_reach_each_other() {
 
     // The outside, and names from it.
     lab.switch()
-        .serve(
-            "web",
-            &["lab-tool", "serve", "--port", "80", "--task", "out"],
-        )
+        .serve("web", &["lab-tool", "serve", "--port", "80", "--task", "out"])
         .unwrap();
     for outside in [format!("{OUTSIDE_V4}:80"), format!("[{OUTSIDE_V6}]:80")] {
         let tally: Tally = n1
@@ -121,29 +97,13 @@ fn hosts_are_apart_and_reach_each_other() {
     lab.switch()
         .serve("names", &["lab-tool", "names", "--listen", "198.18.0.1:53"])
         .unwrap();
-    let found = n1
-        .sh("getent ahostsv4 example.org")
-        .unwrap()
-        .ok()
-        .unwrap()
-        .stdout;
+    let found = n1.sh("getent ahostsv4 example.org").unwrap().ok().unwrap().stdout;
     assert!(found.contains("192.0.2.53"), "{found}");
-    assert!(
-        !n1.sh("getent ahostsv4 missing.example.org")
-            .unwrap()
-            .success()
-    );
+    assert!(!n1.sh("getent ahostsv4 missing.example.org").unwrap().success());
 
     // A stream arrives whole.
     let transfer: Transfer = client
-        .run(&[
-            "lab-tool",
-            "fetch",
-            "--to",
-            &n1.at(80),
-            "--octets",
-            "3000000",
-        ])
+        .run(&["lab-tool", "fetch", "--to", &n1.at(80), "--octets", "3000000"])
         .unwrap()
         .json()
         .unwrap();
@@ -154,21 +114,11 @@ fn hosts_are_apart_and_reach_each_other() {
 fn a_cut_cable_is_seen_and_healed() {
     let lab = Lab::new("cut", options(1)).unwrap();
     let (n1, client) = (lab.host("n1").unwrap(), lab.client().unwrap());
-    n1.serve("web", &["lab-tool", "serve", "--port", "80"])
-        .unwrap();
+    n1.serve("web", &["lab-tool", "serve", "--port", "80"]).unwrap();
     let to = n1.at(80);
     let ask = || -> Tally {
         client
-            .run(&[
-                "lab-tool",
-                "tally",
-                "--to",
-                &to,
-                "-n",
-                "1",
-                "--timeout-ms",
-                "200",
-            ])
+            .run(&["lab-tool", "tally", "--to", &to, "-n", "1", "--timeout-ms", "200"])
             .unwrap()
             .json()
             .unwrap()
@@ -189,19 +139,11 @@ fn a_cut_cable_is_seen_and_healed() {
 fn processes_are_waited_for_signalled_and_killed() {
     let lab = Lab::new("processes", options(1)).unwrap();
     let n1 = lab.host("n1").unwrap();
-    assert_eq!(
-        n1.run(&["sh", "-c", "echo out; echo err >&2; exit 7"])
-            .unwrap()
-            .code,
-        7
-    );
+    assert_eq!(n1.run(&["sh", "-c", "echo out; echo err >&2; exit 7"]).unwrap().code, 7);
     let mut sleeper = n1
         .spawn("sleeper", &["sh", "-c", "echo started; exec sleep 600"])
         .unwrap();
-    assert_eq!(
-        sleeper.line("started", Duration::from_secs(5)).unwrap(),
-        "started"
-    );
+    assert_eq!(sleeper.line("started", Duration::from_secs(5)).unwrap(), "started");
     assert_eq!(sleeper.ended(), None);
     let pid = sleeper.pid().unwrap();
     assert!(Path::new(&format!("/proc/{pid}")).exists());
@@ -210,14 +152,8 @@ fn processes_are_waited_for_signalled_and_killed() {
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
 
     let mut early = n1.spawn("early", &["sh", "-c", "echo no; exit 3"]).unwrap();
-    let error = early
-        .line("yes", Duration::from_secs(5))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("ended with 3") && error.contains("no"),
-        "{error}"
-    );
+    let error = early.line("yes", Duration::from_secs(5)).unwrap_err().to_string();
+    assert!(error.contains("ended with 3") && error.contains("no"), "{error}");
 }
 
 #[test]
@@ -227,26 +163,15 @@ fn a_task_namespace_of_a_host_can_be_entered() {
     let path = n1.make_netns("t1").unwrap();
     assert!(n1.sh(&format!("test -e {path}")).unwrap().success());
     assert!(!Path::new("/run/netns/t1").exists());
-    n1.serve_in_netns(
-        "t1",
-        "inner",
-        &["lab-tool", "serve", "--port", "80", "--task", "inner"],
-    )
-    .unwrap();
+    n1.serve_in_netns("t1", "inner", &["lab-tool", "serve", "--port", "80", "--task", "inner"])
+        .unwrap();
     let tally: Tally = n1
-        .in_netns(
-            "t1",
-            &["lab-tool", "tally", "--to", "127.0.0.1:80", "-n", "2"],
-        )
+        .in_netns("t1", &["lab-tool", "tally", "--to", "127.0.0.1:80", "-n", "2"])
         .unwrap()
         .json()
         .unwrap();
     assert_eq!(tally.answered.get("n1/inner"), Some(&2));
-    let outside: Tally = n1
-        .sh("lab-tool tally --to 127.0.0.1:80 -n 1")
-        .unwrap()
-        .json()
-        .unwrap();
+    let outside: Tally = n1.sh("lab-tool tally --to 127.0.0.1:80 -n 1").unwrap().json().unwrap();
     assert_eq!(
         outside.failed.get("refused"),
         Some(&1),
@@ -261,8 +186,7 @@ fn owner_that_will_be_killed() {
     let lab = Lab::new("killed", options(1)).unwrap();
     let n1 = lab.host("n1").unwrap();
     n1.make_netns("inner").unwrap();
-    n1.serve("web", &["lab-tool", "serve", "--port", "80"])
-        .unwrap();
+    n1.serve("web", &["lab-tool", "serve", "--port", "80"]).unwrap();
     println!("FOLDER {}", lab.folder().display());
     println!("INIT {}", n1.init_pid());
     std::thread::sleep(Duration::from_secs(600));
@@ -284,12 +208,7 @@ fn processes_that_mention(text: &str) -> Vec<String> {
 #[test]
 fn kill_9_of_the_owner_leaves_nothing() {
     let mut owner = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--exact",
-            "--nocapture",
-            "owner_that_will_be_killed",
-        ])
+        .args(["--ignored", "--exact", "--nocapture", "owner_that_will_be_killed"])
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .process_group(0)
@@ -314,21 +233,28 @@ fn kill_9_of_the_owner_leaves_nothing() {
 
     owner.kill().unwrap();
     owner.wait().unwrap();
-    eventually(
-        "every process of the lab to end",
-        Duration::from_secs(10),
-        || {
-            Ok(processes_that_mention(&folder).is_empty()
-                && !Path::new(&format!("/proc/{init}/ns/net")).exists())
-        },
-    )
+    eventually("every process of the lab to end", Duration::from_secs(10), || {
+        Ok(processes_that_mention(&folder).is_empty() && !Path::new(&format!("/proc/{init}/ns/net")).exists())
+    })
     .unwrap();
-    // Only logs are left, and the next lab sweeps them.
-    let next = Lab::new("after", options(0)).unwrap();
-    assert!(!Path::new(&folder).exists());
-    let own = next.folder().to_owned();
+    eventually("the last anchor to remove the folder", Duration::from_secs(5), || {
+        Ok(!Path::new(&folder).exists())
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_folder_that_nobody_owns_is_swept_and_a_living_one_is_not() {
+    let lab = Lab::new("owned", options(0)).unwrap();
+    let own = lab.folder().to_owned();
+    let dead = own.parent().unwrap().join(format!("dead-{}", std::process::id()));
+    std::fs::create_dir(&dead).unwrap();
+    // No process has this number: it is above the kernel's limit (PID_MAX_LIMIT, linux/threads.h).
+    std::fs::write(dead.join("owner"), "4194305 1\n").unwrap();
+    lab::sweep();
+    assert!(!dead.exists());
     assert!(own.is_dir());
-    drop(next);
+    drop(lab);
     assert!(!own.exists());
 }
 
@@ -368,16 +294,12 @@ fn a_kept_lab_lives_on_until_it_is_ended() {
             .env("NETD_LAB_DIR", &base)
             .output()
             .unwrap();
-        assert!(
-            out.status.success(),
-            "{}",
-            String::from_utf8_lossy(&out.stdout)
-        );
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
     };
     run("owner_that_keeps");
     let mention = base.display().to_string();
     assert!(!processes_that_mention(&mention).is_empty(), "it lives on");
-    assert!(processes_that_mention("lab-tool serve --port 80").len() > 0);
+    assert!(!processes_that_mention("lab-tool serve --port 80").is_empty());
     run("ends_what_is_kept");
     eventually("the kept lab to end", Duration::from_secs(10), || {
         Ok(processes_that_mention(&mention).is_empty())

@@ -69,14 +69,8 @@ fn main() -> ExitCode {
 fn hold(args: &HostArgs) -> anyhow::Result<ExitCode> {
     // Ctrl-C at the terminal is for the owner, who ends its hosts in its own way.
     setsid().context("leaving the terminal")?;
-    unshare(
-        CloneFlags::CLONE_NEWNET
-            | CloneFlags::CLONE_NEWNS
-            | CloneFlags::CLONE_NEWPID
-            | CloneFlags::CLONE_NEWUTS
-            | CloneFlags::CLONE_NEWIPC,
-    )
-    .context("making the namespaces of a host; try: as root, on a kernel with CONFIG_NET_NS and CONFIG_PID_NS")?;
+    unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC)
+        .context("making the namespaces of a host; try: as root, on a kernel with CONFIG_NET_NS and CONFIG_PID_NS")?;
     let mut init = Command::new("/proc/self/exe");
     init.arg0("lab-init")
         .arg("init")
@@ -89,6 +83,7 @@ fn hold(args: &HostArgs) -> anyhow::Result<ExitCode> {
     let mut init = init.spawn().context("starting PID 1 of the host")?;
     say(&format!("init {}", init.id()));
     let status = init.wait().context("waiting for PID 1 of the host")?;
+    lab::leave(&args.run_dir);
     Ok(if status.success() {
         ExitCode::SUCCESS
     } else {
@@ -115,8 +110,8 @@ fn init(args: &HostArgs) -> anyhow::Result<ExitCode> {
     let mut children = SigSet::empty();
     children.add(Signal::SIGCHLD);
     children.thread_block().context("blocking SIGCHLD")?;
-    let children = SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .context("making a signalfd")?;
+    let children =
+        SignalFd::with_flags(&children, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("making a signalfd")?;
     say("ready");
     let stdin = std::io::stdin();
     let mut stays = false;
@@ -151,29 +146,24 @@ fn reap() {
 
 fn mounts(args: &HostArgs) -> anyhow::Result<()> {
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("making all mounts private")?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making all mounts private")?;
     fresh("proc", Path::new("/proc"))?;
     fresh("sysfs", Path::new("/sys"))?;
     fresh("bpf", Path::new("/sys/fs/bpf")).context("try: a kernel with CONFIG_BPF_SYSCALL")?;
 
     // Both may lie below /run, or lead there by a link: taken hold of before /run is covered.
-    let run_dir = fs::File::open(&args.run_dir)
-        .with_context(|| format!("opening {}", args.run_dir.display()))?;
-    let resolv_target =
-        fs::canonicalize("/etc/resolv.conf").unwrap_or_else(|_| PathBuf::from("/etc/resolv.conf"));
-    let resolv_inside = fs::File::open(&args.resolv_conf)
-        .with_context(|| format!("opening {}", args.resolv_conf.display()))?;
+    let run_dir = fs::File::open(&args.run_dir).with_context(|| format!("opening {}", args.run_dir.display()))?;
+    let resolv_target = fs::canonicalize("/etc/resolv.conf").unwrap_or_else(|_| PathBuf::from("/etc/resolv.conf"));
+    let resolv_inside =
+        fs::File::open(&args.resolv_conf).with_context(|| format!("opening {}", args.resolv_conf.display()))?;
     fresh("tmpfs", Path::new("/run"))?;
-    fs::create_dir_all(&args.run_dir)
-        .with_context(|| format!("making {}", args.run_dir.display()))?;
+    fs::create_dir_all(&args.run_dir).with_context(|| format!("making {}", args.run_dir.display()))?;
     bind(run_dir.as_raw_fd(), &args.run_dir)?;
     if resolv_target.starts_with("/run") {
         if let Some(parent) = resolv_target.parent() {
             fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
         }
-        fs::write(&resolv_target, "")
-            .with_context(|| format!("making {}", resolv_target.display()))?;
+        fs::write(&resolv_target, "").with_context(|| format!("making {}", resolv_target.display()))?;
     }
     bind(resolv_inside.as_raw_fd(), &resolv_target)
 }
@@ -186,14 +176,8 @@ fn fresh(kind: &str, at: &Path) -> anyhow::Result<()> {
 
 fn bind(fd: i32, at: &Path) -> anyhow::Result<()> {
     let source = format!("/proc/self/fd/{fd}");
-    mount(
-        Some(source.as_str()),
-        at,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .with_context(|| format!("binding a file of the lab on {}", at.display()))
+    mount(Some(source.as_str()), at, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("binding a file of the lab on {}", at.display()))
 }
 
 /// One line to whoever started the lab. It may have gone: then there is nobody to tell.

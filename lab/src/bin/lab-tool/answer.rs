@@ -75,9 +75,7 @@ impl Server {
         while sent < octets {
             let at = usize::try_from(sent % PATTERN as u64).unwrap_or(0);
             let rest = self.pattern.get(at..).unwrap_or_default();
-            let mut n = rest
-                .len()
-                .min(usize::try_from(octets - sent).unwrap_or(usize::MAX));
+            let mut n = rest.len().min(usize::try_from(octets - sent).unwrap_or(usize::MAX));
             if rate > 0 {
                 // Portions of about 10 ms keep a stream steady, so that a gap in it is the network's.
                 n = n.min(usize::try_from(rate / 100).unwrap_or(usize::MAX).max(1));

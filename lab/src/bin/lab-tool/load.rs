@@ -138,17 +138,12 @@ fn upload(to: SocketAddr, time: Duration) -> anyhow::Result<(u64, u64)> {
     while start.elapsed() < time {
         stream.write_all(&data).context("writing")?;
     }
-    stream
-        .shutdown(Shutdown::Write)
-        .context("ending the stream")?;
+    stream.shutdown(Shutdown::Write).context("ending the stream")?;
     let mut line = String::new();
     BufReader::new(stream)
         .read_line(&mut line)
         .context("reading the server's count")?;
-    let (octets, wrong) = line
-        .trim()
-        .split_once(' ')
-        .context("the server told no count")?;
+    let (octets, wrong) = line.trim().split_once(' ').context("the server told no count")?;
     Ok((
         octets.parse().context("reading the count")?,
         wrong.parse().context("reading the count")?,

@@ -25,10 +25,8 @@ const A: u16 = 1;
 const AAAA: u16 = 28;
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
-    let udp =
-        UdpSocket::bind(args.listen).with_context(|| format!("listening on {}", args.listen))?;
-    let tcp =
-        TcpListener::bind(args.listen).with_context(|| format!("listening on {}", args.listen))?;
+    let udp = UdpSocket::bind(args.listen).with_context(|| format!("listening on {}", args.listen))?;
+    let tcp = TcpListener::bind(args.listen).with_context(|| format!("listening on {}", args.listen))?;
     println!("ready: names on {}", args.listen);
     let (v4, v6) = (args.v4, args.v6);
     std::thread::spawn(move || {

@@ -35,8 +35,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         name: format!("{}/{}", host.display(), args.task),
         pattern: pattern(),
     });
-    let (tcp, udp) =
-        sockets(args.port).with_context(|| format!("listening on port {}", args.port))?;
+    let (tcp, udp) = sockets(args.port).with_context(|| format!("listening on port {}", args.port))?;
     println!("ready: {} on port {}", server.name, args.port);
     let tcp = Arc::new(tcp);
     let idle = Arc::new(AtomicUsize::new(0));
@@ -65,12 +64,7 @@ fn sockets(port: u16) -> std::io::Result<(TcpListener, UdpSocket)> {
 
 /// A thread that accepts and serves. Threads that wait in accept(2) cost a connection no thread of its own, so the
 /// server is not what a benchmark measures.
-fn accept(
-    server: &Arc<Server>,
-    tcp: &Arc<TcpListener>,
-    idle: &Arc<AtomicUsize>,
-    all: &Arc<AtomicUsize>,
-) {
+fn accept(server: &Arc<Server>, tcp: &Arc<TcpListener>, idle: &Arc<AtomicUsize>, all: &Arc<AtomicUsize>) {
     if all.fetch_add(1, Ordering::Relaxed) >= MOST_THREADS {
         all.fetch_sub(1, Ordering::Relaxed);
         return;

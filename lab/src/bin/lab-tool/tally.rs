@@ -102,12 +102,7 @@ fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
         ..Tally::default()
     };
     let mut last = start;
-    for Try {
-        started,
-        ended,
-        result,
-    } in tries
-    {
+    for Try { started, ended, result } in tries {
         match result {
             Ok(Answer { who, seen_as, own }) => {
                 tally.longest_gap_ms = tally.longest_gap_ms.max(millis(ended - last));
@@ -121,10 +116,8 @@ fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
             }
             Err(kind) => {
                 *tally.failed.entry(kind).or_default() += 1;
-                tally.first_failure_at =
-                    Some(tally.first_failure_at.map_or(started, |t| t.min(started)));
-                tally.last_failure_at =
-                    Some(tally.last_failure_at.map_or(started, |t| t.max(started)));
+                tally.first_failure_at = Some(tally.first_failure_at.map_or(started, |t| t.min(started)));
+                tally.last_failure_at = Some(tally.last_failure_at.map_or(started, |t| t.max(started)));
             }
         }
     }

@@ -115,9 +115,6 @@ fn unhex(text: &str) -> anyhow::Result<Vec<u8>> {
     }
     (0..text.len())
         .step_by(2)
-        .map(|i| {
-            u8::from_str_radix(text.get(i..i + 2).unwrap_or_default(), 16)
-                .context("--hex wants hex digits")
-        })
+        .map(|i| u8::from_str_radix(text.get(i..i + 2).unwrap_or_default(), 16).context("--hex wants hex digits"))
         .collect()
 }
