@@ -37,6 +37,13 @@ pub struct PortSpec {
     pub proto: Proto,
 }
 
+impl PortSpec {
+    /// `80/tcp`: what is unique in the cluster, the key of `Service::ports`.
+    pub fn key(&self) -> crate::intent::PortKey {
+        format!("{}/{}", self.published, self.proto)
+    }
+}
+
 impl fmt::Display for PortSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.published == self.target {

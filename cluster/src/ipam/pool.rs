@@ -1,0 +1,121 @@
+use std::collections::{BTreeSet, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+/// Numbers of a range, given out in a circle: the one after the last given, so that a number comes back as late as the
+/// range allows, and never before its rest is over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pool {
+    /// Lowest that may be claimed.
+    low: u32,
+    /// Lowest that is given out unasked.
+    first: u32,
+    end: u32,
+    next: u32,
+    used: BTreeSet<u32>,
+    /// In the order in which their rest ends: rests of one pool are equally long and log time never goes back.
+    resting: VecDeque<(u64, u32)>,
+    /// The numbers of `resting`.
+    rests: BTreeSet<u32>,
+}
+
+/// Why a chosen number cannot be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Taken {
+    /// It lies outside the range.
+    Outside,
+    /// Somebody has it.
+    Used,
+    /// It was used not long ago; ms of log time until it is free.
+    Resting(u64),
+}
+
+impl Pool {
+    /// The numbers `first..end`, none in use.
+    pub fn new(range: std::ops::Range<u32>) -> Pool {
+        Pool {
+            low: range.start,
+            first: range.start,
+            end: range.end,
+            next: range.start,
+            used: BTreeSet::new(),
+            resting: VecDeque::new(),
+            rests: BTreeSet::new(),
+        }
+    }
+
+    /// Also lets the numbers from `low` on be claimed, which are never given out unasked.
+    pub fn claimable_from(mut self, low: u32) -> Pool {
+        self.low = low.min(self.first);
+        self
+    }
+
+    /// Gives out a number; `None`: all are used or rest.
+    pub fn take(&mut self, now_ms: u64) -> Option<u32> {
+        self.wake(now_ms);
+        let got = self
+            .free(self.next, self.end)
+            .or_else(|| self.free(self.first, self.next))?;
+        self.used.insert(got);
+        self.next = if got + 1 < self.end { got + 1 } else { self.first };
+        Some(got)
+    }
+
+    /// The lowest of `from..to` that is neither used nor rests.
+    fn free(&self, from: u32, to: u32) -> Option<u32> {
+        if from >= to {
+            return None;
+        }
+        let mut used = self.used.range(from..to).copied().peekable();
+        let mut rests = self.rests.range(from..to).copied().peekable();
+        (from..to).find(|n| used.next_if_eq(n).is_none() && rests.next_if_eq(n).is_none())
+    }
+
+    /// Gives out this very number.
+    pub fn claim(&mut self, number: u32, now_ms: u64) -> Result<(), Taken> {
+        if !(self.low..self.end).contains(&number) {
+            return Err(Taken::Outside);
+        }
+        if self.used.contains(&number) {
+            return Err(Taken::Used);
+        }
+        self.wake(now_ms);
+        if let Some((until, _)) = self.resting.iter().find(|r| r.1 == number) {
+            return Err(Taken::Resting(until - now_ms));
+        }
+        self.used.insert(number);
+        Ok(())
+    }
+
+    /// Takes a number back; nobody gets it for `rest_ms`.
+    pub fn release(&mut self, number: u32, now_ms: u64, rest_ms: u64) {
+        if self.used.remove(&number) {
+            self.resting.push_back((now_ms.saturating_add(rest_ms), number));
+            self.rests.insert(number);
+        }
+        self.wake(now_ms);
+    }
+
+    /// Undoes [`Pool::take`] or [`Pool::claim`]: the number was never seen by anybody and needs no rest.
+    pub fn give_back(&mut self, number: u32) {
+        self.used.remove(&number);
+    }
+
+    /// How many are in use.
+    pub fn used(&self) -> usize {
+        self.used.len()
+    }
+
+    /// How many there are.
+    pub fn size(&self) -> u32 {
+        self.end - self.first
+    }
+
+    fn wake(&mut self, now_ms: u64) {
+        while self.resting.front().is_some_and(|r| r.0 <= now_ms) {
+            if let Some((_, n)) = self.resting.pop_front() {
+                self.rests.remove(&n);
+            }
+        }
+    }
+}

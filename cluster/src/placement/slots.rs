@@ -1,0 +1,82 @@
+//! Arithmetic on sets of slots as sorted, disjoint, non-adjacent ranges: the cost counts ranges, not slots.
+
+use model::intent::SlotSet;
+
+/// All slots of `a` and of `b`, which have none in common.
+pub fn union(a: &SlotSet, b: &SlotSet) -> SlotSet {
+    let mut all: Vec<(u32, u32)> = a.0.iter().chain(&b.0).copied().collect();
+    all.sort_unstable();
+    normal(all)
+}
+
+/// Joins sorted ranges that touch or overlap.
+pub fn normal(sorted: Vec<(u32, u32)>) -> SlotSet {
+    let mut out: Vec<(u32, u32)> = Vec::with_capacity(sorted.len());
+    for (from, to) in sorted {
+        match out.last_mut() {
+            Some((_, end)) if from <= end.saturating_add(1) => *end = (*end).max(to),
+            _ => out.push((from, to)),
+        }
+    }
+    SlotSet(out)
+}
+
+/// The lowest `n` numbers from 1 on that are not in `used`.
+pub fn lowest_free(used: &SlotSet, n: u32) -> SlotSet {
+    let mut out = Vec::new();
+    let (mut at, mut left) = (1u32, n);
+    let ends = used.0.iter().copied().chain([(u32::MAX, u32::MAX)]);
+    for (from, to) in ends {
+        let gap = from.saturating_sub(at).min(left);
+        if gap > 0 {
+            out.push((at, at + (gap - 1)));
+            left -= gap;
+        }
+        if left == 0 {
+            break;
+        }
+        at = to.saturating_add(1);
+    }
+    SlotSet(out)
+}
+
+/// Takes the lowest `n` slots out of `set`; fewer, if it has fewer.
+pub fn take_lowest(set: &mut SlotSet, n: u32) -> SlotSet {
+    let mut out = Vec::new();
+    let mut left = n;
+    let mut whole = 0;
+    for range in &mut set.0 {
+        let len = range.1 - range.0 + 1;
+        if left == 0 {
+            break;
+        }
+        if len <= left {
+            out.push(*range);
+            left -= len;
+            whole += 1;
+        } else {
+            out.push((range.0, range.0 + left - 1));
+            range.0 += left;
+            left = 0;
+        }
+    }
+    set.0.drain(..whole);
+    SlotSet(out)
+}
+
+/// Drops the highest `n` slots of `set`.
+pub fn drop_highest(set: &mut SlotSet, n: u32) {
+    let mut left = n;
+    while left > 0
+        && let Some(range) = set.0.last_mut()
+    {
+        let len = range.1 - range.0 + 1;
+        if len <= left {
+            left -= len;
+            set.0.pop();
+        } else {
+            range.1 -= left;
+            left = 0;
+        }
+    }
+}

@@ -1,0 +1,291 @@
+use std::{collections::BTreeMap, fmt};
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use model::{
+    ApiError, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
+    intent::{Availability, Role},
+};
+use serde::{Deserialize, Serialize};
+
+/// An entry of the log: a command and what makes it safe to send twice.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Random id chosen by the proposer: a retry with the same id is applied once and gets the first answer.
+    pub request: u128,
+    /// Log time, ms: advanced by the leader's monotonic clock. One that lies behind the state's is read as the state's.
+    pub time_ms: u64,
+    /// What to do.
+    pub command: Command,
+}
+
+/// First octet of an encoded [`Envelope`].
+const FORMAT: u8 = 1;
+
+/// Longest encoded [`Envelope`], octets: bounds what one request can make every manager keep.
+pub const MAX_COMMAND: usize = 1 << 20;
+
+/// Why bytes are no [`Envelope`].
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CodecError {
+    /// Written by a newer netd.
+    #[error("the command has format {0}, this netd knows {FORMAT}; try: upgrade netd on this node")]
+    Newer(u8),
+    /// Not what was written.
+    #[error("the command cannot be read: {0}; try: netctl cluster leave --force and join again")]
+    Malformed(String),
+    /// Beyond [`MAX_COMMAND`].
+    #[error("the command has {0} octets, more than {MAX_COMMAND}; try: a shorter command or environment")]
+    TooLong(usize),
+}
+
+impl Envelope {
+    /// As octets of the log.
+    pub fn encode(&self) -> Result<Vec<u8>, CodecError> {
+        let out = postcard::to_extend(self, vec![FORMAT]).map_err(|e| CodecError::Malformed(e.to_string()))?;
+        if out.len() > MAX_COMMAND {
+            return Err(CodecError::TooLong(out.len()));
+        }
+        Ok(out)
+    }
+
+    /// Reads [`Envelope::encode`].
+    pub fn decode(bytes: &[u8]) -> Result<Envelope, CodecError> {
+        match bytes.split_first() {
+            Some((&FORMAT, body)) => match postcard::take_from_bytes(body) {
+                Ok((envelope, [])) => Ok(envelope),
+                Ok((_, rest)) => Err(CodecError::Malformed(format!("{} octets too many", rest.len()))),
+                Err(e) => Err(CodecError::Malformed(e.to_string())),
+            },
+            Some((&f, _)) if f > FORMAT => Err(CodecError::Newer(f)),
+            Some((&f, _)) => Err(CodecError::Malformed(format!("format {f}"))),
+            None => Err(CodecError::Malformed("empty".into())),
+        }
+    }
+}
+
+/// A change of intent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first command of a log. Answer: [`Applied::Node`].
+    InitCluster(InitCluster),
+    /// A node joins; one whose key is known gets the id it has. Answer: [`Applied::Node`].
+    AddNode(NewNode),
+    /// A node is gone for good: its slots move, its blocks rest. The last manager cannot go.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// The leader's verdict after the grace time, and its end.
+    SetNodeDown {
+        /// Which.
+        node: NodeId,
+        /// Its slots move (`true`), or it may be given new ones again.
+        down: bool,
+    },
+    /// Active, pause, drain.
+    SetAvailability {
+        /// Which.
+        node: NodeId,
+        /// What.
+        availability: Availability,
+    },
+    /// Answer: [`Applied::Network`].
+    CreateNetwork {
+        /// Name, not taken yet.
+        name: Name,
+        /// What was asked for.
+        spec: NetworkSpec,
+        /// Routes of hosts, as the proposer knows them; default routes do not count.
+        avoid: Vec<IpNet>,
+    },
+    /// Refused while a service is on it.
+    RemoveNetwork {
+        /// Name.
+        name: Name,
+    },
+    /// Answer: [`Applied::Service`].
+    CreateService {
+        /// Name, not taken yet.
+        name: Name,
+        /// What was asked for.
+        spec: ServiceSpec,
+    },
+    /// Changes what is named. Answer: [`Applied::Service`].
+    UpdateService {
+        /// Name.
+        name: Name,
+        /// What changes.
+        update: ServiceUpdate,
+    },
+    /// Answer: [`Applied::Service`].
+    Scale {
+        /// Name.
+        name: Name,
+        /// Tasks.
+        replicas: u32,
+    },
+    /// Its tasks stop, its numbers rest.
+    RemoveService {
+        /// Name.
+        name: Name,
+    },
+    /// Adds a published port; one that it has already is no change.
+    Publish {
+        /// Service.
+        service: Name,
+        /// Port.
+        port: PortSpec,
+    },
+    /// Takes a published port away.
+    Unpublish {
+        /// Service.
+        service: Name,
+        /// Port; the target counts only if it differs from the published one.
+        port: PortSpec,
+    },
+    /// Gives a node one more block of a network. Answer: [`Applied::Block`].
+    AssignBlock {
+        /// To whom.
+        node: NodeId,
+        /// Of which network.
+        vni: Vni,
+    },
+    /// A node gives blocks back; they rest.
+    ReleaseBlocks {
+        /// Whose.
+        node: NodeId,
+        /// Of which network.
+        vni: Vni,
+        /// Which; those that it does not hold are passed over.
+        blocks: Vec<u32>,
+    },
+    /// Replaces (`Some`) or forgets (`None`) what managers keep secret.
+    SetSecrets(BTreeMap<String, Option<Secret>>),
+}
+
+/// Body of [`Command::InitCluster`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InitCluster {
+    /// Random id, 32 hex digits.
+    pub cluster: String,
+    /// The first manager.
+    pub node: NewNode,
+    /// Pool that networks without a subnet are cut from, /8 to /24, in /16s.
+    pub pool: Ipv4Net,
+    /// Random ULA prefix (RFC 4193), /48.
+    pub ula: Ipv6Net,
+    /// The network `default`.
+    pub default_network: NetworkSpec,
+    /// As for [`Command::CreateNetwork`].
+    pub avoid: Vec<IpNet>,
+    /// First secrets.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+/// A node that joins.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewNode {
+    /// Host name.
+    pub hostname: String,
+    /// Role.
+    pub role: Role,
+    /// Ed25519 public key, 32 octets.
+    pub key: Vec<u8>,
+    /// `ip:port` of the managers' RPC, managers only.
+    pub rpc: Option<String>,
+}
+
+/// What changes in a service; what is `None` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ServiceUpdate {
+    /// Networks.
+    pub networks: Option<Vec<Name>>,
+    /// Tasks.
+    pub replicas: Option<u32>,
+    /// Command and arguments.
+    pub command: Option<Vec<String>>,
+    /// Environment.
+    pub env: Option<BTreeMap<String, String>>,
+    /// All published ports.
+    pub publish: Option<Vec<PortSpec>>,
+    /// SIGTERM to SIGKILL, ms.
+    pub stop_grace_ms: Option<u64>,
+    /// Drain, ms.
+    pub drain_timeout_ms: Option<u64>,
+    /// Endpoints by hand.
+    pub attachable: Option<bool>,
+}
+
+/// Octets that never appear in a log line.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Secret(pub Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Secret({} octets)", self.0.len())
+    }
+}
+
+/// What a command gave out. The rest is read from the intent of its revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Applied {
+    /// Done.
+    Done,
+    /// It was so already.
+    Unchanged,
+    /// A node.
+    Node(NodeId),
+    /// A network.
+    Network {
+        /// Its VNI.
+        vni: Vni,
+        /// IPv4.
+        subnet: Ipv4Net,
+        /// IPv6.
+        subnet6: Option<Ipv6Net>,
+    },
+    /// A service.
+    Service {
+        /// Its index.
+        index: u32,
+    },
+    /// A block.
+    Block(u32),
+}
+
+/// Why a command was not carried out; nothing of it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}; try: {hint}")]
+pub struct Refusal {
+    /// Kind.
+    pub code: Code,
+    /// What and why.
+    pub message: String,
+    /// What to try.
+    pub hint: String,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: Code, message: impl Into<String>, hint: impl Into<String>) -> Refusal {
+        Refusal {
+            code,
+            message: message.into(),
+            hint: hint.into(),
+        }
+    }
+    pub(crate) fn invalid(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
+        Refusal::new(Code::Invalid, message, hint)
+    }
+    pub(crate) fn conflict(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
+        Refusal::new(Code::Conflict, message, hint)
+    }
+    pub(crate) fn not_found(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
+        Refusal::new(Code::NotFound, message, hint)
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(r: Refusal) -> ApiError {
+        ApiError::new(r.code, r.message, r.hint)
+    }
+}

@@ -1,0 +1,235 @@
+//! The replicated state machine: what every manager holds after the same entries of the log.
+//!
+//! [`State::apply`] is the only way to change it. It is a pure function of the state and the entry: no clock (log time
+//! comes with the entry), no randomness (ids of requests and the ULA prefix do too). A refused command changes nothing
+//! but the memory of its request.
+
+mod command;
+mod networks;
+mod nodes;
+mod place;
+mod requests;
+mod services;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use ipnet::{Ipv4Net, Ipv6Net};
+use model::{
+    Intent, Name, NodeId, Vni,
+    intent::{BLOCK, PortKey},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::ipam::Pool;
+
+pub use command::{
+    Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
+};
+pub use requests::{Outcome, REMEMBERED};
+pub use snapshot::SnapshotError;
+
+/// Highest index of a published port's mark: the mark is `0x6e000000 + index` and must stay below 0x6f000000
+/// (CONTRACTS, IPVS numbers).
+const MARK_MAX: u32 = 0x00ff_ffff;
+/// Highest index of a service.
+const SERVICE_MAX: u32 = u32::MAX - 1;
+
+/// All that the log has agreed on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// The part that is no secret; shared with readers, copied when it is changed while they hold it.
+    #[serde(with = "shared")]
+    intent: Arc<Intent>,
+    /// Index of the last entry, changed or not.
+    applied: u64,
+    /// Log time, ms.
+    now_ms: u64,
+    /// Set by `InitCluster`.
+    pools: Option<Pools>,
+    /// What managers alone may know.
+    secrets: BTreeMap<String, Secret>,
+    next_node: u64,
+    vnis: Pool,
+    indices: Pool,
+    marks: Pool,
+    /// Offsets of VIPs and numbers of blocks, per network.
+    nets: BTreeMap<Vni, NetPools>,
+    requests: requests::Requests,
+    /// Tasks per node in all: derived from the placements.
+    #[serde(skip)]
+    loads: BTreeMap<NodeId, u64>,
+    /// Who holds a published port: derived from the services.
+    #[serde(skip)]
+    ports: BTreeMap<PortKey, Name>,
+}
+
+/// Where subnets come from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Pools {
+    v4: Ipv4Net,
+    ula: Ipv6Net,
+    next_v4: u32,
+    next_v6: u32,
+}
+
+/// What a network gives out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct NetPools {
+    vips: Pool,
+    blocks: Pool,
+}
+
+impl NetPools {
+    fn new(n: &model::intent::Network) -> NetPools {
+        NetPools {
+            vips: Pool::new(1..n.vip_pool().max(BLOCK)),
+            blocks: Pool::new(n.block_numbers()),
+        }
+    }
+}
+
+impl Default for State {
+    fn default() -> Self {
+        State {
+            intent: Arc::default(),
+            applied: 0,
+            now_ms: 0,
+            pools: None,
+            secrets: BTreeMap::new(),
+            next_node: 1,
+            vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
+            indices: Pool::new(1..SERVICE_MAX),
+            marks: Pool::new(1..MARK_MAX),
+            nets: BTreeMap::new(),
+            requests: requests::Requests::default(),
+            loads: BTreeMap::new(),
+            ports: BTreeMap::new(),
+        }
+    }
+}
+
+impl State {
+    /// Applies the entry at `index`. Returns the revision that holds the change, and what was given out; a request seen
+    /// before gets its first answer again, and nothing changes.
+    pub fn apply(&mut self, index: u64, envelope: &Envelope) -> Outcome {
+        self.applied = index;
+        self.now_ms = self.now_ms.max(envelope.time_ms);
+        if let Some(known) = self.requests.get(envelope.request) {
+            return known.clone();
+        }
+        let outcome = self.run(index, &envelope.command).map(|applied| {
+            // What changed nothing has no revision of its own: nobody needs to be told.
+            (self.intent.revision, applied)
+        });
+        self.requests.put(envelope.request, outcome.clone());
+        outcome
+    }
+
+    /// Tells that an entry without a command (a leader's first, a change of voters) was passed.
+    pub fn pass(&mut self, index: u64) {
+        self.applied = index;
+    }
+
+    fn run(&mut self, index: u64, command: &Command) -> Result<Applied, Refusal> {
+        match command {
+            Command::InitCluster(init) => self.init(index, init),
+            _ if self.pools.is_none() => Err(no_cluster()),
+            Command::AddNode(node) => self.add_node(index, node),
+            Command::RemoveNode { node } => self.remove_node(index, *node),
+            Command::SetNodeDown { node, down } => self.set_down(index, *node, *down),
+            Command::SetAvailability { node, availability } => self.set_availability(index, *node, *availability),
+            Command::CreateNetwork { name, spec, avoid } => self.create_network(index, name, spec, avoid),
+            Command::RemoveNetwork { name } => self.remove_network(index, name),
+            Command::CreateService { name, spec } => self.create_service(index, name, spec),
+            Command::UpdateService { name, update } => self.update_service(index, name, update),
+            Command::Scale { name, replicas } => self.update_service(
+                index,
+                name,
+                &ServiceUpdate {
+                    replicas: Some(*replicas),
+                    ..ServiceUpdate::default()
+                },
+            ),
+            Command::RemoveService { name } => self.remove_service(index, name),
+            Command::Publish { service, port } => self.publish(index, service, *port),
+            Command::Unpublish { service, port } => self.unpublish(index, service, *port),
+            Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
+            Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),
+            Command::SetSecrets(secrets) => self.set_secrets(secrets),
+        }
+    }
+
+    /// The part that every node may know; cheap.
+    pub fn intent(&self) -> Arc<Intent> {
+        Arc::clone(&self.intent)
+    }
+
+    /// Index of the last entry applied.
+    pub fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// Log time, ms. A new leader goes on from here.
+    pub fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// Whether `InitCluster` was applied.
+    pub fn is_initialised(&self) -> bool {
+        self.pools.is_some()
+    }
+
+    /// A secret by name.
+    pub fn secret(&self, name: &str) -> Option<&[u8]> {
+        self.secrets.get(name).map(|s| s.0.as_slice())
+    }
+
+    /// All secrets.
+    pub fn secrets(&self) -> &BTreeMap<String, Secret> {
+        &self.secrets
+    }
+
+    /// Pool that networks without a subnet are cut from.
+    pub fn default_pool(&self) -> Option<Ipv4Net> {
+        self.pools.as_ref().map(|p| p.v4)
+    }
+
+    /// The intent, to be changed by the entry at `index`.
+    fn change(&mut self, index: u64) -> &mut Intent {
+        let intent = Arc::make_mut(&mut self.intent);
+        intent.revision = index;
+        intent
+    }
+
+    fn set_secrets(&mut self, secrets: &BTreeMap<String, Option<Secret>>) -> Result<Applied, Refusal> {
+        for (name, secret) in secrets {
+            match secret {
+                Some(s) => self.secrets.insert(name.clone(), s.clone()),
+                None => self.secrets.remove(name),
+            };
+        }
+        Ok(Applied::Done)
+    }
+}
+
+fn no_cluster() -> Refusal {
+    Refusal::new(model::Code::NoCluster, "there is no cluster yet", "netctl cluster init")
+}
+
+/// An `Arc` as what it holds: serde's own feature for it would be switched on for every crate.
+mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(v: &Arc<T>, s: S) -> Result<S::Ok, S::Error> {
+        T::serialize(v, s)
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(d: D) -> Result<Arc<T>, D::Error> {
+        T::deserialize(d).map(Arc::new)
+    }
+}

@@ -1,0 +1,216 @@
+//! Commands about the cluster and its nodes.
+
+use model::{
+    Code, Name, NodeId,
+    intent::{Availability, Node, Role},
+};
+
+use super::{Applied, InitCluster, NewNode, Pools, Refusal, State};
+use crate::ipam::{self, BLOCK_REST_MS};
+
+/// Longest host name, octets (RFC 1035 2.3.4).
+const MAX_HOSTNAME: usize = 253;
+
+impl State {
+    pub(super) fn init(&mut self, index: u64, init: &InitCluster) -> Result<Applied, Refusal> {
+        if self.pools.is_some() {
+            return Err(Refusal::conflict(
+                format!("this node is in cluster {} already", self.intent.cluster),
+                "netctl status",
+            ));
+        }
+        if init.cluster.len() != 32 || !init.cluster.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(Refusal::invalid(
+                "the id of a cluster is 32 hexadecimal digits",
+                "netctl cluster init",
+            ));
+        }
+        ipam::check_v4(init.pool, 8, 24).map_err(|e| {
+            Refusal::invalid(
+                format!("the default pool {} cannot be used: {e}", init.pool),
+                "netctl cluster init --default-pool 10.128.0.0/9",
+            )
+        })?;
+        ipam::check_v6(init.ula, 48, 48).map_err(|e| {
+            Refusal::invalid(
+                format!("the IPv6 pool {} cannot be used: {e}", init.ula),
+                "a random prefix such as fd12:3456:789a::/48",
+            )
+        })?;
+        check_node(&init.node)?;
+        if init.node.role != Role::Manager {
+            return Err(Refusal::invalid(
+                "the first node of a cluster is a manager",
+                "netctl cluster init",
+            ));
+        }
+        let pools = Pools {
+            v4: init.pool,
+            ula: init.ula,
+            next_v4: 0,
+            next_v6: 0,
+        };
+        let name: Name = "default"
+            .parse()
+            .map_err(|_| Refusal::new(Code::Internal, "`default` is no name", "report this"))?;
+        // The network is the only part that can still be refused: so it is made first, and the pools are taken back.
+        self.pools = Some(pools);
+        if let Err(e) = self.create_network(index, &name, &init.default_network, &init.avoid) {
+            self.pools = None;
+            return Err(e);
+        }
+        self.change(index).cluster = init.cluster.to_ascii_lowercase();
+        self.secrets = init.secrets.clone();
+        Ok(Applied::Node(self.insert_node(index, &init.node)))
+    }
+
+    pub(super) fn add_node(&mut self, index: u64, node: &NewNode) -> Result<Applied, Refusal> {
+        check_node(node)?;
+        let known = self
+            .intent
+            .nodes
+            .iter()
+            .find(|(_, n)| n.key == node.key)
+            .map(|(id, n)| (*id, n.clone()));
+        let Some((id, old)) = known else {
+            let id = self.insert_node(index, node);
+            self.place_missing(index);
+            return Ok(Applied::Node(id));
+        };
+        if old.role != node.role {
+            return Err(Refusal::conflict(
+                format!("{id} ({}) is in the cluster with another role", old.hostname),
+                format!("netctl node rm {id}, then join again"),
+            ));
+        }
+        if old.hostname != node.hostname || old.rpc != node.rpc {
+            if let Some(n) = self.change(index).nodes.get_mut(&id) {
+                n.hostname.clone_from(&node.hostname);
+                n.rpc.clone_from(&node.rpc);
+            }
+        }
+        Ok(Applied::Node(id))
+    }
+
+    fn insert_node(&mut self, index: u64, node: &NewNode) -> NodeId {
+        let id = NodeId(self.next_node);
+        self.next_node += 1;
+        self.change(index).nodes.insert(
+            id,
+            Node {
+                hostname: node.hostname.clone(),
+                role: node.role,
+                availability: Availability::Active,
+                key: node.key.clone(),
+                down: false,
+                rpc: node.rpc.clone(),
+            },
+        );
+        id
+    }
+
+    pub(super) fn remove_node(&mut self, index: u64, id: NodeId) -> Result<Applied, Refusal> {
+        let node = self.node(id)?;
+        let managers = self.intent.nodes.values();
+        if node.role == Role::Manager && managers.filter(|n| n.role == Role::Manager).count() == 1 {
+            return Err(Refusal::conflict(
+                format!("{id} ({}) is the last manager: the cluster would end", node.hostname),
+                "netctl cluster leave --force on that node, to end the cluster",
+            ));
+        }
+        let now = self.now_ms;
+        let intent = self.change(index);
+        intent.nodes.remove(&id);
+        let mut freed = Vec::new();
+        for (vni, blocks) in &mut intent.blocks {
+            let mine = blocks.iter().filter(|(_, owner)| **owner == id);
+            freed.extend(mine.map(|(number, _)| (*vni, *number)));
+            blocks.retain(|_, owner| *owner != id);
+        }
+        intent.blocks.retain(|_, blocks| !blocks.is_empty());
+        for (vni, number) in freed {
+            if let Some(net) = self.nets.get_mut(&vni) {
+                net.blocks.release(number, now, BLOCK_REST_MS);
+            }
+        }
+        self.place_off(index, id);
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn set_down(&mut self, index: u64, id: NodeId, down: bool) -> Result<Applied, Refusal> {
+        if self.node(id)?.down == down {
+            return Ok(Applied::Unchanged);
+        }
+        if let Some(n) = self.change(index).nodes.get_mut(&id) {
+            n.down = down;
+        }
+        if down {
+            self.place_off(index, id);
+        } else {
+            self.place_missing(index);
+        }
+        Ok(Applied::Done)
+    }
+
+    pub(super) fn set_availability(
+        &mut self,
+        index: u64,
+        id: NodeId,
+        availability: Availability,
+    ) -> Result<Applied, Refusal> {
+        if self.node(id)?.availability == availability {
+            return Ok(Applied::Unchanged);
+        }
+        if let Some(n) = self.change(index).nodes.get_mut(&id) {
+            n.availability = availability;
+        }
+        match availability {
+            Availability::Active => self.place_missing(index),
+            Availability::Drain => self.place_off(index, id),
+            Availability::Pause => {}
+        }
+        Ok(Applied::Done)
+    }
+
+    /// A node, or the refusal that lists those there are.
+    pub(super) fn node(&self, id: NodeId) -> Result<&Node, Refusal> {
+        self.intent.nodes.get(&id).ok_or_else(|| {
+            let known: Vec<String> = self.intent.nodes.keys().map(NodeId::to_string).collect();
+            Refusal::not_found(
+                format!("there is no node {id}; nodes: {}", listed(known)),
+                "netctl node ls",
+            )
+        })
+    }
+}
+
+fn check_node(node: &NewNode) -> Result<(), Refusal> {
+    if node.key.len() != 32 {
+        return Err(Refusal::invalid(
+            format!("the node's key has {} octets, Ed25519 keys have 32", node.key.len()),
+            "netctl cluster join",
+        ));
+    }
+    let name = &node.hostname;
+    if name.is_empty() || name.len() > MAX_HOSTNAME || name.chars().any(char::is_control) {
+        return Err(Refusal::invalid(
+            format!("the host name {name:?} is empty, longer than {MAX_HOSTNAME}, or has control characters"),
+            "hostnamectl set-hostname NAME",
+        ));
+    }
+    Ok(())
+}
+
+/// At most ten of `all`, and how many more there are.
+pub(super) fn listed(all: Vec<String>) -> String {
+    const SHOWN: usize = 10;
+    if all.is_empty() {
+        return "none".into();
+    }
+    let more = all.len().saturating_sub(SHOWN);
+    let mut text = all.into_iter().take(SHOWN).collect::<Vec<_>>().join(", ");
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}

@@ -1,0 +1,373 @@
+//! Commands about services and their published ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use model::{
+    Name, PortSpec, ServiceSpec,
+    intent::{PublishedPort, Service, Vip},
+};
+
+use super::{Applied, Refusal, ServiceUpdate, State, nodes::listed};
+use crate::ipam::REST_MS;
+
+/// Most published ports of one service.
+const MAX_PORTS: usize = 1024;
+/// Most networks of one service.
+const MAX_NETWORKS: usize = 16;
+/// Longest grace and drain times, ms: a day.
+const MAX_WAIT_MS: u64 = 24 * 3600 * 1000;
+
+impl State {
+    pub(super) fn create_service(&mut self, index: u64, name: &Name, spec: &ServiceSpec) -> Result<Applied, Refusal> {
+        if self.intent.services.contains_key(name) {
+            return Err(Refusal::conflict(
+                format!("the service {name} exists already"),
+                format!("netctl service inspect {name}"),
+            ));
+        }
+        self.put_service(index, name, spec.clone(), None)
+    }
+
+    pub(super) fn update_service(
+        &mut self,
+        index: u64,
+        name: &Name,
+        update: &ServiceUpdate,
+    ) -> Result<Applied, Refusal> {
+        let old = self.service(name)?.clone();
+        let mut spec = old.spec.clone();
+        let u = update.clone();
+        spec.networks = u.networks.unwrap_or(spec.networks);
+        spec.replicas = u.replicas.unwrap_or(spec.replicas);
+        spec.command = u.command.unwrap_or(spec.command);
+        spec.env = u.env.unwrap_or(spec.env);
+        spec.publish = u.publish.unwrap_or(spec.publish);
+        spec.stop_grace_ms = u.stop_grace_ms.unwrap_or(spec.stop_grace_ms);
+        spec.drain_timeout_ms = u.drain_timeout_ms.unwrap_or(spec.drain_timeout_ms);
+        spec.attachable = u.attachable.unwrap_or(spec.attachable);
+        self.put_service(index, name, spec, Some(old))
+    }
+
+    pub(super) fn publish(&mut self, index: u64, name: &Name, port: PortSpec) -> Result<Applied, Refusal> {
+        let old = self.service(name)?.clone();
+        match old.ports.get(&port.key()) {
+            Some(has) if has.spec == port => Ok(Applied::Unchanged),
+            Some(has) => Err(Refusal::conflict(
+                format!("{name} publishes {} already", has.spec),
+                format!("netctl service unpublish {name} {}", has.spec),
+            )),
+            None => {
+                let mut spec = old.spec.clone();
+                spec.publish.push(port);
+                self.put_service(index, name, spec, Some(old))
+            }
+        }
+    }
+
+    pub(super) fn unpublish(&mut self, index: u64, name: &Name, port: PortSpec) -> Result<Applied, Refusal> {
+        let old = self.service(name)?.clone();
+        let known = old.ports.get(&port.key()).map(|p| p.spec);
+        // `80` alone means the published port, whatever its target.
+        let Some(has) = known.filter(|p| *p == port || port.target == port.published) else {
+            let ports = old.ports.values().map(|p| p.spec.to_string()).collect();
+            let holder = self.ports.get(&port.key()).filter(|n| *n != name);
+            return Err(match holder {
+                Some(other) => Refusal::not_found(
+                    format!("{name} does not publish {port}; {other} does"),
+                    format!("netctl service unpublish {other} {port}"),
+                ),
+                None => Refusal::not_found(
+                    format!("{name} does not publish {port}; it publishes: {}", listed(ports)),
+                    format!("netctl service inspect {name}"),
+                ),
+            });
+        };
+        let mut spec = old.spec.clone();
+        spec.publish.retain(|p| *p != has);
+        self.put_service(index, name, spec, Some(old))
+    }
+
+    pub(super) fn remove_service(&mut self, index: u64, name: &Name) -> Result<Applied, Refusal> {
+        let old = self.service(name)?.clone();
+        self.unplace(index, name);
+        self.change(index).services.remove(name);
+        let now = self.now_ms;
+        self.indices.release(old.index, now, REST_MS);
+        for (net, vip) in &old.vips {
+            self.release_vip(net, *vip);
+        }
+        for (key, port) in &old.ports {
+            self.marks.release(port.mark, now, REST_MS);
+            self.ports.remove(key);
+        }
+        Ok(Applied::Done)
+    }
+
+    /// A service, or the refusal that lists those there are.
+    fn service(&self, name: &Name) -> Result<&Service, Refusal> {
+        self.intent.services.get(name).ok_or_else(|| {
+            let known = self.intent.services.keys().map(Name::to_string).collect();
+            Refusal::not_found(
+                format!("there is no service {name}; services: {}", listed(known)),
+                format!("netctl service create {name}"),
+            )
+        })
+    }
+
+    /// Makes a service as `spec` says, from nothing or from `old`: all that can be refused first, then the change.
+    fn put_service(
+        &mut self,
+        index: u64,
+        name: &Name,
+        mut spec: ServiceSpec,
+        old: Option<Service>,
+    ) -> Result<Applied, Refusal> {
+        if spec.networks.is_empty() {
+            let default = self.intent.networks.keys().find(|n| n.as_str() == "default");
+            spec.networks.extend(default.cloned());
+        }
+        self.check(name, &spec)?;
+        if let Some(old) = old.as_ref().filter(|o| o.spec == spec) {
+            return Ok(Applied::Service { index: old.index });
+        }
+        let mut given = Given::default();
+        let (number, vips, ports) = match self.give(&spec, old.as_ref(), &mut given) {
+            Ok(got) => got,
+            Err(refusal) => {
+                self.take_back(&given);
+                return Err(refusal);
+            }
+        };
+
+        let old_spec = old.as_ref().map(|o| &o.spec);
+        let replace =
+            old_spec.is_none_or(|o| o.command != spec.command || o.env != spec.env || o.networks != spec.networks);
+        let replan =
+            old_spec.is_none_or(|o| o.replicas != spec.replicas || o.command.is_empty() != spec.command.is_empty());
+        let generation = match &old {
+            Some(old) if !replace => old.generation,
+            _ => index,
+        };
+        if let Some(old) = &old {
+            let now = self.now_ms;
+            for (net, vip) in old.vips.iter().filter(|(n, _)| !vips.contains_key(*n)) {
+                self.release_vip(net, *vip);
+            }
+            for (key, port) in old.ports.iter().filter(|(k, p)| ports.get(*k) != Some(p)) {
+                self.marks.release(port.mark, now, REST_MS);
+                self.ports.remove(key);
+            }
+        }
+        for key in ports.keys() {
+            self.ports.insert(key.clone(), name.clone());
+        }
+        let service = Service {
+            index: number,
+            spec,
+            vips,
+            ports,
+            generation,
+            problem: old.and_then(|o| o.problem),
+        };
+        self.change(index).services.insert(name.clone(), service);
+        if replan {
+            self.place(index, name);
+        }
+        Ok(Applied::Service { index: number })
+    }
+
+    /// What is wrong with a spec, by itself or beside the others.
+    fn check(&self, name: &Name, spec: &ServiceSpec) -> Result<(), Refusal> {
+        if spec.replicas > ServiceSpec::MAX_REPLICAS {
+            return Err(Refusal::invalid(
+                format!(
+                    "{} replicas are more than {}, the most of one service",
+                    spec.replicas,
+                    ServiceSpec::MAX_REPLICAS
+                ),
+                format!("netctl service scale {name}={}", ServiceSpec::MAX_REPLICAS),
+            ));
+        }
+        if spec.networks.len() > MAX_NETWORKS {
+            return Err(Refusal::invalid(
+                format!("a service may be on {MAX_NETWORKS} networks at most"),
+                "fewer --network",
+            ));
+        }
+        let mut seen = BTreeSet::new();
+        for net in &spec.networks {
+            self.network(net)?;
+            if !seen.insert(net) {
+                return Err(Refusal::invalid(
+                    format!("the network {net} is named twice"),
+                    format!("--network {net} once"),
+                ));
+            }
+        }
+        let text = spec.command.iter().chain(spec.env.values());
+        if text.chain(spec.env.keys()).any(|s| s.contains('\0')) {
+            return Err(Refusal::invalid(
+                "the command or the environment has a NUL character",
+                "text without it",
+            ));
+        }
+        if spec.command.first().is_some_and(String::is_empty) {
+            return Err(Refusal::invalid(
+                "the command is an empty word",
+                format!("netctl service create {name} -- COMMAND"),
+            ));
+        }
+        if let Some(key) = spec.env.keys().find(|k| k.is_empty() || k.contains('=')) {
+            return Err(Refusal::invalid(
+                format!("{key:?} is no name of an environment variable"),
+                "--env NAME=VALUE",
+            ));
+        }
+        if spec.stop_grace_ms > MAX_WAIT_MS || spec.drain_timeout_ms > MAX_WAIT_MS {
+            return Err(Refusal::invalid("a grace or drain time is longer than a day", "10s"));
+        }
+        self.check_ports(name, spec)
+    }
+
+    fn check_ports(&self, name: &Name, spec: &ServiceSpec) -> Result<(), Refusal> {
+        if spec.publish.len() > MAX_PORTS {
+            return Err(Refusal::invalid(
+                format!("a service may publish {MAX_PORTS} ports at most"),
+                "fewer --publish",
+            ));
+        }
+        let mut seen = BTreeSet::new();
+        for port in &spec.publish {
+            if port.published == 0 || port.target == 0 {
+                return Err(Refusal::invalid(
+                    format!("{port} is no port: they count from 1 to 65535"),
+                    "80, 80:8080 or 53/udp",
+                ));
+            }
+            let key = port.key();
+            if let Some(other) = self.ports.get(&key).filter(|o| *o != name) {
+                return Err(Refusal::conflict(
+                    format!("the port {key} is published by the service {other}"),
+                    format!(
+                        "netctl service unpublish {other} {}/{}, or another published port such as {}:{}/{}",
+                        port.published,
+                        port.proto,
+                        if port.published < 60_000 {
+                            port.published + 8000
+                        } else {
+                            8080
+                        },
+                        port.target,
+                        port.proto
+                    ),
+                ));
+            }
+            if !seen.insert(key.clone()) {
+                return Err(Refusal::invalid(
+                    format!("the port {key} is published twice"),
+                    "each published port once",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives out what a service needs beyond what it has. On a refusal, `given` says what to take back.
+    #[allow(clippy::type_complexity, reason = "the three parts of a service, used once")]
+    fn give(
+        &mut self,
+        spec: &ServiceSpec,
+        old: Option<&Service>,
+        given: &mut Given,
+    ) -> Result<(u32, BTreeMap<Name, Vip>, BTreeMap<String, PublishedPort>), Refusal> {
+        let now = self.now_ms;
+        let number = match old {
+            Some(old) => old.index,
+            None => {
+                let n = self
+                    .indices
+                    .take(now)
+                    .ok_or_else(|| Refusal::conflict("all service indices are in use", "netctl service ls"))?;
+                given.index = Some(n);
+                n
+            }
+        };
+        let mut vips = BTreeMap::new();
+        for name in &spec.networks {
+            if let Some(vip) = old.and_then(|o| o.vips.get(name)) {
+                vips.insert(name.clone(), *vip);
+                continue;
+            }
+            let network = self.network(name)?.clone();
+            let pool = self.nets.get_mut(&network.vni).map(|n| &mut n.vips);
+            let Some(offset) = pool.and_then(|p| p.take(now)) else {
+                return Err(Refusal::conflict(
+                    format!(
+                        "the network {name} has no free VIP: its {} are in use or rest for 10 minutes after use",
+                        network.vip_pool() - 1
+                    ),
+                    "netctl network create with a larger --subnet (a sixteenth of it are VIPs)",
+                ));
+            };
+            given.vips.push((network.vni, offset));
+            vips.insert(
+                name.clone(),
+                Vip {
+                    v4: network.v4(offset),
+                    v6: network.v6(offset),
+                },
+            );
+        }
+        let mut ports = BTreeMap::new();
+        for port in &spec.publish {
+            let key = port.key();
+            // One mark is one target port (CONTRACTS, IPVS numbers): another target is another mark.
+            let has = old.and_then(|o| o.ports.get(&key)).filter(|p| p.spec == *port);
+            let mark = match has {
+                Some(p) => p.mark,
+                None => {
+                    let n = self.marks.take(now).ok_or_else(|| {
+                        Refusal::conflict("all marks of published ports are in use", "netctl service ls")
+                    })?;
+                    given.marks.push(n);
+                    n
+                }
+            };
+            ports.insert(key, PublishedPort { spec: *port, mark });
+        }
+        Ok((number, vips, ports))
+    }
+
+    fn take_back(&mut self, given: &Given) {
+        if let Some(n) = given.index {
+            self.indices.give_back(n);
+        }
+        for (vni, offset) in &given.vips {
+            if let Some(net) = self.nets.get_mut(vni) {
+                net.vips.give_back(*offset);
+            }
+        }
+        for n in &given.marks {
+            self.marks.give_back(*n);
+        }
+    }
+
+    fn release_vip(&mut self, network: &Name, vip: Vip) {
+        let now = self.now_ms;
+        let Some(network) = self.intent.networks.get(network) else {
+            return;
+        };
+        let offset = network.offset(vip.v4);
+        if let (Some(offset), Some(net)) = (offset, self.nets.get_mut(&network.vni)) {
+            net.vips.release(offset, now, REST_MS);
+        }
+    }
+}
+
+/// What was given out for a command that may still be refused.
+#[derive(Default)]
+struct Given {
+    index: Option<u32>,
+    vips: Vec<(model::Vni, u32)>,
+    marks: Vec<u32>,
+}
