@@ -94,7 +94,7 @@ fn hold(args: &HostArgs) -> anyhow::Result<ExitCode> {
 fn init(args: &HostArgs) -> anyhow::Result<ExitCode> {
     set_pdeathsig(Signal::SIGKILL).context("asking to end with the anchor")?;
     sethostname(&args.name).context("setting the host name")?;
-    mounts(args)?;
+    mounts(args, &OwnMounts::unshare()?)?;
     // Addresses that are tentative for a second would make each start of a lab wait for them.
     for file in [
         "all/accept_dad",
@@ -144,7 +144,27 @@ fn reap() {
     }
 }
 
-fn mounts(args: &HostArgs) -> anyhow::Result<()> {
+/// Proof that this process has left the machine's mount namespace. Without it one mount here would cover the machine's
+/// own /proc or /run.
+struct OwnMounts(());
+
+impl OwnMounts {
+    /// In PID 1 and not in the anchor, which must see the machine's own folders at the end.
+    fn unshare() -> anyhow::Result<OwnMounts> {
+        let namespace = || fs::read_link("/proc/self/ns/mnt").context("reading the mount namespace's identity");
+        let before = namespace()?;
+        unshare(CloneFlags::CLONE_NEWNS).context("making the mount namespace of a host")?;
+        if namespace()? == before {
+            bail!(
+                "still in the machine's mount namespace {}: nothing is mounted",
+                before.display()
+            );
+        }
+        Ok(OwnMounts(()))
+    }
+}
+
+fn mounts(args: &HostArgs, _own: &OwnMounts) -> anyhow::Result<()> {
     let none: Option<&str> = None;
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making all mounts private")?;
     fresh("proc", Path::new("/proc"))?;
