@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::proc::Identity;
-use crate::wait::eventually;
+use crate::wait::{eventually, until};
 
 /// Where the folders of runs lie; `NETD_LAB_DIR` chooses another place.
 const BASE: &str = "/run/netd-lab";
@@ -32,7 +32,11 @@ impl RunFolder {
     pub(crate) fn create(name: &str) -> anyhow::Result<RunFolder> {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = base().join(format!("{name}-{}-{number}", std::process::id()));
-        fs::create_dir_all(&path).with_context(|| format!("making the run folder {}", path.display()))?;
+        // Another run that ends removes the base when it is empty, perhaps between our two steps.
+        until("the run folder", Duration::from_secs(2), || {
+            fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+            Ok(Some(()))
+        })?;
         let me = Identity::of(std::process::id()).context("reading /proc/self/stat")?;
         fs::write(path.join("owner"), format!("{me}\n")).context("writing the owner of the run folder")?;
         Ok(RunFolder { path })
