@@ -1,0 +1,188 @@
+//! Ingress of the external VXLAN device: what other nodes send.
+
+use aya_ebpf::helpers::generated::bpf_skb_get_tunnel_key;
+use ebpf_abi::{
+    Addr, C_OVERLAY_PLAIN, C_OVERLAY_RETURN, C_OVERLAY_SERVICE, D_MALFORMED, D_NO_ENDPOINT, D_NO_TARGET, D_NOT_MEMBER,
+    D_SPOOF_MEMBER, D_TUNNEL, EpAddrKey, EpMacKey, EpMacVal, Flow, NodeCfg, REV_OUTSIDE, ROUTE_NODE, ROUTE_VIP,
+    TargetKey,
+};
+
+use crate::{
+    count::{count, drop},
+    deliver::{self, Target},
+    encap::KEY_5_15,
+    fib,
+    icmp::error,
+    maps::{EP_BY_ADDR, EP_BY_MAC, MEMBERS, REVERSE, TARGETS, config, scratch},
+    nat,
+    parse::{Packet, Seen, of_family, parse},
+    pick::published_source,
+    reverse::{Client, route_of},
+    skb::{NEXT, SHOT, Skb, same_mac},
+};
+
+/// 127.0.0.1 as on the wire.
+const LOCALHOST: u32 = u32::from_ne_bytes([127, 0, 0, 1]);
+
+#[inline(always)]
+pub(crate) fn run(skb: Skb) -> i32 {
+    let Some(cfg) = config() else { return SHOT };
+    let mut key = [0u32; KEY_5_15 as usize / 4];
+    // SAFETY: `bpf_tunnel_key` as Linux 5.15 knows it: the VNI, the remote address, and what is not looked at.
+    if unsafe { bpf_skb_get_tunnel_key(skb.raw(), key.as_mut_ptr().cast(), KEY_5_15, 0) } != 0 {
+        return drop(D_TUNNEL);
+    }
+    // Without BPF_F_TUNINFO_IPV6 the helper fails on an IPv6 tunnel.
+    let (vni, vtep) = (key[0], key[1].to_be());
+    if MEMBERS.get_ptr(vtep).is_none() {
+        return drop(D_NOT_MEMBER);
+    }
+    let mut p = Packet::default();
+    let seen = parse(skb, vni, &mut p);
+    if matches!(seen, Seen::Bad | Seen::NotIp) {
+        return drop(D_MALFORMED);
+    }
+    let Some(dst) = skb.dst_mac() else { return drop(D_MALFORMED) };
+    if same_mac(&dst, &cfg.mac) {
+        return to_this_node(skb, cfg, &p, seen, vtep);
+    }
+    let Some(e) = EP_BY_MAC.get_ptr(EpMacKey { vni, mac: dst, pad: 0 }) else { return drop(D_NO_ENDPOINT) };
+    // SAFETY: an entry of a hash is freed after a grace period.
+    let e = unsafe { &*e };
+    match seen {
+        Seen::Ports => late(skb, cfg, &p, vtep, e),
+        Seen::Icmp => late_error(skb, cfg, &p, vtep, e),
+        _ => drop(D_NO_TARGET),
+    }
+}
+
+/// Plain traffic between tasks, and what comes back to a client here.
+#[inline(always)]
+fn to_this_node(skb: Skb, cfg: &NodeCfg, p: &Packet, seen: Seen, vtep: u32) -> i32 {
+    let vni = p.flow.net_proto >> 8;
+    // Addresses do not overlap within a cluster, so one look under network 0 tells the endpoint and its network.
+    let e = EP_BY_ADDR.get_ptr(EpAddrKey { addr: p.flow.daddr, vni: 0 });
+    if let Some(e) = e {
+        // SAFETY: as above.
+        let e = unsafe { &*e };
+        let (ifindex, mac) = (e.ifindex, e.mac);
+        if e.vni == vni {
+            if let Some(r) = route_of(vni, &p.flow.saddr) {
+                // A VIP's replies were translated back by the backend's node.
+                if !(r.kind == ROUTE_NODE && r.vtep == vtep || r.kind == ROUTE_VIP) {
+                    return drop(D_SPOOF_MEMBER);
+                }
+                if p.syn {
+                    // The same client port may have served a translated flow before.
+                    forget(&p.flow);
+                }
+                count(C_OVERLAY_PLAIN);
+                return deliver::plain(skb, cfg, ifindex, &mac);
+            }
+        }
+        if !is_return(skb, p, seen) {
+            return drop(D_SPOOF_MEMBER);
+        }
+        return deliver::plain(skb, cfg, ifindex, &mac);
+    }
+    if !is_return(skb, p, seen) {
+        return drop(D_NO_ENDPOINT);
+    }
+    to_client(skb, cfg, p)
+}
+
+/// Whether it comes back from one of our own published ports.
+#[inline(always)]
+fn is_return(skb: Skb, p: &Packet, seen: Seen) -> bool {
+    match seen {
+        Seen::Ports => {
+            let found = published_source(&p.flow);
+            if found {
+                count(C_OVERLAY_RETURN);
+            }
+            found
+        }
+        Seen::Icmp => error::is_return(skb, p),
+        _ => false,
+    }
+}
+
+/// To a client outside or to a process of this node.
+#[inline(always)]
+fn to_client(skb: Skb, cfg: &NodeCfg, p: &Packet) -> i32 {
+    if !p.v6 && p.flow.saddr.w[3] == LOCALHOST {
+        // The process spoke from 127.0.0.1; the backend knew it by the node's address.
+        if p.flow.daddr.w[3] != cfg.vtep {
+            return drop(D_SPOOF_MEMBER);
+        }
+        return to_localhost(skb, p);
+    }
+    fib::route(skb, p.kind(), &p.flow.saddr, &p.flow.daddr, nat::pair(p.flow.sport, p.flow.dport))
+}
+
+#[inline(never)]
+fn to_localhost(skb: Skb, p: &Packet) -> i32 {
+    let to = Flow { daddr: Addr::v4_word(LOCALHOST), ..p.flow };
+    if !nat::rewrite(skb, p, &to) {
+        return SHOT;
+    }
+    fib::to_host(skb)
+}
+
+/// Deletes the way back of a translated flow between the same ends.
+#[inline(never)]
+pub(super) fn forget(f: &Flow) {
+    let back = Flow { saddr: f.daddr, daddr: f.saddr, sport: f.dport, dport: f.sport, net_proto: f.net_proto };
+    let _ = REVERSE.remove(back);
+}
+
+/// A service packet that names its backend by MAC and still bears the address that the client connected to.
+#[inline(always)]
+fn late(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, e: &EpMacVal) -> i32 {
+    let (addr, Some(mac)) = (of_family(p.v6, e.addr4, &e.addr6), skb.dst_mac()) else { return SHOT };
+    let Some(port) = target(&p.flow, &addr, p.flow.dport) else { return drop(D_NO_TARGET) };
+    count(C_OVERLAY_SERVICE);
+    let t = Target { addr, port, ifindex: e.ifindex, vni: p.flow.net_proto >> 8, mac };
+    let c = Client { vtep, ifindex: 0, mac: [0; 3], flags: REV_OUTSIDE };
+    deliver::to_backend(skb, cfg, p, &t, p.flow.saddr, c)
+}
+
+/// The port that the endpoint offers for what the client asked; 0: the same.
+#[inline(always)]
+fn target(f: &Flow, addr: &Addr, port: u16) -> Option<u16> {
+    let vni = f.net_proto >> 8;
+    let key = TargetKey { addr: *addr, vni, port, proto: f.net_proto as u16 & 0xff };
+    if let Some(t) = TARGETS.get_ptr(key) {
+        // SAFETY: as above.
+        return Some(unsafe { (*t).tport });
+    }
+    any_port(f, addr)
+}
+
+/// Every port, offered through a VIP alone.
+#[inline(never)]
+fn any_port(f: &Flow, addr: &Addr) -> Option<u16> {
+    let vni = f.net_proto >> 8;
+    if route_of(vni, &f.daddr)?.kind != ROUTE_VIP {
+        return None;
+    }
+    let t = TARGETS.get_ptr(TargetKey { addr: *addr, vni, port: 0, proto: 0 })?;
+    // SAFETY: as above.
+    Some(unsafe { (*t).tport })
+}
+
+/// An error about what the backend sent.
+#[inline(never)]
+fn late_error(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, e: &EpMacVal) -> i32 {
+    let (Some(s), Some(mac)) = (scratch(), skb.dst_mac()) else { return SHOT };
+    if !error::read_late(skb, p, vtep, s) {
+        return drop(D_NO_TARGET);
+    }
+    let addr = of_family(p.v6, e.addr4, &e.addr6);
+    let Some(port) = target(&s.arrived.flow, &addr, s.arrived.flow.dport) else { return drop(D_NO_TARGET) };
+    let t = Target { addr, port, ifindex: e.ifindex, vni: p.flow.net_proto >> 8, mac };
+    match error::to_endpoint(skb, cfg, p, &t, s) {
+        NEXT => drop(D_NO_TARGET),
+        verdict => verdict,
+    }
+}

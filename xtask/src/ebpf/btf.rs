@@ -1,0 +1,93 @@
+//! Names of BTF types. Rust's (`Option<u32>`, `a::b`) are no C identifiers, and the kernel refuses the whole BTF for one
+//! such name (`btf_name_valid_identifier`, kernel/bpf/btf.c): every character that it does not take becomes `_`.
+
+use anyhow::{Context as _, bail, ensure};
+
+/// Rewrites the names within an ELF object, in place: the string table keeps its length.
+pub(super) fn name_types(elf: &mut [u8]) -> anyhow::Result<()> {
+    let (start, len) = section(elf, ".BTF")?;
+    let btf = elf.get_mut(start..start + len).context(".BTF lies outside the file")?;
+    ensure!(u16(btf, 0)? == 0xeb9f, "no BTF magic");
+    let header = u32(btf, 4)? as usize;
+    let types = header + u32(btf, 8)? as usize..header + (u32(btf, 8)? + u32(btf, 12)?) as usize;
+    let strings = header + u32(btf, 16)? as usize..header + (u32(btf, 16)? + u32(btf, 20)?) as usize;
+    let mut at = types.start;
+    while at < types.end {
+        let (name, info) = (u32(btf, at)?, u32(btf, at + 4)?);
+        let (kind, members) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+        // Octets behind the common header per type, and per member; whether members begin with a name.
+        let (extra, each, named) = match kind {
+            // int, array, struct, union, enum, function prototype
+            1 => (4, 0, false),
+            3 => (12, 0, false),
+            4 | 5 => (0, 12, true),
+            6 => (0, 8, true),
+            13 => (0, 8, true),
+            // variable, section, declaration tag, enum of 64 bits
+            14 => (4, 0, false),
+            15 => (0, 12, false),
+            17 => (4, 0, false),
+            19 => (0, 12, true),
+            // pointer, forward, typedef, qualifiers, function, float, type tag
+            2 | 7..=12 | 16 | 18 => (0, 0, false),
+            _ => bail!("BTF kind {kind} is not known"),
+        };
+        // Names of sections begin with a dot, as they must.
+        if kind != 15 {
+            sanitize(btf, &strings, name)?;
+        }
+        at += 12 + extra;
+        for _ in 0..members * usize::from(each != 0) {
+            if named {
+                let name = u32(btf, at)?;
+                sanitize(btf, &strings, name)?;
+            }
+            at += each;
+        }
+    }
+    Ok(())
+}
+
+fn sanitize(btf: &mut [u8], strings: &std::ops::Range<usize>, name: u32) -> anyhow::Result<()> {
+    let table = btf.get_mut(strings.clone()).context("the string table lies outside .BTF")?;
+    let name = table.get_mut(name as usize..).context("a name lies outside the string table")?;
+    for (i, c) in name.iter_mut().take_while(|c| **c != 0).enumerate() {
+        if !(c.is_ascii_alphabetic() || *c == b'_' || i > 0 && c.is_ascii_digit()) {
+            *c = b'_';
+        }
+    }
+    Ok(())
+}
+
+/// Offset and length of a section of a little-endian ELF64 file.
+fn section(elf: &[u8], wanted: &str) -> anyhow::Result<(usize, usize)> {
+    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "no little-endian ELF64 file");
+    let (table, size) = (u64(elf, 0x28)?, u16(elf, 0x3a)? as usize);
+    let (count, names) = (u16(elf, 0x3c)? as usize, u16(elf, 0x3e)? as usize);
+    let header = |i: usize| table + i * size;
+    let strings = u64(elf, header(names) + 0x18)?;
+    for i in 0..count {
+        let name = strings + u32(elf, header(i))? as usize;
+        let name = elf.get(name..).context("a section's name lies outside the file")?;
+        if name.split(|c| *c == 0).next() == Some(wanted.as_bytes()) {
+            return Ok((u64(elf, header(i) + 0x18)?, u64(elf, header(i) + 0x20)?));
+        }
+    }
+    bail!("no section {wanted}")
+}
+
+fn array<const N: usize>(b: &[u8], at: usize) -> anyhow::Result<[u8; N]> {
+    b.get(at..at + N).and_then(|s| s.try_into().ok()).context("cut short")
+}
+
+fn u16(b: &[u8], at: usize) -> anyhow::Result<u16> {
+    Ok(u16::from_le_bytes(array(b, at)?))
+}
+
+fn u32(b: &[u8], at: usize) -> anyhow::Result<u32> {
+    Ok(u32::from_le_bytes(array(b, at)?))
+}
+
+fn u64(b: &[u8], at: usize) -> anyhow::Result<usize> {
+    Ok(usize::try_from(u64::from_le_bytes(array(b, at)?))?)
+}
