@@ -1,0 +1,142 @@
+//! What must survive a restart: a file a task in the state folder.
+
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::Context as _;
+use model::EndpointId;
+use serde::{Deserialize, Serialize};
+
+use crate::{process::Marks, task::Order};
+
+/// Largest record that is read, octets; commands and environments are at most a request's 1 MiB.
+const MAX: u64 = 4 << 20;
+
+/// A task as it was last known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// What it runs for.
+    pub(crate) order: Order,
+    /// Namespace that netd gave it.
+    pub(crate) netns: PathBuf,
+    /// Text of its `/etc/resolv.conf`.
+    pub(crate) resolv_conf: String,
+    /// Its process; none: it was about to be started.
+    pub(crate) process: Option<Marks>,
+    /// Restarts so far.
+    pub(crate) restarts: u32,
+}
+
+/// The state folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    folder: PathBuf,
+    // Held for as long as we live: two netd-run on one folder would start every task twice.
+    _lock: std::sync::Arc<nix::fcntl::Flock<fs::File>>,
+}
+
+impl Store {
+    /// Opens the folder, made when missing, for this process alone.
+    pub(crate) fn open(folder: &Path) -> anyhow::Result<Self> {
+        // Environments of tasks may hold secrets.
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(folder)
+            .with_context(|| format!("cannot make the state folder {}; try: --state-dir", folder.display()))?;
+        let path = folder.join("lock");
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .with_context(|| format!("cannot open {}; try: --state-dir", path.display()))?;
+        let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
+            .map_err(|(_, e)| e)
+            .with_context(|| {
+                format!(
+                    "another netd-run works on {}; try: --state-dir with another folder",
+                    folder.display()
+                )
+            })?;
+        Ok(Store {
+            folder: folder.to_owned(),
+            _lock: std::sync::Arc::new(lock),
+        })
+    }
+
+    fn path(&self, id: &EndpointId) -> PathBuf {
+        self.folder.join(format!("{id}.json"))
+    }
+
+    /// Where a task's resolv.conf lies.
+    pub(crate) fn resolv_conf(&self, id: &EndpointId) -> PathBuf {
+        self.folder.join(format!("{id}.resolv.conf"))
+    }
+
+    /// Every record. One that cannot be read is told and left where it is: its task is met again in its namespace.
+    pub(crate) fn load(&self) -> anyhow::Result<Vec<Record>> {
+        let list = fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))?;
+        let mut records = Vec::new();
+        for entry in list {
+            let path = entry
+                .with_context(|| format!("cannot read {}", self.folder.display()))?
+                .path();
+            if path.extension().is_none_or(|e| e != "json") {
+                continue;
+            }
+            match read(&path) {
+                Ok(record) => records.push(record),
+                Err(e) => tracing::warn!("{} is left alone: {e}", path.display()),
+            }
+        }
+        Ok(records)
+    }
+
+    /// Keeps a record: whole or not at all, also over a crash.
+    pub(crate) fn save(&self, record: &Record) -> io::Result<()> {
+        let text = serde_json::to_vec(record)?;
+        let id = &record.order.task.id;
+        let fresh = self.folder.join(format!("{id}.new"));
+        let mut file = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)?;
+        io::Write::write_all(&mut file, &text)?;
+        fs::rename(&fresh, self.path(id))
+    }
+
+    /// Writes a task's resolv.conf, in place: tasks that run see the file through a bind mount of it.
+    pub(crate) fn save_resolv_conf(&self, id: &EndpointId, text: &str) -> io::Result<PathBuf> {
+        let path = self.resolv_conf(id);
+        if fs::read_to_string(&path).ok().as_deref() != Some(text) {
+            fs::write(&path, text)?;
+        }
+        Ok(path)
+    }
+
+    /// Drops what is kept of a task.
+    pub(crate) fn forget(&self, id: &EndpointId) {
+        for path in [self.path(id), self.resolv_conf(id)] {
+            if let Err(e) = fs::remove_file(&path)
+                && e.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!("cannot remove {}: {e}", path.display());
+            }
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<Record> {
+    let size = fs::metadata(path)?.len();
+    if size > MAX {
+        return Err(io::Error::other(format!("it has {size} octets")));
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
