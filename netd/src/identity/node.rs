@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use cluster::rows::Signer;
+use cluster::{rows::Signer, seal::Key};
 use model::{ids::NodeId, intent::Role};
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, PKCS_ED25519};
 use ring::signature::Ed25519KeyPair;
@@ -119,6 +119,9 @@ pub struct Credentials {
     pub certificate: String,
     /// The CA's certificate, PEM; two while the CA changes.
     pub ca: String,
+    /// Gossip keys, the one to seal with first.
+    #[serde(default)]
+    pub gossip: Vec<Key>,
     /// Managers' RPC addresses known when it joined, `ip:port`; newer ones are in the intent.
     pub managers: Vec<String>,
 }

@@ -21,6 +21,7 @@ fn member(s: &ClusterSecrets, node: u64, role: Role) -> (NodeKey, Credentials) {
         role,
         certificate,
         ca: s.ca().into(),
+        gossip: s.gossip.clone(),
         managers: Vec::new(),
     };
     (key, c)

@@ -1,1 +1,84 @@
-//! Not written yet.
+//! What managers and nodes say to each other on the managers' RPC port (2377/tcp), in TLS 1.3.
+//!
+//! Without a certificate only one thing can be said: a token, to join ([`join`]). With one, a node keeps a stream open
+//! to any manager ([`Uplink`]): intent comes down as increments; reports, requests and answers go up. The manager's side
+//! is the [`Hub`]: it holds what nodes reported in memory (never in the log) and reaches the log through a
+//! [`ManagerPort`]. Messages are JSON in frames with a length; an unknown message of a newer version is skipped.
+
+mod frame;
+mod held;
+mod hub;
+mod join;
+mod message;
+mod renew;
+mod server;
+mod session;
+#[cfg(test)]
+mod tests;
+mod uplink;
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::future::BoxFuture;
+pub use hub::{AskError, Hub, NodeReport};
+pub use join::{JoinError, Joined, join};
+pub use message::{Answer, Ask, Report};
+use model::{
+    api::NodeHealth,
+    error::ApiError,
+    ids::{NodeId, Vni},
+    intent::{Intent, Role},
+};
+pub use renew::keep_credentials;
+use tokio::sync::watch;
+pub use uplink::{Managers, Uplink, UplinkConfig};
+
+use crate::identity::ClusterSecrets;
+
+/// TCP connect, TLS handshake and first message together may take this long.
+pub const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Both sides say something at least this often.
+pub const PING_EVERY: Duration = Duration::from_secs(5);
+/// A stream on which nothing came for this long is closed.
+pub const IDLE: Duration = Duration::from_secs(20);
+/// Handshakes and joins under way at once; more wait in the kernel's queue.
+pub const MAX_HANDSHAKES: usize = 256;
+/// Streams open at once; more are refused.
+pub const MAX_STREAMS: usize = 8192;
+/// Requests of one node under way at once; more are refused.
+pub const MAX_REQUESTS: usize = 64;
+/// Octets of a message of a joining node, and of the answer.
+pub const MAX_JOIN: usize = 64 << 10;
+/// Octets of a message of a node.
+pub const MAX_UP: usize = 4 << 20;
+/// Octets of a message to a node: a snapshot of the intent is the largest.
+pub const MAX_DOWN: usize = 64 << 20;
+
+/// A node that asks to be let in. Its token was good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newcomer {
+    /// Host name.
+    pub hostname: String,
+    /// The token's role.
+    pub role: Role,
+    /// Public key, 32 octets.
+    pub key: Vec<u8>,
+}
+
+/// What the hub needs of the manager that it runs in.
+pub trait ManagerPort: Send + Sync + 'static {
+    /// The newest intent.
+    fn intent(&self) -> watch::Receiver<Arc<Intent>>;
+    /// What managers keep secret.
+    fn secrets(&self) -> Result<ClusterSecrets, ApiError>;
+    /// Lets a node in; done when the log has it. The same key twice gives the same id.
+    fn add_node(&self, node: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>>;
+    /// Takes a node out that wants to leave.
+    fn remove_node(&self, node: NodeId) -> BoxFuture<'_, Result<(), ApiError>>;
+    /// Gives a node one more address block of a network: its number.
+    fn need_block(&self, node: NodeId, vni: Vni) -> BoxFuture<'_, Result<u32, ApiError>>;
+    /// Answers a read of a path such as `/v1/services/web/tasks` for a node: HTTP status and JSON.
+    fn query(&self, node: NodeId, path: String) -> BoxFuture<'_, (u16, String)>;
+    /// How a node is seen by this manager's gossip.
+    fn health(&self, node: NodeId) -> NodeHealth;
+}

@@ -1,0 +1,250 @@
+//! The manager's side: what nodes reported, and who can be asked.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, Mutex, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use model::{
+    api::{NodeHealth, TaskState},
+    ids::{EndpointId, NodeId},
+    intent::Intent,
+};
+use tokio::{
+    io::DuplexStream,
+    sync::{mpsc, oneshot, watch},
+};
+
+use super::{
+    ManagerPort, frame,
+    held::Held,
+    message::{Answer, Ask, Report, ToNode},
+    session,
+};
+
+/// A node's last report.
+#[derive(Debug, Clone)]
+pub struct NodeReport {
+    /// What it said.
+    pub report: Report,
+    /// When.
+    pub at: Instant,
+    /// Since when each task is in its state.
+    pub since: BTreeMap<EndpointId, Instant>,
+    /// Version of its netd.
+    pub version: String,
+    /// Whether its stream is open.
+    pub connected: bool,
+    /// Where it came from; none: this very process.
+    pub from: Option<SocketAddr>,
+}
+
+/// Why a node did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AskError {
+    /// It has no stream open to this manager.
+    #[error("{0} is not connected to this manager; try: netctl node ls")]
+    NotConnected(NodeId),
+    /// It did not answer in time.
+    #[error("{0} did not answer in time; try: again, or netctl node inspect {0}")]
+    Timeout(NodeId),
+}
+
+/// Messages that wait for a node; when there are more, its stream is closed: it has stopped reading.
+pub(super) const MAX_WAITING: usize = 256;
+
+#[derive(Default)]
+struct State {
+    nodes: BTreeMap<NodeId, NodeReport>,
+    sessions: BTreeMap<NodeId, (u64, mpsc::Sender<ToNode>)>,
+    count: u64,
+    asked: BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>,
+    held: Held,
+    /// The last increment of the intent, encoded once for all nodes.
+    delta: Option<(u64, u64, Arc<[u8]>)>,
+}
+
+/// Shared by all streams; clones are the same hub.
+#[derive(Clone)]
+pub struct Hub {
+    pub(super) port: Arc<dyn ManagerPort>,
+    state: Arc<Mutex<State>>,
+    changed: Arc<watch::Sender<u64>>,
+}
+
+impl std::fmt::Debug for Hub {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Hub").finish_non_exhaustive()
+    }
+}
+
+impl Hub {
+    /// A hub on a manager.
+    pub fn new(port: Arc<dyn ManagerPort>) -> Hub {
+        Hub {
+            port,
+            state: Arc::default(),
+            changed: Arc::new(watch::Sender::new(0)),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // No code panics while it holds the lock; if one did, the maps would still be whole.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// What nodes reported last.
+    pub fn snapshot(&self) -> BTreeMap<NodeId, NodeReport> {
+        self.lock().nodes.clone()
+    }
+
+    /// Rises when a report, or whether a node is connected, has changed.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Asks a node something.
+    pub async fn ask(&self, node: NodeId, ask: Ask, timeout: Duration) -> Result<Answer, AskError> {
+        let (tx, rx) = oneshot::channel();
+        let (id, to) = {
+            let mut s = self.lock();
+            s.count += 1;
+            let id = s.count;
+            let to = s.sessions.get(&node).map(|(_, to)| to.clone());
+            let to = to.ok_or(AskError::NotConnected(node))?;
+            s.asked.insert(id, (node, tx));
+            (id, to)
+        };
+        let answer = async {
+            to.send(ToNode::Ask { id, ask }).await.ok()?;
+            rx.await.ok()
+        };
+        let got = tokio::time::timeout(timeout, answer).await;
+        self.lock().asked.remove(&id);
+        match got {
+            Ok(Some(a)) => Ok(a),
+            Ok(None) => Err(AskError::NotConnected(node)),
+            Err(_) => Err(AskError::Timeout(node)),
+        }
+    }
+
+    /// A stream for the manager's own node, inside this process; hand it to an [`Uplink`](super::Uplink).
+    pub(super) fn local(&self, node: NodeId) -> DuplexStream {
+        let (ours, theirs) = tokio::io::duplex(256 << 10);
+        let hub = self.clone();
+        tokio::spawn(async move {
+            if let Err(e) = session::serve(&hub, ours, node, None, None).await {
+                tracing::debug!(%node, error = %e, "local stream ended");
+            }
+        });
+        theirs
+    }
+
+    /// A node's stream begins; a former one of the same node ends.
+    pub(super) fn open(
+        &self,
+        node: NodeId,
+        version: String,
+        from: Option<SocketAddr>,
+    ) -> (u64, mpsc::Receiver<ToNode>) {
+        let (tx, rx) = mpsc::channel(MAX_WAITING);
+        let mut s = self.lock();
+        s.count += 1;
+        let number = s.count;
+        s.sessions.insert(node, (number, tx));
+        let entry = s.nodes.entry(node).or_insert_with(|| NodeReport {
+            report: Report::default(),
+            at: Instant::now(),
+            since: BTreeMap::new(),
+            version: String::new(),
+            connected: true,
+            from,
+        });
+        entry.connected = true;
+        entry.version = version;
+        entry.from = from;
+        drop(s);
+        self.bump();
+        (number, rx)
+    }
+
+    /// A node's stream has ended.
+    pub(super) fn close(&self, node: NodeId, number: u64) {
+        let mut s = self.lock();
+        if s.sessions.get(&node).is_some_and(|(n, _)| *n == number) {
+            s.sessions.remove(&node);
+            s.asked.retain(|_, (of, _)| *of != node);
+            if let Some(n) = s.nodes.get_mut(&node) {
+                n.connected = false;
+            }
+        }
+        drop(s);
+        self.bump();
+    }
+
+    pub(super) fn report(&self, node: NodeId, report: Report) {
+        let now = Instant::now();
+        let mut s = self.lock();
+        let State { nodes, held, .. } = &mut *s;
+        let Some(entry) = nodes.get_mut(&node) else {
+            return;
+        };
+        held.report(node, &report.held);
+        let before = |id: &EndpointId| -> Option<(TaskState, Instant)> {
+            Some((entry.report.tasks.get(id)?.state, *entry.since.get(id)?))
+        };
+        let since = report.tasks.iter().map(|(id, t)| {
+            let at = before(id)
+                .filter(|(state, _)| *state == t.state)
+                .map_or(now, |(_, at)| at);
+            (id.clone(), at)
+        });
+        entry.since = since.collect();
+        entry.report = report;
+        entry.at = now;
+        drop(s);
+        self.bump();
+    }
+
+    pub(super) fn answered(&self, node: NodeId, id: u64, answer: Answer) {
+        let mut s = self.lock();
+        // Another node's answer to this question does not count.
+        if s.asked.get(&id).is_some_and(|(of, _)| *of == node)
+            && let Some((_, tx)) = s.asked.remove(&id)
+        {
+            let _ = tx.send(answer);
+        }
+    }
+
+    /// The version of a node's rows that all living nodes hold.
+    pub(super) fn held(&self, owner: NodeId, intent: &Intent) -> Option<u64> {
+        let living = intent.nodes.keys().copied();
+        let living = living.filter(|n| self.port.health(*n) == NodeHealth::Ready);
+        self.lock().held.by_all(owner, living)
+    }
+
+    /// Forgets nodes that the intent no longer has.
+    pub(super) fn retain(&self, intent: &Intent) {
+        let mut s = self.lock();
+        s.nodes.retain(|id, _| intent.nodes.contains_key(id));
+    }
+
+    /// The step between two intents as a frame, made once for all streams that take it.
+    pub(super) fn delta(&self, from: &Intent, to: &Intent) -> std::io::Result<Arc<[u8]>> {
+        if let Some((a, b, frame)) = &self.lock().delta
+            && (*a, *b) == (from.revision, to.revision)
+        {
+            return Ok(frame.clone());
+        }
+        let delta = ToNode::Delta(Box::new(from.delta_to(to)));
+        let frame: Arc<[u8]> = frame::encode(&delta)?.into();
+        self.lock().delta = Some((from.revision, to.revision, frame.clone()));
+        Ok(frame)
+    }
+
+    fn bump(&self) {
+        self.changed.send_modify(|n| *n += 1);
+    }
+}

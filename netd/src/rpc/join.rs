@@ -1,0 +1,162 @@
+//! Joining, from the node's side: token -> CA pinned -> certificate -> mTLS -> gossip keys and intent.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use model::{
+    error::{ApiError, Code},
+    intent::Intent,
+};
+use rustls::pki_types::pem::PemObject;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{
+    HANDSHAKE, MAX_DOWN, MAX_JOIN, frame,
+    message::{JoinAnswer, JoinRequest, ToManager, ToNode},
+};
+use crate::identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned};
+
+/// How long the log may take to let a node in, and the first snapshot to come.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// Why a node could not join.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// No manager answers there, or it is not the token's.
+    #[error(
+        "no manager of this cluster at {addr}: {why}; try: the token and address that netctl cluster token worker shows on a manager"
+    )]
+    Connect {
+        /// Where.
+        addr: SocketAddr,
+        /// Cause.
+        why: String,
+    },
+    /// The manager says no.
+    #[error("the manager refuses: {0}")]
+    Refused(ApiError),
+    /// What came back makes no sense.
+    #[error("the manager's answer cannot be used: {0}; try: run the same version of netd on all nodes")]
+    Answer(String),
+    /// A certificate cannot be made or used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+}
+
+impl From<JoinError> for ApiError {
+    fn from(e: JoinError) -> ApiError {
+        match e {
+            JoinError::Refused(e) => e,
+            JoinError::Connect { addr, why } => ApiError::new(
+                Code::Unavailable,
+                format!("no manager of this cluster at {addr}: {why}"),
+                "the token and address that netctl cluster token worker shows on a manager",
+            ),
+            JoinError::Answer(_) => ApiError::new(Code::Internal, e.to_string(), ""),
+            JoinError::Identity(e) => ApiError::new(Code::Invalid, e.to_string(), ""),
+        }
+    }
+}
+
+/// What a node has after it joined. Nothing is on disk yet: save the credentials first.
+#[derive(Debug, Clone)]
+pub struct Joined {
+    /// Certificate, CA, ids, gossip keys.
+    pub credentials: Credentials,
+    /// The whole intent, this node in it.
+    pub intent: Arc<Intent>,
+    /// This node's address as the manager sees it.
+    pub seen: IpAddr,
+}
+
+/// Joins the cluster of a manager. Trying again with the same key gives the same node.
+pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str) -> Result<Joined, JoinError> {
+    let connect = |why: String| JoinError::Connect { addr, why };
+    let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
+    let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
+        .await
+        .map_err(late)?
+        .map_err(|e| connect(e.to_string()))?;
+    let request = JoinRequest {
+        secret: token.secret.to_vec(),
+        csr: key.csr(hostname)?,
+        hostname: hostname.to_owned(),
+    };
+    let talk = async {
+        frame::write(&mut stream, &request).await?;
+        frame::read::<Result<JoinAnswer, ApiError>>(&mut stream, MAX_JOIN).await
+    };
+    let answer = timeout(ANSWER, talk)
+        .await
+        .map_err(|_| JoinError::Answer("it did not come in time".into()))?
+        .map_err(|e| JoinError::Answer(e.to_string()))?
+        .map_err(JoinError::Refused)?;
+    if answer.cluster != manager.cluster || !pinned(&answer.ca, token) {
+        return Err(JoinError::Answer("it is for another cluster".into()));
+    }
+    let mut credentials = Credentials {
+        cluster: answer.cluster,
+        node: answer.node,
+        role: answer.role,
+        certificate: answer.certificate,
+        ca: answer.ca,
+        gossip: Vec::new(),
+        managers: with(answer.managers, addr),
+    };
+    let tls = Tls::new(&credentials, key)?;
+    let (keys, intent) = timeout(ANSWER, first(&tls, addr))
+        .await
+        .map_err(|_| JoinError::Answer("the gossip keys did not come in time".into()))?
+        .map_err(|e| JoinError::Answer(e.to_string()))?;
+    credentials.gossip = keys;
+    Ok(Joined {
+        credentials,
+        intent: Arc::new(intent),
+        seen: answer.seen,
+    })
+}
+
+/// The address that worked comes first.
+fn with(mut managers: Vec<String>, addr: SocketAddr) -> Vec<String> {
+    let addr = addr.to_string();
+    managers.retain(|m| *m != addr);
+    managers.insert(0, addr);
+    managers
+}
+
+fn pinned(ca: &str, token: &Token) -> bool {
+    use ring::digest::{SHA256, digest};
+    let der = rustls::pki_types::CertificateDer::from_pem_slice(ca.as_bytes());
+    der.is_ok_and(|d| digest(&SHA256, &d).as_ref() == token.pin)
+}
+
+/// The start of a stream: gossip keys and the whole intent.
+async fn first(tls: &Tls, addr: SocketAddr) -> std::io::Result<(Vec<cluster::seal::Key>, Intent)> {
+    let tcp = TcpStream::connect(addr).await?;
+    tcp.set_nodelay(true)?;
+    let (mut stream, _) = tls.connect(tcp).await?;
+    let hello = ToManager::Hello {
+        revision: 0,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    frame::write(&mut stream, &hello).await?;
+    let mut keys = None;
+    loop {
+        match frame::read(&mut stream, MAX_DOWN).await? {
+            ToNode::Welcome { keys: k } => keys = Some(k),
+            ToNode::Delta(delta) => {
+                let mut intent = Intent::default();
+                let taken = intent.apply(*delta);
+                return match keys {
+                    Some(keys) if taken => Ok((keys, intent)),
+                    _ => Err(std::io::Error::other("the intent did not come whole")),
+                };
+            }
+            ToNode::Refused(e) => return Err(std::io::Error::other(e)),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The manager's side of one node's stream.
+
+use std::{
+    io::{Error, ErrorKind, Result},
+    net::SocketAddr,
+    sync::Arc,
+    time::Duration,
+};
+
+use model::{
+    error::{ApiError, Code},
+    ids::NodeId,
+    intent::Intent,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt},
+    sync::{Semaphore, mpsc},
+    time::{MissedTickBehavior, interval, timeout},
+};
+
+use super::{
+    HANDSHAKE, IDLE, MAX_REQUESTS, MAX_UP, PING_EVERY, frame,
+    hub::Hub,
+    message::{Reply, Request, ToManager, ToNode},
+};
+use crate::identity::{Csr, IdentityError, PeerId, admit};
+
+/// How often what all nodes hold is looked at.
+const HELD_EVERY: Duration = Duration::from_millis(100);
+
+/// Serves a stream until it ends. `peer` is who the certificate says it is; none: this process.
+pub(super) async fn serve<S>(
+    hub: &Hub,
+    stream: S,
+    node: NodeId,
+    peer: Option<PeerId>,
+    from: Option<SocketAddr>,
+) -> Result<()>
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (mut rd, mut wr) = tokio::io::split(stream);
+    let hello = timeout(HANDSHAKE, frame::read(&mut rd, MAX_UP)).await??;
+    let ToManager::Hello { revision, version } = hello else {
+        return Err(Error::new(ErrorKind::InvalidData, "the first message is no hello"));
+    };
+    let (number, out) = hub.open(node, version, from);
+    let mut s = Session {
+        hub,
+        node,
+        peer,
+        out,
+        sent: Arc::default(),
+        keys: Vec::new(),
+    };
+    let got = s.run(&mut wr, rd, revision).await;
+    hub.close(node, number);
+    if let Err(e) = &got
+        && let Some(why) = e.get_ref().and_then(|e| e.downcast_ref::<IdentityError>())
+    {
+        let refusal = ApiError::new(Code::Forbidden, why.to_string(), "");
+        let _ = timeout(HANDSHAKE, frame::write(&mut wr, &ToNode::Refused(refusal))).await;
+    }
+    got
+}
+
+struct Session<'a> {
+    hub: &'a Hub,
+    node: NodeId,
+    peer: Option<PeerId>,
+    out: mpsc::Receiver<ToNode>,
+    /// What the node knows of the intent.
+    sent: Arc<Intent>,
+    keys: Vec<cluster::seal::Key>,
+}
+
+impl Session<'_> {
+    fn admit(&self, intent: &Intent) -> Result<()> {
+        match &self.peer {
+            Some(p) => admit(intent, p).map_err(Error::other),
+            None => Ok(()),
+        }
+    }
+
+    async fn run(
+        &mut self,
+        wr: &mut (impl AsyncWrite + Unpin),
+        rd: impl AsyncRead + Unpin + Send + 'static,
+        revision: u64,
+    ) -> Result<()> {
+        let mut intent = self.hub.port.intent();
+        let now = intent.borrow_and_update().clone();
+        self.admit(&now)?;
+        self.send_keys(wr).await?;
+        if now.revision == revision {
+            self.sent = now;
+        } else {
+            self.send_intent(wr, now).await?;
+        }
+        let mut messages = read_all(rd, MAX_UP);
+        let mut ping = interval(PING_EVERY);
+        let mut held_tick = interval(HELD_EVERY);
+        held_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut held = None;
+        let (replies_tx, mut replies) = mpsc::channel::<ToNode>(MAX_REQUESTS);
+        let room = Arc::new(Semaphore::new(MAX_REQUESTS));
+        loop {
+            tokio::select! {
+                m = messages.recv() => {
+                    let m = m.unwrap_or(Err(ErrorKind::UnexpectedEof.into()))?;
+                    // Each message is checked: the node may have been removed since the last one.
+                    self.admit(&intent.borrow())?;
+                    self.take(m, &room, &replies_tx);
+                }
+                changed = intent.changed() => {
+                    changed.map_err(Error::other)?;
+                    let now = intent.borrow_and_update().clone();
+                    self.hub.retain(&now);
+                    self.admit(&now)?;
+                    self.send_keys(wr).await?;
+                    self.send_intent(wr, now).await?;
+                }
+                m = self.out.recv() => match m {
+                    Some(m) => send(wr, &frame::encode(&m)?).await?,
+                    None => return Err(Error::other("the node has opened another stream")),
+                },
+                Some(m) = replies.recv() => send(wr, &frame::encode(&m)?).await?,
+                _ = held_tick.tick() => {
+                    let all = self.hub.held(self.node, &intent.borrow().clone());
+                    if let Some(version) = all && all != held {
+                        held = all;
+                        send(wr, &frame::encode(&ToNode::Held { version })?).await?;
+                    }
+                }
+                _ = ping.tick() => send(wr, &frame::encode(&ToNode::Ping)?).await?,
+            }
+        }
+    }
+
+    async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
+        let keys = self.hub.port.secrets().map_err(Error::other)?.gossip;
+        if keys != self.keys {
+            send(wr, &frame::encode(&ToNode::Welcome { keys: keys.clone() })?).await?;
+            self.keys = keys;
+        }
+        Ok(())
+    }
+
+    async fn send_intent(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: Arc<Intent>) -> Result<()> {
+        if now.revision != self.sent.revision {
+            send(wr, &self.hub.delta(&self.sent, &now)?).await?;
+        }
+        self.sent = now;
+        Ok(())
+    }
+
+    fn take(&self, m: ToManager, room: &Arc<Semaphore>, replies: &mpsc::Sender<ToNode>) {
+        match m {
+            ToManager::Report(r) => self.hub.report(self.node, r),
+            ToManager::Answer { id, answer } => self.hub.answered(self.node, id, answer),
+            ToManager::Request { id, request } => {
+                let (hub, node, peer) = (self.hub.clone(), self.node, self.peer.clone());
+                let (replies, permit) = (replies.clone(), room.clone().try_acquire_owned());
+                tokio::spawn(async move {
+                    let reply = match permit {
+                        Ok(_permit) => answer(&hub, node, peer, request).await,
+                        Err(_) => Err(ApiError::new(
+                            Code::Unavailable,
+                            format!("{MAX_REQUESTS} requests of {node} are under way"),
+                            "again in a second",
+                        )),
+                    };
+                    let _ = replies.send(ToNode::Reply { id, reply }).await;
+                });
+            }
+            // A second hello changes nothing.
+            ToManager::Hello { .. } | ToManager::Ping => {}
+        }
+    }
+}
+
+/// A node that does not read is cut off: what it misses it gets when it comes again.
+async fn send(wr: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<()> {
+    timeout(IDLE, async {
+        wr.write_all(frame).await?;
+        wr.flush().await
+    })
+    .await?
+}
+
+async fn answer(
+    hub: &Hub,
+    node: NodeId,
+    peer: Option<PeerId>,
+    request: Request,
+) -> std::result::Result<Reply, ApiError> {
+    let port = &hub.port;
+    match request {
+        Request::NeedBlock { vni } => {
+            let number = port.need_block(node, vni).await?;
+            Ok(Reply::Block { number })
+        }
+        Request::Query { path } => {
+            let (status, body) = port.query(node, path).await;
+            Ok(Reply::Query { status, body })
+        }
+        Request::Leave => port.remove_node(node).await.map(|()| Reply::Left),
+        Request::Renew { csr } => {
+            let invalid = |e: IdentityError| ApiError::new(Code::Invalid, e.to_string(), "");
+            let intent = port.intent().borrow().clone();
+            let csr = Csr::parse(&csr).map_err(invalid)?;
+            let known = intent.nodes.get(&node).filter(|n| n.key == csr.key());
+            let role = known.map(|n| n.role).ok_or_else(|| {
+                ApiError::new(
+                    Code::Forbidden,
+                    format!("the request is not made with the key that {node} joined with"),
+                    "netctl cluster leave, then join again",
+                )
+            })?;
+            debug_assert!(peer.is_none_or(|p| p.node == node));
+            let secrets = port.secrets()?;
+            let certificate = secrets.sign(&csr, &intent.cluster, node, role).map_err(invalid)?;
+            Ok(Reply::Certificate {
+                certificate,
+                ca: secrets.ca().to_owned(),
+            })
+        }
+    }
+}
+
+/// Reads messages in a task of its own, because reading a frame must not be broken off. Ends with the stream, with
+/// silence of [`IDLE`], or when the receiver is dropped.
+pub(super) fn read_all<T>(mut rd: impl AsyncRead + Unpin + Send + 'static, max: usize) -> mpsc::Receiver<Result<T>>
+where
+    T: serde::de::DeserializeOwned + Send + 'static,
+{
+    let (tx, rx) = mpsc::channel(16);
+    tokio::spawn(async move {
+        loop {
+            let got = tokio::select! {
+                got = timeout(IDLE, frame::read_bytes(&mut rd, max)) => got,
+                () = tx.closed() => return,
+            };
+            let got = match got {
+                Ok(Ok(bytes)) => match serde_json::from_slice(&bytes) {
+                    Ok(m) => Ok(m),
+                    Err(e) => {
+                        // Most likely a message of a newer version.
+                        tracing::debug!(error = %e, "a message was skipped");
+                        continue;
+                    }
+                },
+                Ok(Err(e)) => Err(e),
+                Err(_) => Err(ErrorKind::TimedOut.into()),
+            };
+            let end = got.is_err();
+            if tx.send(got).await.is_err() || end {
+                return;
+            }
+        }
+    });
+    rx
+}

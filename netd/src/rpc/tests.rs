@@ -1,0 +1,484 @@
+//! A manager with a port in memory, and nodes, on loopback.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use model::{
+    api::{TaskState, TaskStatus},
+    error::Code,
+    ids::Proto,
+    intent::{Availability, Node},
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+use super::*;
+use crate::identity::{Credentials, Csr, NodeKey, Tls, Token, connect_pinned};
+
+struct Port {
+    intent: watch::Sender<Arc<Intent>>,
+    secrets: ClusterSecrets,
+    dead: Mutex<Vec<NodeId>>,
+    next: AtomicU64,
+}
+
+impl Port {
+    fn change(&self, f: impl FnOnce(&mut Intent)) {
+        self.intent.send_modify(|i| {
+            let i = Arc::make_mut(i);
+            f(i);
+            i.revision += 1;
+        });
+    }
+}
+
+impl ManagerPort for Port {
+    fn intent(&self) -> watch::Receiver<Arc<Intent>> {
+        self.intent.subscribe()
+    }
+    fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
+        Ok(self.secrets.clone())
+    }
+    fn add_node(&self, n: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>> {
+        Box::pin(async move {
+            let known = self
+                .intent
+                .borrow()
+                .nodes
+                .iter()
+                .find(|(_, x)| x.key == n.key)
+                .map(|(id, _)| *id);
+            if let Some(id) = known {
+                return Ok(id);
+            }
+            let id = NodeId(self.next.fetch_add(1, Ordering::SeqCst));
+            self.change(|i| {
+                i.nodes.insert(id, node(n.role, &n.key, &n.hostname));
+            });
+            Ok(id)
+        })
+    }
+    fn remove_node(&self, node: NodeId) -> BoxFuture<'_, Result<(), ApiError>> {
+        self.change(|i| {
+            i.nodes.remove(&node);
+        });
+        Box::pin(async { Ok(()) })
+    }
+    fn need_block(&self, node: NodeId, vni: Vni) -> BoxFuture<'_, Result<u32, ApiError>> {
+        self.change(|i| {
+            i.blocks.entry(vni).or_default().insert(20, node);
+        });
+        Box::pin(async { Ok(20) })
+    }
+    fn query(&self, node: NodeId, path: String) -> BoxFuture<'_, (u16, String)> {
+        Box::pin(async move { (200, format!("{node} reads {path}")) })
+    }
+    fn health(&self, node: NodeId) -> NodeHealth {
+        match self.dead.lock().unwrap().contains(&node) {
+            true => NodeHealth::Down,
+            false => NodeHealth::Ready,
+        }
+    }
+}
+
+fn node(role: Role, key: &[u8], hostname: &str) -> Node {
+    Node {
+        hostname: hostname.into(),
+        role,
+        availability: Availability::Active,
+        key: key.to_vec(),
+        down: false,
+        rpc: None,
+    }
+}
+
+struct Manager {
+    port: Arc<Port>,
+    hub: Hub,
+    tls: Arc<Tls>,
+    addr: SocketAddr,
+    server: tokio::task::JoinHandle<()>,
+}
+
+async fn manager() -> Manager {
+    let secrets = ClusterSecrets::create("c1").unwrap();
+    let key = NodeKey::generate().unwrap();
+    let csr = Csr::parse(&key.csr("m").unwrap()).unwrap();
+    let credentials = Credentials {
+        cluster: "c1".into(),
+        node: NodeId(1),
+        role: Role::Manager,
+        certificate: secrets.sign(&csr, "c1", NodeId(1), Role::Manager).unwrap(),
+        ca: secrets.ca().into(),
+        gossip: Vec::new(),
+        managers: Vec::new(),
+    };
+    let tls = Arc::new(Tls::new(&credentials, &key).unwrap());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let mut intent = Intent {
+        revision: 1,
+        cluster: "c1".into(),
+        ..Intent::default()
+    };
+    let mut me = node(Role::Manager, key.public(), "m");
+    me.rpc = Some(addr.to_string());
+    intent.nodes.insert(NodeId(1), me);
+    let port = Arc::new(Port {
+        intent: watch::Sender::new(Arc::new(intent)),
+        secrets,
+        dead: Mutex::default(),
+        next: AtomicU64::new(2),
+    });
+    let hub = Hub::new(port.clone());
+    let server = tokio::spawn({
+        let (hub, tls) = (hub.clone(), tls.clone());
+        async move { hub.serve(listener, tls).await }
+    });
+    Manager {
+        port,
+        hub,
+        tls,
+        addr,
+        server,
+    }
+}
+
+impl Manager {
+    fn token(&self) -> Token {
+        self.port.secrets.token(Role::Worker).unwrap()
+    }
+}
+
+struct Worker {
+    id: NodeId,
+    uplink: Uplink,
+    asks: tokio::sync::mpsc::Receiver<(Ask, tokio::sync::oneshot::Sender<Answer>)>,
+    intent: watch::Receiver<Arc<Intent>>,
+}
+
+async fn worker(m: &Manager) -> Worker {
+    let key = NodeKey::generate().unwrap();
+    let joined = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    let intent = watch::Sender::new(Arc::default());
+    let rx = intent.subscribe();
+    let (uplink, asks) = Uplink::start(UplinkConfig {
+        me: joined.credentials.node,
+        version: "0.1.0".into(),
+        managers: Managers::Remote {
+            tls: Arc::new(Tls::new(&joined.credentials, &key).unwrap()),
+            first: vec![m.addr],
+        },
+        intent,
+    });
+    Worker {
+        id: joined.credentials.node,
+        uplink,
+        asks,
+        intent: rx,
+    }
+}
+
+/// Waits for what must come soon.
+async fn soon<T>(f: impl Future<Output = T>) -> T {
+    timeout(Duration::from_secs(10), f)
+        .await
+        .expect("it did not come within 10 s")
+}
+
+async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, NodeReport>) -> bool) {
+    let mut changed = m.hub.changed();
+    soon(async {
+        while !what(&m.hub.snapshot()) {
+            changed.changed().await.unwrap();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_good_token_lets_in() {
+    let m = manager().await;
+    let key = NodeKey::generate().unwrap();
+    let j = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    assert_eq!(j.credentials.node, NodeId(2));
+    assert_eq!(j.credentials.role, Role::Worker);
+    assert_eq!(j.credentials.gossip, m.port.secrets.gossip);
+    assert_eq!(j.credentials.managers, [m.addr.to_string()]);
+    assert_eq!(j.intent.nodes[&NodeId(2)].key, key.public());
+    assert_eq!(j.seen, m.addr.ip());
+    // The answer was lost, the node tries again: the same node.
+    let again = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    assert_eq!(again.credentials.node, NodeId(2));
+    assert_eq!(m.port.intent.borrow().nodes.len(), 2);
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_refused_and_soon_not_looked_at() {
+    let m = manager().await;
+    let key = NodeKey::generate().unwrap();
+    // A wrong pin: the manager is not told the secret, so it counts nothing.
+    let mut token = m.token();
+    token.pin[0] ^= 1;
+    for _ in 0..10 {
+        let e = join(&token, m.addr, &key, "w").await.unwrap_err();
+        assert!(
+            matches!(&e, JoinError::Connect { why, .. } if why.contains("token")),
+            "{e}"
+        );
+    }
+    let mut token = m.token();
+    token.secret[0] ^= 1;
+    for _ in 0..crate::identity::Gate::PER_ADDRESS {
+        let e = join(&token, m.addr, &key, "w").await.unwrap_err();
+        assert!(matches!(&e, JoinError::Refused(e) if e.code == Code::Forbidden), "{e}");
+    }
+    // The good one waits too: a guesser must not learn when it is right.
+    let e = join(&m.token(), m.addr, &key, "w").await.unwrap_err();
+    assert!(
+        matches!(&e, JoinError::Refused(e) if e.code == Code::Unavailable),
+        "{e}"
+    );
+    assert_eq!(m.port.intent.borrow().nodes.len(), 1);
+}
+
+#[tokio::test]
+async fn nobody_there_is_said() {
+    let l = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = l.local_addr().unwrap();
+    drop(l);
+    let token = ClusterSecrets::create("c").unwrap().token(Role::Worker).unwrap();
+    let e = join(&token, addr, &NodeKey::generate().unwrap(), "w")
+        .await
+        .unwrap_err();
+    assert_eq!(ApiError::from(e).code, Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_node_without_certificate_can_only_join() {
+    let m = manager().await;
+    let (mut s, _) = connect_pinned(m.addr, m.token().pin).await.unwrap();
+    let hello = message::ToManager::Hello {
+        revision: 0,
+        version: String::new(),
+    };
+    frame::write(&mut s, &hello).await.unwrap();
+    assert!(frame::read::<message::ToNode>(&mut s, MAX_DOWN).await.is_err());
+}
+
+#[tokio::test]
+async fn garbage_and_huge_lengths_end_the_connection() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let m = manager().await;
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64]] {
+        let mut tcp = TcpStream::connect(m.addr).await.unwrap();
+        tcp.write_all(bytes).await.unwrap();
+        let mut rest = Vec::new();
+        let _ = soon(tcp.read_to_end(&mut rest)).await;
+    }
+    let (mut s, _) = connect_pinned(m.addr, m.token().pin).await.unwrap();
+    s.write_all(&[0xff; 8]).await.unwrap();
+    assert!(soon(s.read_u8()).await.is_err());
+}
+
+#[tokio::test]
+async fn intent_comes_as_increments() {
+    let m = manager().await;
+    let mut w = worker(&m).await;
+    soon(w.intent.wait_for(|i| i.nodes.len() == 2)).await.unwrap();
+    for name in ["h1", "h2", "h3"] {
+        m.port
+            .change(|i| i.nodes.get_mut(&NodeId(1)).unwrap().hostname = name.into());
+        let want = m.port.intent.borrow().clone();
+        soon(w.intent.wait_for(|i| **i == *want)).await.unwrap();
+    }
+    assert_eq!(w.uplink.keys().borrow().clone(), m.port.secrets.gossip);
+}
+
+#[tokio::test]
+async fn requests_are_answered() {
+    let m = manager().await;
+    let mut w = worker(&m).await;
+    let vni = Vni::try_from(4100).unwrap();
+    assert_eq!(w.uplink.need_block(vni).await, Ok(20));
+    let id = w.id;
+    soon(w.intent.wait_for(|i| i.blocks.get(&vni).is_some_and(|b| b[&20] == id)))
+        .await
+        .unwrap();
+    let (status, body) = w.uplink.query("/v1/services/web/tasks").await.unwrap();
+    assert_eq!((status, body.as_str()), (200, "n2 reads /v1/services/web/tasks"));
+}
+
+#[tokio::test]
+async fn a_certificate_is_renewed_for_the_same_key_alone() {
+    let m = manager().await;
+    let key = NodeKey::generate().unwrap();
+    let mut c = join(&m.token(), m.addr, &key, "w").await.unwrap().credentials;
+    let (uplink, _asks) = Uplink::start(UplinkConfig {
+        me: c.node,
+        version: String::new(),
+        managers: Managers::Remote {
+            tls: Arc::new(Tls::new(&c, &key).unwrap()),
+            first: vec![m.addr],
+        },
+        intent: watch::Sender::new(Arc::default()),
+    });
+    let (certificate, ca) = uplink.renew(key.csr("w").unwrap()).await.unwrap();
+    assert_ne!(certificate, c.certificate);
+    (c.certificate, c.ca) = (certificate, ca);
+    let tls = Tls::new(&c, &key).unwrap();
+    let tcp = TcpStream::connect(m.addr).await.unwrap();
+    assert_eq!(tls.connect(tcp).await.unwrap().1.node, NodeId(1));
+    let other = NodeKey::generate().unwrap().csr("w").unwrap();
+    assert_eq!(uplink.renew(other).await.unwrap_err().code, Code::Forbidden);
+}
+
+#[tokio::test]
+async fn reports_reach_the_hub_and_asks_reach_the_node() {
+    let m = manager().await;
+    let mut w = worker(&m).await;
+    let status = TaskStatus {
+        state: TaskState::Running,
+        message: String::new(),
+        pid: Some(7),
+        restarts: 0,
+    };
+    let report = Report {
+        applied: 9,
+        problems: vec!["p".into()],
+        tasks: BTreeMap::from([("web.1".parse().unwrap(), status)]),
+        held: BTreeMap::new(),
+    };
+    w.uplink.report(report.clone());
+    hub_has(&m, |s| s.get(&w.id).is_some_and(|n| n.report == report)).await;
+    let since = m.hub.snapshot()[&w.id].since.clone();
+    w.uplink.report(Report { applied: 10, ..report });
+    hub_has(&m, |s| s[&w.id].report.applied == 10).await;
+    assert_eq!(m.hub.snapshot()[&w.id].since, since);
+
+    let ask = Ask::PortFree {
+        port: 80,
+        proto: Proto::Tcp,
+    };
+    let wait = Duration::from_secs(5);
+    let (answer, ()) = tokio::join!(m.hub.ask(w.id, ask.clone(), wait), async {
+        let (got, tx) = soon(w.asks.recv()).await.unwrap();
+        assert_eq!(got, ask);
+        tx.send(Answer::Taken { owner: "nginx".into() }).unwrap();
+    });
+    assert_eq!(answer, Ok(Answer::Taken { owner: "nginx".into() }));
+    let short = Duration::from_millis(50);
+    assert_eq!(m.hub.ask(w.id, ask.clone(), short).await, Err(AskError::Timeout(w.id)));
+    assert_eq!(
+        m.hub.ask(NodeId(9), ask, short).await,
+        Err(AskError::NotConnected(NodeId(9)))
+    );
+}
+
+#[tokio::test]
+async fn a_draining_owner_hears_when_all_living_nodes_hold_its_rows() {
+    let m = manager().await;
+    let (a, b) = (worker(&m).await, worker(&m).await);
+    m.port.dead.lock().unwrap().push(NodeId(1));
+    let held = |v| Report {
+        held: BTreeMap::from([(a.id, v)]),
+        ..Report::default()
+    };
+    a.uplink.report(held(7));
+    b.uplink.report(held(6));
+    soon(a.uplink.held().wait_for(|v| *v == 6)).await.unwrap();
+    b.uplink.report(held(8));
+    soon(a.uplink.held().wait_for(|v| *v == 7)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_removed_node_is_cut_off_and_refused() {
+    let m = manager().await;
+    let w = worker(&m).await;
+    let mut connected = w.uplink.connected();
+    soon(connected.wait_for(|c| *c)).await.unwrap();
+    m.port.change(|i| {
+        i.nodes.remove(&w.id);
+    });
+    soon(connected.wait_for(|c| !*c)).await.unwrap();
+    let refused = timeout(Duration::from_millis(500), connected.wait_for(|c| *c)).await;
+    assert!(refused.is_err());
+    assert!(!m.hub.snapshot().contains_key(&w.id));
+}
+
+#[tokio::test]
+async fn leaving_takes_the_node_out() {
+    let m = manager().await;
+    let w = worker(&m).await;
+    // The stream may end before the answer is through.
+    let _ = w.uplink.leave().await;
+    soon(m.port.intent.subscribe().wait_for(|i| !i.nodes.contains_key(&w.id)))
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn a_node_comes_back_when_the_manager_does() {
+    let mut m = manager().await;
+    let w = worker(&m).await;
+    let mut connected = w.uplink.connected();
+    soon(connected.wait_for(|c| *c)).await.unwrap();
+    w.uplink.report(Report {
+        applied: 3,
+        ..Report::default()
+    });
+    hub_has(&m, |s| s.get(&w.id).is_some_and(|n| n.report.applied == 3)).await;
+
+    m.server.abort();
+    // Streams live in tasks of their own; a new stream of the node replaces the old one.
+    m.hub = Hub::new(m.port.clone());
+    m.port.change(|_| ());
+    let listener = loop {
+        match TcpListener::bind(m.addr).await {
+            Ok(l) => break l,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    let (hub, tls) = (m.hub.clone(), m.tls.clone());
+    m.server = tokio::spawn(async move { hub.serve(listener, tls).await });
+    // The old stream ends when its node is taken out for a moment.
+    let entry = m.port.intent.borrow().nodes[&w.id].clone();
+    m.port.change(|i| {
+        i.nodes.remove(&w.id);
+    });
+    soon(connected.wait_for(|c| !*c)).await.unwrap();
+    m.port.change(|i| {
+        i.nodes.insert(w.id, entry);
+    });
+    // The last report is told again by itself.
+    hub_has(&m, |s| {
+        s.get(&w.id).is_some_and(|n| n.connected && n.report.applied == 3)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_managers_own_node_needs_no_socket() {
+    let m = manager().await;
+    let intent = watch::Sender::new(Arc::default());
+    let mut rx = intent.subscribe();
+    let (uplink, _asks) = Uplink::start(UplinkConfig {
+        me: NodeId(1),
+        version: "0.1.0".into(),
+        managers: Managers::Local(m.hub.clone()),
+        intent,
+    });
+    soon(rx.wait_for(|i| i.revision == 1)).await.unwrap();
+    let (_, body) = uplink.query("/v1/x").await.unwrap();
+    assert_eq!(body, "n1 reads /v1/x");
+    drop(uplink);
+    hub_has(&m, |s| !s[&NodeId(1)].connected).await;
+}
