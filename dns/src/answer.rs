@@ -72,7 +72,7 @@ fn refusal(query: &Query<'_>) -> Option<u8> {
     }
     match (query.qclass, query.qtype) {
         (_, 0 | rtype::OPT) => Some(rcode::FORMERR),
-        (CLASS_IN, qtype) if qtype < 249 || qtype > rtype::ANY => None,
+        (CLASS_IN, qtype) if !(249..=rtype::ANY).contains(&qtype) => None,
         // TKEY, TSIG, IXFR, AXFR, MAILB, MAILA, ANY; CH, HS, NONE, ANY.
         _ => Some(rcode::REFUSED),
     }
