@@ -240,7 +240,7 @@ fn malformed_queries_get_a_code() {
     let web = b"\x03web\0\0\x01\0\x01";
     let opt = |version: u8| [b"\0\0\x29\x04\xd0\0".as_slice(), &[version], b"\0\0\0\0"].concat();
     let with = |opts: &[Vec<u8>]| [web.to_vec(), opts.concat()].concat();
-    let long = [b"\x3f".repeat(1), b"a".repeat(63)].concat().repeat(4);
+    let long = [b"\x3f".to_vec(), b"a".repeat(63)].concat().repeat(4);
     let table: Vec<(&str, Vec<u8>, ResponseCode)> = vec![
         ("an update", raw(0x2800, [1, 0, 0, 0], web), NotImp),
         ("no question", raw(0, [0; 4], b""), FormErr),
