@@ -254,7 +254,11 @@ impl Supervisor {
             .filter(|id| !wanted.contains_key(*id))
             .cloned()
             .collect();
-        let back = std::mem::replace(&mut self.away, false);
+        // Those that are new have told nothing yet.
+        let told: Vec<EndpointId> = match std::mem::replace(&mut self.away, false) {
+            true => self.slots.keys().cloned().collect(),
+            false => Vec::new(),
+        };
         for id in gone {
             self.feed(&id, Event::Unwanted);
         }
@@ -265,11 +269,8 @@ impl Supervisor {
             }
             self.feed(&id, Event::Wanted(order));
         }
-        if back {
-            let all: Vec<EndpointId> = self.slots.keys().cloned().collect();
-            for id in all {
-                self.feed(&id, Event::Reconnected);
-            }
+        for id in told {
+            self.feed(&id, Event::Reconnected);
         }
     }
 

@@ -189,11 +189,20 @@ impl Task {
         task.attached = attached;
         task.asking = pid.is_none();
         task.phase = match pid {
-            Some(pid) => Phase::Running {
-                pid,
-                since: now,
-                attach_at: None,
-            },
+            Some(pid) => {
+                // Netd may have been away too: it is told at the first occasion.
+                task.last = Some(TaskStatus {
+                    state: TaskState::Running,
+                    message: String::new(),
+                    pid: Some(pid),
+                    restarts,
+                });
+                Phase::Running {
+                    pid,
+                    since: now,
+                    attach_at: None,
+                }
+            }
             None => Phase::Pause { until: now + ASK },
         };
         task

@@ -276,7 +276,7 @@ fn one_that_is_found_again_goes_on() {
         &mut t,
         &[
             (1, Event::Wanted(order(1)), &[]),
-            (1, Event::Reconnected, &["attach"]),
+            (1, Event::Reconnected, &["Running", "attach"]),
             (2, Event::Attached { same: true }, &[]),
             (3, Event::Exited("ended".into()), &["kill"]),
             (3, Event::Empty, &["Failed: ended, next try in 0.1 s"]),

@@ -1,0 +1,286 @@
+//! netd-run with real processes in real namespaces, against a socket that plays netd. Needs root.
+
+mod support;
+
+use std::{fs, time::Duration};
+
+use model::api::TaskState;
+use nix::sys::signal::Signal;
+use support::{Node, alive};
+
+/// Says that it runs, then runs until it is asked to end.
+const SERVE: &str = "sleep 1000 & trap 'echo term > $FIFO; kill $!; exit 0' TERM; \
+     echo run $NETD_TASK $$ > $FIFO; wait";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_runs_in_its_namespace_and_is_drained_before_it_is_stopped() {
+    let mut node = Node::new().await;
+    let script = "exec > $FIFO; sleep 1000 & trap 'echo term; kill $!; exit 0' TERM; \
+         echo $NETD_TASK $NETD_SERVICE $NETD_SLOT $NETD_NODE $LEVEL; \
+         cat /etc/resolv.conf; readlink /proc/self/ns/net; echo logged >&2; echo said; wait";
+    let mut task = node.task("web.1", 1, script);
+    task.env.insert("LEVEL".into(), "debug".into());
+    node.want(&[task]);
+    assert_eq!(node.line().await, "web.1 web 1 n1 debug");
+    assert_eq!(node.line().await, "nameserver 127.0.0.11");
+    let netns = kernel::netns::Netns::open(&node.netns("web.1")).unwrap();
+    assert_eq!(node.line().await, format!("net:[{}]", netns.id().inode));
+    assert_eq!(node.line().await, "said");
+    let pid = node.report("web.1", TaskState::Running).await.pid.unwrap();
+    assert!(alive(pid));
+
+    node.want(&[]);
+    assert_eq!(node.line().await, "term");
+    node.report("web.1", TaskState::Shutdown).await;
+    assert_eq!(node.asked(), ["put web.1", "drain web.1", "delete web.1"]);
+    assert!(!alive(pid));
+    let log = fs::read_to_string(node.folder().join("log/web.1.log")).unwrap();
+    assert_eq!(log, "logged\n");
+    let states: Vec<TaskState> = node
+        .until("reports", |s| Some(s.reports.iter().map(|(_, r)| r.state).collect()))
+        .await;
+    use TaskState::*;
+    assert_eq!(states, [Preparing, Starting, Running, Running, Shutdown]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_listen_is_killed_with_all_its_children() {
+    let mut node = Node::new().await;
+    let script = "trap '' TERM; (setsid sleep 1000 &); sleep 1000 & echo run > $FIFO; while :; do sleep 1000; done";
+    let mut task = node.task("web.1", 1, script);
+    task.stop_grace_ms = 300;
+    node.want(&[task]);
+    node.line().await;
+    node.report("web.1", TaskState::Running).await;
+    assert!(node.inside("web.1").len() >= 3);
+    node.want(&[]);
+    node.report("web.1", TaskState::Shutdown).await;
+    // The played netd looks for processes before it takes the namespace away.
+    assert_eq!(node.asked().last().unwrap(), "delete web.1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_is_met_with_pauses_that_grow() {
+    let mut node = Node::new().await;
+    let script = "echo run > $FIFO; sleep 1000 & exit 3";
+    node.want(&[node.task("web.1", 1, script)]);
+    let begun = std::time::Instant::now();
+    for _ in 0..4 {
+        node.line().await;
+    }
+    // 0.1 + 0.2 + 0.4 s lie between the first and the fourth.
+    assert!(begun.elapsed() >= Duration::from_millis(700));
+    let messages: Vec<String> = node
+        .until("three failures", |s| {
+            let failed = s.reports.iter().filter(|(_, r)| r.state == TaskState::Failed);
+            let messages: Vec<String> = failed.map(|(_, r)| r.message.clone()).collect();
+            (messages.len() >= 3).then_some(messages)
+        })
+        .await;
+    assert_eq!(
+        messages[..3],
+        [
+            "exit status 3, next try in 0.1 s",
+            "exit status 3, next try in 0.2 s",
+            "exit status 3, next try in 0.4 s"
+        ]
+    );
+    // What a crashed leader left is gone before the next one starts.
+    assert!(node.inside("web.1").len() <= 3, "{:?}", node.inside("web.1"));
+    assert_eq!(node.asked(), ["put web.1"], "the endpoint stays");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_that_does_not_exist_is_told() {
+    let node = Node::new().await;
+    let mut task = node.task("web.1", 1, "");
+    task.command = vec!["no-such-program".into()];
+    node.want(&[task]);
+    let report = node.report("web.1", TaskState::Failed).await;
+    assert!(report.message.contains("no-such-program"), "{}", report.message);
+    assert!(report.message.contains("next try in 0.1 s"), "{}", report.message);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_generation_is_stopped_then_started() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    let first = node.line().await;
+    node.want(&[node.task("web.1", 2, SERVE)]);
+    assert_eq!(node.line().await, "term");
+    assert_ne!(node.line().await, first);
+    assert_eq!(node.asked(), ["put web.1", "drain web.1", "delete web.1", "put web.1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_outlive_a_killed_netd_run_and_are_found_again() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE), node.task("db.1", 1, SERVE)]);
+    node.line().await;
+    node.line().await;
+    let web = node.report("web.1", TaskState::Running).await.pid.unwrap();
+    let db = node.report("db.1", TaskState::Running).await.pid.unwrap();
+    node.runner_down(Signal::SIGKILL).await;
+    assert!(alive(web) && alive(db));
+    // db.1 is no longer wanted by the time netd-run is back.
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    node.fresh();
+    node.runner_up(&[]);
+    assert_eq!(node.report("web.1", TaskState::Running).await.pid, Some(web));
+    node.report("db.1", TaskState::Shutdown).await;
+    assert_eq!(node.line().await, "term", "db.1 was stopped, nothing was started");
+    assert!(alive(web) && !alive(db));
+    node.want(&[]);
+    assert_eq!(node.line().await, "term");
+    node.report("web.1", TaskState::Shutdown).await;
+    assert!(!alive(web));
+    let left: Vec<_> = fs::read_dir(node.folder().join("state"))
+        .unwrap()
+        .map(|e| e.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["lock"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_killed_between_start_and_record_finds_its_task_in_the_namespace() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    node.line().await;
+    let pid = node.report("web.1", TaskState::Running).await.pid;
+    node.runner_down(Signal::SIGKILL).await;
+    let path = node.folder().join("state/web.1.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    record["process"] = serde_json::Value::Null;
+    fs::write(&path, record.to_string()).unwrap();
+    node.fresh();
+    node.runner_up(&[]);
+    assert_eq!(node.report("web.1", TaskState::Running).await.pid, pid);
+    node.want(&[]);
+    assert_eq!(node.line().await, "term", "nothing else was started");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_ended_while_netd_run_was_away_is_started_again() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    node.line().await;
+    let first = node.report("web.1", TaskState::Running).await.pid.unwrap();
+    node.runner_down(Signal::SIGKILL).await;
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(first as i32), Signal::SIGKILL).unwrap();
+    node.fresh();
+    node.runner_up(&[]);
+    node.line().await;
+    let again = node.report("web.1", TaskState::Running).await;
+    assert_ne!(again.pid, Some(first));
+    assert_eq!(again.restarts, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_go_on_and_are_restarted_while_netd_is_away() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    node.line().await;
+    let first = node.report("web.1", TaskState::Running).await.pid.unwrap();
+    node.netd_down().await;
+    assert!(alive(first));
+    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(first as i32), Signal::SIGKILL).unwrap();
+    assert!(node.line().await.starts_with("run web.1"));
+    node.fresh();
+    node.netd_up();
+    let again = node
+        .until("the report that waited", |s| {
+            let last = s.reports.iter().rev().find(|(_, r)| r.state == TaskState::Running);
+            last.map(|(_, r)| r.clone())
+        })
+        .await;
+    assert_ne!(again.pid, Some(first));
+    node.until("the endpoint is asked for again", |s| {
+        s.asked.contains(&"put web.1".into()).then_some(())
+    })
+    .await;
+    assert!(alive(again.pid.unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_whose_namespace_was_replaced_moves() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    node.line().await;
+    let first = node.report("web.1", TaskState::Running).await.pid.unwrap();
+    node.netd_down().await;
+    kernel::netns::remove(&node.netns("web.1")).unwrap();
+    node.netd_up();
+    assert!(node.line().await.starts_with("run web.1"));
+    let second = node
+        .until("another process", |s| {
+            let mut running = s.reports.iter().filter(|(_, r)| r.state == TaskState::Running);
+            running.find(|(_, r)| r.pid != Some(first)).map(|(_, r)| r.pid.unwrap())
+        })
+        .await;
+    assert!(!alive(first));
+    assert!(node.inside("web.1").contains(&(second as i32)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_leaves_the_tasks_alone_unless_told_otherwise() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    node.line().await;
+    let pid = node.report("web.1", TaskState::Running).await.pid.unwrap();
+    assert!(node.runner_down(Signal::SIGTERM).await.success());
+    assert!(alive(pid));
+    node.fresh();
+    node.runner_up(&["--stop-tasks"]);
+    node.report("web.1", TaskState::Running).await;
+    assert!(node.runner_down(Signal::SIGTERM).await.success());
+    assert_eq!(node.line().await, "term");
+    assert!(!alive(pid));
+    node.report("web.1", TaskState::Shutdown).await;
+    assert_eq!(node.asked(), ["put web.1", "drain web.1", "delete web.1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_left_its_cluster_runs_nothing() {
+    let mut node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE), node.task("db.1", 1, SERVE)]);
+    node.line().await;
+    node.line().await;
+    node.report("web.1", TaskState::Running).await;
+    node.report("db.1", TaskState::Running).await;
+    node.leave();
+    node.report("web.1", TaskState::Shutdown).await;
+    node.report("db.1", TaskState::Shutdown).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tasks_without_a_command_belong_to_somebody_else() {
+    let mut node = Node::new().await;
+    let mut foreign = node.task("db.1", 1, "");
+    foreign.command.clear();
+    node.want(&[foreign, node.task("web.1", 1, SERVE)]);
+    node.line().await;
+    node.report("web.1", TaskState::Running).await;
+    assert_eq!(node.asked(), ["put web.1"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_on_one_state_folder_are_refused() {
+    let node = Node::new().await;
+    node.want(&[node.task("web.1", 1, SERVE)]);
+    node.report("web.1", TaskState::Running).await;
+    let folder = node.folder().to_owned();
+    let second = tokio::task::spawn_blocking(move || {
+        std::process::Command::new(env!("CARGO_BIN_EXE_netd-run"))
+            .arg("--state-dir")
+            .arg(folder.join("state"))
+            .arg("--log-dir")
+            .arg(folder.join("log"))
+            .output()
+            .unwrap()
+    })
+    .await
+    .unwrap();
+    assert!(!second.status.success());
+    let text = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(text.contains("another netd-run"), "{text}");
+}
