@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_types, reason = "no decision is taken here")]
 
 pub mod bpf;
+pub mod fabric;
 pub mod netfilter;
 mod netlink;
 pub mod netns;

@@ -222,7 +222,7 @@ pub struct SeenSpace {
 pub struct Observed {
     /// The host's namespace.
     pub host: SeenSpace,
-    /// Tasks' namespaces that were looked for; `None`: it is gone.
+    /// Tasks' namespaces by path; `None`: it is gone; absent: it could not be read, and what leads to it stays.
     pub tasks: BTreeMap<PathBuf, Option<SeenSpace>>,
     /// The packet filter; `None`: not there, or not as netd makes it.
     pub filter: Option<Filter>,

@@ -95,12 +95,13 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
         out: Plan::default(),
         fresh: BTreeSet::new(),
         dropped: BTreeSet::new(),
+        unknown: BTreeSet::new(),
         condemned: BTreeSet::new(),
     };
     p.out.gone = wanted
         .tasks
         .keys()
-        .filter(|path| observed.tasks.get(*path).is_none_or(Option::is_none))
+        .filter(|path| matches!(observed.tasks.get(*path), Some(None)))
         .cloned()
         .collect();
     p.host_links();
@@ -137,6 +138,8 @@ struct Planner<'a> {
     fresh: BTreeSet<(Ns, String)>,
     /// Wanted devices that cannot be had: nothing is put on them.
     dropped: BTreeSet<(Ns, String)>,
+    /// Devices of tasks that could not be looked into: they stay as they are.
+    unknown: BTreeSet<(Ns, String)>,
     /// Devices that this plan removes: what hangs on them goes with them.
     condemned: BTreeSet<(Ns, String)>,
 }
@@ -240,10 +243,17 @@ impl Planner<'_> {
     fn veth(&mut self, name: &str, link: &Link, task: &PathBuf, peer: &str) {
         let inside = Ns::Task(task.clone());
         let (here, there) = ((Ns::Host, name.to_owned()), (inside.clone(), peer.to_owned()));
-        let Some(Some(space)) = self.observed.tasks.get(task) else {
+        let space = match self.observed.tasks.get(task) {
+            Some(Some(space)) => space,
             // The task is gone: its device, if it is left, is not wanted.
-            self.dropped.insert(here);
-            return;
+            Some(None) => {
+                self.dropped.insert(here);
+                return;
+            }
+            None => {
+                self.unknown.insert(here);
+                return;
+            }
         };
         let Some(wanted_peer) = self.wanted.tasks.get(task).and_then(|s| s.links.get(peer)) else {
             return;
@@ -346,9 +356,10 @@ impl Planner<'_> {
                 .collect::<BTreeSet<String>>()
         };
         let (fresh, dropped, condemned) = (named(&self.fresh), named(&self.dropped), named(&self.condemned));
+        let unknown = named(&self.unknown);
         // A device that is made anew starts empty; one that is removed takes along what hangs on it.
-        let stays = |link: &String| !fresh.contains(link) && !condemned.contains(link);
-        let usable = |link: &String| !dropped.contains(link);
+        let stays = |link: &String| !fresh.contains(link) && !condemned.contains(link) && !unknown.contains(link);
+        let usable = |link: &String| !dropped.contains(link) && !unknown.contains(link);
         let at = || ns.clone();
         let mut steps: Vec<(Stage, Step)> = Vec::new();
 

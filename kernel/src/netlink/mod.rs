@@ -27,8 +27,8 @@ pub use error::{NetlinkError, Refusal};
 const CHAIN: usize = 128;
 /// Most octets in one send; the socket's send buffer is 208 KiB by default (net.core.wmem_default).
 const CHAIN_OCTETS: usize = 64 << 10;
-/// Receive buffer asked of the kernel, octets: room for a chain's answers, and for a burst of events.
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// Buffers asked of the kernel, octets: room for a chain's answers, a burst of events, a transaction in one piece.
+const BUFFER: usize = 4 << 20;
 /// Octets of one datagram. The kernel fills dumps up to 32 KiB (NLMSG_GOODSIZE) when the reader offers as much.
 const DATAGRAM: usize = 64 << 10;
 /// The kernel answers within `sendmsg`; waiting longer means that an answer was lost.
@@ -73,7 +73,8 @@ impl Socket {
         // Neither is vital: without them errors carry less text, or repeat the request.
         let _ = inner.set_ext_ack(true);
         let _ = inner.set_cap_ack(true);
-        let _ = setsockopt(&inner, sockopt::RcvBufForce, &RECEIVE_BUFFER);
+        let _ = setsockopt(&inner, sockopt::RcvBufForce, &BUFFER);
+        let _ = setsockopt(&inner, sockopt::SndBufForce, &BUFFER);
         let limit = TimeVal::new(ANSWER_TIMEOUT.as_secs() as i64, 0);
         setsockopt(&inner, sockopt::ReceiveTimeout, &limit).map_err(|e| open(e.into()))?;
         Ok(Socket { inner, sequence: 0, buffer: vec![0; DATAGRAM] })
@@ -111,14 +112,6 @@ impl Socket {
         Ok(results)
     }
 
-    /// Carries out one request.
-    pub(crate) fn execute_one(&mut self, request: Request) -> Result<(), NetlinkError> {
-        match self.execute(&[request])?.pop() {
-            Some(result) => result.map_err(NetlinkError::Refused),
-            None => Err(NetlinkError::Short),
-        }
-    }
-
     fn chain(&mut self, chain: &[Request]) -> Result<Vec<Result<(), Refusal>>, NetlinkError> {
         let first = self.send(chain, NLM_F_REQUEST | NLM_F_ACK)?;
         let mut results: Vec<Option<Result<(), Refusal>>> = vec![None; chain.len()];
@@ -136,26 +129,28 @@ impl Socket {
         Ok(results.into_iter().flatten().collect())
     }
 
-    /// Sends requests of which all or none must happen (nf_tables batches). The first refusal is the result.
-    pub(crate) fn transaction(&mut self, batch: &[Request]) -> Result<(), NetlinkError> {
-        let first = self.send(batch, NLM_F_REQUEST)?;
+    /// Sends requests of which all or none must happen (nf_tables batches). The error says which was the first refused.
+    pub(crate) fn transaction(&mut self, batch: &[Request]) -> Result<(), (Option<usize>, NetlinkError)> {
+        let first = self.send(batch, NLM_F_REQUEST).map_err(|e| (None, e))?;
         let wanted = batch.iter().filter(|r| r.flags & NLM_F_ACK != 0).count();
         let (mut acked, mut refused) = (0, None);
         while acked < wanted && refused.is_none() {
-            self.receive(MsgFlags::empty(), |header, body| {
-                if header.kind == NLMSG_ERROR && (header.sequence.wrapping_sub(first) as usize) < batch.len() {
+            let received = self.receive(MsgFlags::empty(), |header, body| {
+                let index = header.sequence.wrapping_sub(first) as usize;
+                if header.kind == NLMSG_ERROR && index < batch.len() {
                     match error::parse_ack(header.flags, body)? {
                         Ok(()) => acked += 1,
-                        Err(r) => refused = refused.take().or(Some(r)),
+                        Err(r) => refused = refused.take().or(Some((Some(index), NetlinkError::Refused(r)))),
                     }
                 }
                 Ok(())
-            })?;
+            });
+            received.map_err(|e| (None, e))?;
         }
         match refused {
             Some(r) => {
                 self.drain();
-                Err(NetlinkError::Refused(r))
+                Err(r)
             }
             None => Ok(()),
         }

@@ -187,3 +187,6 @@ impl Rtnl {
         Ok(self.links()?.into_iter().filter(|l| indices.contains(&l.index)).collect())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,11 +124,6 @@ pub fn create_bridge(name: &str) -> Request {
     new_link(vec![LinkAttribute::IfName(name.to_owned())], vec![LinkInfo::Kind(InfoKind::Bridge)])
 }
 
-/// Makes a dummy device.
-pub fn create_dummy(name: &str) -> Request {
-    new_link(vec![LinkAttribute::IfName(name.to_owned())], vec![LinkInfo::Kind(InfoKind::Dummy)])
-}
-
 /// Changes to a device; what is `None` stays.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LinkChange<'a> {

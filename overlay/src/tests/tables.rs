@@ -243,10 +243,25 @@ fn rows_of_a_node_with_one_endpoint() {
 fn a_networks_mtu_is_never_more_than_the_nodes() {
     let mut d = cluster();
     for (asked, got) in [(Some(9000), 1450), (Some(1300), 1300), (None, 1450)] {
-        d.networks.get_mut(&vni(4096)).map(|n: &mut Network| n.mtu = asked);
+        d.networks.entry(vni(4096)).and_modify(|n: &mut Network| n.mtu = asked);
         d.endpoints.insert(id("web.1"), endpoint(4096, 5, "/t", "eth0"));
         let w = want(&d, FULL);
         assert_eq!(w.host.links[&names::veth(&id("web.1"))].mtu, got);
         assert_eq!(w.tasks[&PathBuf::from("/t")].links["eth0"].mtu, got);
     }
+}
+
+#[test]
+fn a_namespace_that_cannot_be_read_is_not_taken_for_gone() {
+    let mut d = cluster();
+    d.endpoints.insert(id("web.1"), endpoint(4096, 5, "/t", "eth0"));
+    let mut k = Kernel::new(&["/t"]);
+    k.run(&plan(&want(&d, FULL), &k.seen)).unwrap();
+    k.seen.tasks.clear();
+    let p = plan(&want(&d, FULL), &k.seen);
+    assert_eq!((p.steps, p.gone.len()), (vec![], 0));
+    k.seen.tasks.insert("/t".into(), None);
+    let p = plan(&want(&d, FULL), &k.seen);
+    assert_eq!(texts(&p), [format!("[host] delete link {}", names::veth(&id("web.1")))]);
+    assert_eq!(p.gone.len(), 1);
 }

@@ -1,0 +1,297 @@
+//! Carrying out steps: those of one namespace that stand together travel in one chain, on one thread.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd,
+    path::Path,
+};
+
+use nix::errno::Errno;
+use overlay::{Change, Ns, Plan, Route, RouteKey, Rule, Step};
+
+use super::{Report, StepError};
+use crate::{
+    netfilter,
+    netlink::{Refusal, Request},
+    netns::{self, Netns},
+    rtnl::{
+        self, Address, Neighbour, PROTOCOL, Rtnl,
+        request::{self, LinkChange, VethEnd, Which},
+    },
+    sysctl,
+};
+
+/// Carries out a plan in the calling thread's namespace (as the host's) and the tasks'. A failure stops only what builds
+/// on it.
+pub fn apply(plan: &Plan) -> Report {
+    let mut report = Report::default();
+    let mut broken = Broken::default();
+    for group in plan.steps.chunk_by(|a, b| a.ns() == b.ns()) {
+        let Some(ns) = group.first().map(Step::ns) else { continue };
+        let outcome = match ns {
+            Ns::Host => in_namespace(group, &mut broken),
+            Ns::Task(path) => in_task(path, group, &mut broken),
+        };
+        for (step, result) in group.iter().zip(outcome) {
+            match result {
+                Ok(()) => report.done += 1,
+                Err(e) => report.failed.push((step.clone(), e)),
+            }
+        }
+    }
+    report
+}
+
+type Outcome = Vec<Result<(), StepError>>;
+
+fn in_task(path: &Path, group: &[Step], broken: &mut Broken) -> Outcome {
+    let netns = Netns::open(path);
+    let outcome = netns.and_then(|netns| netns::run_in(&netns, || in_namespace(group, broken)));
+    match outcome {
+        Ok(outcome) => outcome,
+        // It is gone in the meantime: the next look says so. One failure tells it, the others refer to it.
+        Err(e) => {
+            let mut first = Some(e);
+            let each = |_| Err(first.take().map_or_else(|| StepError::Skipped(path.display().to_string()), StepError::Netns));
+            group.iter().map(each).collect()
+        }
+    }
+}
+
+fn in_namespace(group: &[Step], broken: &mut Broken) -> Outcome {
+    match Rtnl::open() {
+        Ok(rtnl) => {
+            let mut hand = Hand { rtnl, indices: None, pending: Vec::new(), requests: Vec::new(), results: Vec::new() };
+            hand.results.resize_with(group.len(), || None);
+            for (i, step) in group.iter().enumerate() {
+                hand.step(i, step, group, broken);
+            }
+            hand.flush(group, broken);
+            // Each step was given a result; an empty place would be a step that was forgotten.
+            let forgotten = || Err(StepError::Skipped("an earlier step".to_owned()));
+            hand.results.into_iter().map(|r| r.unwrap_or_else(forgotten)).collect()
+        }
+        Err(e) => {
+            let mut first = Some(e);
+            let each = |_| Err(first.take().map_or_else(|| StepError::Skipped("an rtnetlink socket".to_owned()), StepError::Rtnl));
+            group.iter().map(each).collect()
+        }
+    }
+}
+
+/// Devices that could not be made or brought up: what builds on them is left out.
+#[derive(Default)]
+struct Broken(BTreeSet<(Ns, String)>);
+
+impl Broken {
+    fn note(&mut self, step: &Step) {
+        match step {
+            Step::CreateVxlan { name, .. } => {
+                self.0.insert((Ns::Host, name.clone()));
+            }
+            Step::CreateVeth { name, task, peer, .. } => {
+                self.0.insert((Ns::Host, name.clone()));
+                self.0.insert((Ns::Task(task.clone()), peer.clone()));
+            }
+            Step::ChangeLink { ns, name, .. } => {
+                self.0.insert((ns.clone(), name.clone()));
+            }
+            _ => {}
+        }
+    }
+
+    fn blocks(&self, step: &Step) -> Option<String> {
+        if matches!(step, Step::DeleteLink { .. }) {
+            return None;
+        }
+        let key = (step.ns().clone(), step.link()?.to_owned());
+        self.0.contains(&key).then_some(key.1)
+    }
+}
+
+/// Works on the steps of one namespace.
+struct Hand {
+    rtnl: Rtnl,
+    /// Devices by name; `None`: not read since the last device was made.
+    indices: Option<BTreeMap<String, u32>>,
+    /// Steps whose requests wait to be sent: index, and number of requests.
+    pending: Vec<(usize, usize)>,
+    requests: Vec<Request>,
+    results: Vec<Option<Result<(), StepError>>>,
+}
+
+impl Hand {
+    fn settle(&mut self, i: usize, step: &Step, result: Result<(), StepError>, broken: &mut Broken) {
+        if result.is_err() {
+            broken.note(step);
+        }
+        if let Some(place) = self.results.get_mut(i) {
+            *place = Some(result);
+        }
+    }
+
+    fn step(&mut self, i: usize, step: &Step, group: &[Step], broken: &mut Broken) {
+        if !self.waits(step) {
+            // What follows needs to know how that went.
+            self.flush(group, broken);
+        }
+        if let Some(link) = broken.blocks(step) {
+            return self.settle(i, step, Err(StepError::Skipped(link)), broken);
+        }
+        let result = match step {
+            Step::SetSysctl { key, value, .. } => sysctl::set(key, value).map(|_| None).map_err(StepError::from),
+            Step::SetFilter(filter) => netfilter::set(filter).map(|_| None).map_err(StepError::from),
+            Step::RemoveFilter => netfilter::remove().map(|_| None).map_err(StepError::from),
+            Step::CreateVeth { task, .. } => Netns::open(task).map_err(StepError::from).and_then(|netns| {
+                // The namespace must be open when the request is sent: at once.
+                let requests = create_veth(step, &netns);
+                let results = self.rtnl.execute(&requests).map_err(StepError::from)?;
+                self.indices = None;
+                verdict(step, results)?;
+                Ok(None)
+            }),
+            _ => self.requests(step).map(Some),
+        };
+        match result {
+            Ok(None) => self.settle(i, step, Ok(()), broken),
+            Ok(Some(requests)) => {
+                self.pending.push((i, requests.len()));
+                self.requests.extend(requests);
+            }
+            Err(e) => self.settle(i, step, Err(e), broken),
+        }
+    }
+
+    /// Whether a step may be queued behind those that wait.
+    fn waits(&self, step: &Step) -> bool {
+        !matches!(step, Step::SetSysctl { .. } | Step::SetFilter(_) | Step::RemoveFilter | Step::CreateVeth { .. })
+    }
+
+    fn flush(&mut self, group: &[Step], broken: &mut Broken) {
+        if self.requests.is_empty() {
+            return;
+        }
+        let requests = std::mem::take(&mut self.requests);
+        let pending = std::mem::take(&mut self.pending);
+        match self.rtnl.execute(&requests) {
+            Ok(results) => {
+                let mut results = results.into_iter();
+                for (i, n) in pending {
+                    let Some(step) = group.get(i) else { continue };
+                    let of_step: Vec<_> = results.by_ref().take(n).collect();
+                    self.settle(i, step, verdict(step, of_step), broken);
+                }
+            }
+            // No answers: nobody knows what was done. The next look does.
+            Err(e) => {
+                let mut first = Some(StepError::from(e));
+                for (i, _) in pending {
+                    let Some(step) = group.get(i) else { continue };
+                    let error = first.take().unwrap_or_else(|| StepError::Skipped("an answer of the kernel".to_owned()));
+                    self.settle(i, step, Err(error), broken);
+                }
+            }
+        }
+    }
+
+    fn index(&mut self, name: &str) -> Result<u32, StepError> {
+        if self.indices.is_none() {
+            self.indices = Some(self.rtnl.links()?.into_iter().map(|l| (l.name, l.index)).collect());
+        }
+        let found = self.indices.as_ref().and_then(|m| m.get(name)).copied();
+        found.ok_or_else(|| StepError::NoLink(name.to_owned()))
+    }
+
+    fn requests(&mut self, step: &Step) -> Result<Vec<Request>, StepError> {
+        Ok(match step {
+            Step::CreateVxlan { name, port, mac, mtu, alias } => {
+                self.indices = None;
+                vec![request::create_external_vxlan(name, *port, *mac, *mtu), mark(name, alias)]
+            }
+            Step::ChangeLink { name, change, .. } => changes(name, change),
+            Step::DeleteLink { name, .. } => vec![request::delete_link(&Which::Name(name))],
+            Step::AddAddress { link, net, .. } | Step::DeleteAddress { link, net, .. } => {
+                let address = Address { index: self.index(link)?, net: *net, no_prefix_route: true, tentative: false };
+                vec![if matches!(step, Step::AddAddress { .. }) { request::add_address(&address) } else { request::delete_address(&address) }]
+            }
+            Step::SetNeighbour { link, address, mac, .. } => {
+                let n = Neighbour { index: self.index(link)?, address: *address, mac: *mac, permanent: true, protocol: PROTOCOL };
+                vec![request::set_neighbour(&n)]
+            }
+            Step::DeleteNeighbour { link, address, .. } => {
+                let n = Neighbour { index: self.index(link)?, address: *address, mac: model::Mac([0; 6]), permanent: true, protocol: PROTOCOL };
+                vec![request::delete_neighbour(&n)]
+            }
+            Step::AddRoute { key, route, replace, .. } => {
+                let route = self.route(key, route)?;
+                vec![if *replace { request::replace_route(&route) } else { request::add_route(&route) }]
+            }
+            Step::DeleteRoute { key, route, .. } => vec![request::delete_route(&self.route(key, route)?)],
+            Step::AddRule { rule, .. } => vec![request::add_rule(&to_rule(rule))],
+            Step::DeleteRule { rule, .. } => vec![request::delete_rule(&to_rule(rule))],
+            Step::CreateVeth { .. } | Step::SetSysctl { .. } | Step::SetFilter(_) | Step::RemoveFilter => Vec::new(),
+        })
+    }
+
+    fn route(&mut self, key: &RouteKey, route: &Route) -> Result<rtnl::Route, StepError> {
+        Ok(rtnl::Route {
+            table: key.table,
+            to: key.to,
+            via: route.via,
+            index: self.index(&route.link)?,
+            source: route.source,
+            onlink: route.via.is_some(),
+            protocol: PROTOCOL,
+            metric: 0,
+            mtu: None,
+        })
+    }
+}
+
+fn to_rule(rule: &Rule) -> rtnl::Rule {
+    rtnl::Rule { from: rule.from, table: rule.table, priority: rule.priority, protocol: PROTOCOL }
+}
+
+/// The kernel takes no alias when it makes a device, so the mark follows in the same system call: no kill can come
+/// between.
+fn mark(name: &str, alias: &str) -> Request {
+    request::change_link(&Which::Name(name), &LinkChange { alias: Some(alias), ..LinkChange::default() })
+}
+
+fn create_veth(step: &Step, netns: &Netns) -> Vec<Request> {
+    let Step::CreateVeth { name, mac, mtu, alias, peer, peer_mac, .. } = step else { return Vec::new() };
+    let near = VethEnd { name, mac: Some(*mac), mtu: Some(*mtu), netns: None };
+    let far = VethEnd { name: peer, mac: Some(*peer_mac), mtu: Some(*mtu), netns: Some(netns.as_fd()) };
+    vec![request::create_veth(&near, &far), mark(name, alias)]
+}
+
+/// The kernel applies attributes in an order of its own and stops at the first that it refuses; a device comes up only
+/// when the rest is right, so that is a request of its own.
+fn changes(name: &str, change: &Change) -> Vec<Request> {
+    let which = Which::Name(name);
+    let rest = LinkChange {
+        mtu: change.mtu,
+        mac: change.mac,
+        alias: change.alias.as_deref(),
+        generates_addresses: change.no_generated_addresses.then_some(false),
+        ..LinkChange::default()
+    };
+    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    let all = [(rest != LinkChange::default(), rest), (change.up, up)];
+    all.iter().filter(|(due, _)| *due).map(|(_, c)| request::change_link(&which, c)).collect()
+}
+
+/// One result for a step's requests. What is gone needs no removal; a rule that is there needs no adding.
+fn verdict(step: &Step, results: Vec<Result<(), Refusal>>) -> Result<(), StepError> {
+    let removal = matches!(
+        step,
+        Step::DeleteLink { .. } | Step::DeleteAddress { .. } | Step::DeleteNeighbour { .. } | Step::DeleteRoute { .. } | Step::DeleteRule { .. }
+    );
+    for refusal in results.into_iter().filter_map(Result::err) {
+        let harmless = removal && refusal.is_absent() || matches!(step, Step::AddRule { .. }) && refusal.errno == Errno::EEXIST;
+        if !harmless {
+            return Err(StepError::Refused(refusal));
+        }
+    }
+    Ok(())
+}

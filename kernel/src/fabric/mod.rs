@@ -1,0 +1,139 @@
+//! Makes the overlay's plans real: reads what exists, carries out steps (`overlay` decides, nothing is decided here).
+//!
+//! ```text
+//! want(desired, abilities()) -> Wanted -> observe(&wanted) -> Observed -> plan() -> apply(&plan) -> Report
+//! ```
+//!
+//! [`reconcile`] goes through all of it. Everything is safe to repeat, and safe to be killed in.
+
+mod apply;
+mod observe;
+
+use std::path::PathBuf;
+
+use overlay::{Abilities, Desired, Observed, Plan, Step, Wanted};
+
+pub use self::{apply::apply, observe::observe};
+use crate::{
+    netfilter::FilterError,
+    netlink::{NetlinkError, Refusal},
+    netns::NetnsError,
+    rtnl::RtnlError,
+    sysctl::{self, SysctlError},
+};
+
+/// The host's own namespace could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ObserveError {
+    /// Links, addresses, routes.
+    #[error("cannot read the network of the host")]
+    Rtnl(#[from] RtnlError),
+    /// Settings.
+    #[error("cannot read the settings of the host")]
+    Sysctl(#[from] SysctlError),
+    /// Packet filter.
+    #[error("cannot read the packet filter of the host")]
+    Filter(#[from] FilterError),
+}
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The kernel said no.
+    #[error("{0}")]
+    Refused(Refusal),
+    /// No answer.
+    #[error("rtnetlink failed")]
+    Rtnl(#[from] RtnlError),
+    /// The namespace cannot be entered.
+    #[error("the task's namespace cannot be used")]
+    Netns(#[from] NetnsError),
+    /// A setting.
+    #[error("the setting cannot be written")]
+    Sysctl(#[from] SysctlError),
+    /// The packet filter.
+    #[error("the packet filter cannot be written")]
+    Filter(#[from] FilterError),
+    /// The device that it is about is not there.
+    #[error("there is no device {0}; try: wait, it is made again when it is wanted")]
+    NoLink(String),
+    /// A step that it builds on failed, and stands before it among the failures.
+    #[error("left out, because {0} could not be made")]
+    Skipped(String),
+}
+
+impl From<NetlinkError> for StepError {
+    fn from(e: NetlinkError) -> Self {
+        match e {
+            NetlinkError::Refused(r) => StepError::Refused(r),
+            other => StepError::Rtnl(other.into()),
+        }
+    }
+}
+
+/// What became of a plan.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Steps carried out.
+    pub done: usize,
+    /// Steps that failed, with the reason.
+    pub failed: Vec<(Step, StepError)>,
+}
+
+/// What exists, and what could not be looked at.
+#[derive(Debug)]
+pub struct Survey {
+    /// What exists.
+    pub observed: Observed,
+    /// Namespaces that are there but could not be read: nothing about them changes until they can.
+    pub unreadable: Vec<(PathBuf, StepError)>,
+}
+
+/// One round.
+#[derive(Debug)]
+pub struct Round {
+    /// What was wanted.
+    pub wanted: Wanted,
+    /// What had to be done, what stood in the way, what is gone.
+    pub plan: Plan,
+    /// What became of it.
+    pub report: Report,
+    /// What exists now; `overlay::rows` takes the devices' indices from here.
+    pub survey: Survey,
+}
+
+impl Round {
+    /// The kernel is as wanted: nothing failed, stands in the way, or could not be read.
+    pub fn is_clean(&self) -> bool {
+        self.report.failed.is_empty()
+            && self.plan.conflicts.is_empty()
+            && self.survey.unreadable.is_empty()
+            && self.wanted.refused.is_empty()
+    }
+}
+
+/// What this kernel can do, as far as it changes what is wanted.
+pub fn abilities() -> Abilities {
+    let has = |key| sysctl::read(key).is_ok_and(|v| v.is_some());
+    Abilities {
+        ipv6: has("net/ipv6/conf/all/forwarding"),
+        force_forwarding: has("net/ipv6/conf/all/force_forwarding"),
+    }
+}
+
+/// Brings the calling thread's namespace, as the host's, and the tasks' to what is desired. When nothing is to be done
+/// nothing is written, and the tables are read once.
+pub fn reconcile(desired: &Desired) -> Result<Round, ObserveError> {
+    let wanted = overlay::want(desired, abilities());
+    let survey = observe(&wanted)?;
+    let plan = overlay::plan(&wanted, &survey.observed);
+    if plan.is_empty() {
+        return Ok(Round { wanted, plan, report: Report::default(), survey });
+    }
+    let report = apply(&plan);
+    let survey = observe(&wanted)?;
+    Ok(Round { wanted, plan, report, survey })
+}
+
+#[cfg(test)]
+mod tests;
