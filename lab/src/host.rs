@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::anchor::Anchor;
 use crate::daemon::{DaemonOptions, Daemons};
@@ -408,6 +410,40 @@ impl Host {
         let mut all = vec!["nsenter", entry.as_str(), "--"];
         all.extend_from_slice(argv);
         self.serve(name, &all)
+    }
+
+    /// Processes of the host whose command line contains `text`, as the owner of the lab numbers them.
+    ///
+    /// # Errors
+    ///
+    /// When /proc cannot be read.
+    pub fn processes(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let own = namespace(&self.anchor.init().to_string()).context("the host has ended")?;
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").context("reading /proc")?.flatten() {
+            let name = entry.file_name();
+            let Some(pid) = name.to_str().and_then(|n| n.parse::<u32>().ok()) else {
+                continue;
+            };
+            // An exiting process has neither any more.
+            let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let line = String::from_utf8_lossy(&line).replace('\0', " ");
+            if line.contains(text) && namespace(&pid.to_string()).as_ref() == Some(&own) {
+                found.push(pid);
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    /// `kill -9` for one of [`Host::processes`].
+    ///
+    /// # Errors
+    ///
+    /// When there is no such process.
+    pub fn kill_process(&self, pid: u32) -> anyhow::Result<()> {
+        kill(Pid::from_raw(i32::try_from(pid)?), Signal::SIGKILL).with_context(|| format!("killing process {pid}"))
     }
 
     /// Pulls its cable: the other end goes down, its own side stays as it is.

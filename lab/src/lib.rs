@@ -25,6 +25,7 @@
 )]
 
 mod anchor;
+mod cluster;
 mod daemon;
 mod exec;
 mod fabric;
@@ -34,6 +35,7 @@ mod proc;
 mod wait;
 pub mod wire;
 
+pub use cluster::Attached;
 pub use daemon::DaemonOptions;
 pub use exec::{Output, Process};
 pub use fabric::{OUTSIDE_V4, OUTSIDE_V6, SWITCH_V4, SWITCH_V6};

@@ -147,6 +147,11 @@ fn processes_are_waited_for_signalled_and_killed() {
     assert_eq!(sleeper.ended(), None);
     let pid = sleeper.pid().unwrap();
     assert!(Path::new(&format!("/proc/{pid}")).exists());
+    assert_eq!(n1.processes("sleep 600").unwrap(), [pid]);
+    assert!(
+        lab.client().unwrap().processes("sleep 600").unwrap().is_empty(),
+        "another host has none"
+    );
     sleeper.signal(nix::sys::signal::Signal::SIGTERM).unwrap();
     assert_eq!(sleeper.wait(Duration::from_secs(5)).unwrap().code, 143);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());

@@ -20,9 +20,9 @@ pub(crate) struct Args {
     /// Port, TCP and UDP.
     #[arg(long, default_value_t = 80)]
     port: u16,
-    /// Name of the task in the answers.
-    #[arg(long, env = "NETD_TASK", default_value = "-")]
-    task: String,
+    /// Name of the task in the answers; default: the one that netd-run's environment tells.
+    #[arg(long)]
+    task: Option<String>,
     /// Wait so many milliseconds before listening: a service that starts slowly.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
@@ -31,8 +31,12 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_millis(args.delay_ms));
     let host = nix::unistd::gethostname().context("asking for the host name")?;
+    let task = args
+        .task
+        .clone()
+        .unwrap_or_else(|| task_of(|key| std::env::var(key).ok()));
     let server = Arc::new(Server {
-        name: format!("{}/{}", host.display(), args.task),
+        name: format!("{}/{task}", host.display()),
         pattern: pattern(),
     });
     let (tcp, udp) = sockets(args.port).with_context(|| format!("listening on port {}", args.port))?;
@@ -44,6 +48,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         accept(&server, &tcp, &idle, &all);
     }
     datagrams(&server, &udp)
+}
+
+/// `web.1` from netd-run's variables; a dash for a server that is no task.
+fn task_of(variable: impl Fn(&str) -> Option<String>) -> String {
+    match (variable("NETD_SERVICE"), variable("NETD_SLOT")) {
+        (Some(service), Some(slot)) => format!("{service}.{slot}"),
+        _ => "-".to_owned(),
+    }
 }
 
 /// Both families on one socket; IPv4 alone where the host has no IPv6.
@@ -99,5 +111,21 @@ fn datagrams(server: &Server, udp: &UdpSocket) -> anyhow::Result<()> {
         answer.push(b' ');
         answer.extend_from_slice(buffer.get(..n).unwrap_or_default());
         let _ = udp.send_to(&answer, client);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::task_of;
+
+    #[test]
+    fn a_task_knows_its_name() {
+        let variables = |key: &str| match key {
+            "NETD_SERVICE" => Some("web".to_owned()),
+            "NETD_SLOT" => Some("2".to_owned()),
+            _ => None,
+        };
+        assert_eq!(task_of(variables), "web.2");
+        assert_eq!(task_of(|_| None), "-");
     }
 }

@@ -1,0 +1,108 @@
+//! What a bench reports.
+
+use serde::Serialize;
+
+/// One line of a report.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Figure {
+    pub(super) bench: &'static str,
+    pub(super) metric: &'static str,
+    /// Who netd is compared with.
+    pub(super) contender: Option<&'static str>,
+    /// How many times better netd is: the median over the rounds.
+    pub(super) ratio: Option<f64>,
+    /// netd's own figure: the median over the rounds.
+    pub(super) value: f64,
+    pub(super) unit: &'static str,
+    /// Rounds.
+    pub(super) n: usize,
+    /// Smallest ratio of a round.
+    pub(super) min: f64,
+    /// Largest ratio of a round.
+    pub(super) max: f64,
+}
+
+impl Figure {
+    /// From pairs (netd, contender), one a round; more is better. `None` without a round.
+    pub(super) fn from_rounds(
+        bench: &'static str,
+        metric: &'static str,
+        contender: &'static str,
+        unit: &'static str,
+        rounds: &[(f64, f64)],
+    ) -> Option<Figure> {
+        let ratios: Vec<f64> = rounds
+            .iter()
+            .filter(|(_, other)| *other > 0.0)
+            .map(|(own, other)| own / other)
+            .collect();
+        Some(Figure {
+            bench,
+            metric,
+            contender: Some(contender),
+            ratio: Some(round(median(&ratios)?)),
+            value: round(median(&rounds.iter().map(|r| r.0).collect::<Vec<_>>())?),
+            unit,
+            n: ratios.len(),
+            min: round(ratios.iter().copied().fold(f64::INFINITY, f64::min)),
+            max: round(ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+        })
+    }
+}
+
+/// The middle value; between two, their mean.
+fn median(values: &[f64]) -> Option<f64> {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let upper = *sorted.get(sorted.len() / 2)?;
+    if sorted.len() % 2 == 1 {
+        return Some(upper);
+    }
+    Some(f64::midpoint(*sorted.get(sorted.len() / 2 - 1)?, upper))
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+pub(super) fn table(figures: &[Figure]) -> String {
+    let mut rows = vec![
+        ["bench", "metric", "against", "ratio", "min", "max", "n", "netd", "unit"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    for f in figures {
+        rows.push(vec![
+            f.bench.to_owned(),
+            f.metric.to_owned(),
+            f.contender.unwrap_or("-").to_owned(),
+            f.ratio.map_or("-".to_owned(), |r| format!("{r:.3}")),
+            format!("{:.3}", f.min),
+            format!("{:.3}", f.max),
+            f.n.to_string(),
+            format!("{:.2}", f.value),
+            f.unit.to_owned(),
+        ]);
+    }
+    crate::ui::table(&rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_is_taken() {
+        assert_eq!(median(&[]), None);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn a_ratio_is_of_one_round() {
+        // The machine is twice as fast in the second round: the ratio does not see it.
+        let f = Figure::from_rounds("mesh", "short", "direct", "conn/s", &[(110.0, 100.0), (220.0, 200.0)]).unwrap();
+        assert_eq!((f.ratio, f.min, f.max, f.n, f.value), (Some(1.1), 1.1, 1.1, 2, 165.0));
+        assert!(Figure::from_rounds("mesh", "short", "direct", "conn/s", &[]).is_none());
+    }
+}

@@ -1,0 +1,150 @@
+//! The Debian packages that the demo, the tests and the benchmarks use: one list, in one place.
+//!
+//! netd itself needs none of them: it runs no program but the tasks it is asked to run. The packages that build the
+//! eBPF object are `ebpf.rs`'s own matter, because nobody else needs them.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, bail};
+
+/// A package, and the program by which its presence is known.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Package {
+    /// Debian's name.
+    name: &'static str,
+    /// A program that it brings.
+    program: &'static str,
+    /// Who needs it.
+    purpose: &'static str,
+}
+
+const IPROUTE2: Package = Package {
+    name: "iproute2",
+    program: "ip",
+    purpose: "the lab's wires",
+};
+const UTIL_LINUX: Package = Package {
+    name: "util-linux",
+    program: "nsenter",
+    purpose: "entering the lab's hosts",
+};
+const CURL: Package = Package {
+    name: "curl",
+    program: "curl",
+    purpose: "asking a published port",
+};
+const DIG: Package = Package {
+    name: "bind9-dnsutils",
+    program: "dig",
+    purpose: "asking for names",
+};
+const PING: Package = Package {
+    name: "iputils-ping",
+    program: "ping",
+    purpose: "pings between tasks",
+};
+const STRACE: Package = Package {
+    name: "strace",
+    program: "strace",
+    purpose: "showing that netd runs no helper",
+};
+
+/// What a lab needs.
+pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
+/// What the demo and the end-to-end tests need.
+pub(crate) const ALL: &[Package] = &[IPROUTE2, UTIL_LINUX, CURL, DIG, PING, STRACE];
+
+/// Folders that hold programs even where a person's PATH leaves them out.
+const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];
+
+/// Installs what is missing with apt-get.
+///
+/// # Errors
+///
+/// Names what is missing where there is no apt-get, no root, or no such package.
+pub(crate) fn ensure(wanted: &[Package]) -> anyhow::Result<()> {
+    let missing: Vec<&Package> = wanted.iter().filter(|p| find(p.program).is_none()).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let list: Vec<String> = missing
+        .iter()
+        .map(|p| format!("  {} (Debian package {}), for {}", p.program, p.name, p.purpose))
+        .collect();
+    let list = list.join("\n");
+    let names: Vec<&str> = missing.iter().map(|p| p.name).collect();
+    if find("apt-get").is_none() {
+        bail!("missing programs:\n{list}\ntry: install them with this system's package manager");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!(
+            "missing programs:\n{list}\ntry: sudo apt-get install {}",
+            names.join(" ")
+        );
+    }
+    eprintln!("installing {}", names.join(" "));
+    // The lists of packages may be absent or old: only then is it worth the time to fetch them.
+    if apt_get("install", &names).is_err() {
+        apt_get("update", &[])?;
+        apt_get("install", &names)
+            .with_context(|| format!("missing programs:\n{list}\ntry: apt-get install {}", names.join(" ")))?;
+    }
+    match wanted.iter().find(|p| find(p.program).is_none()) {
+        None => Ok(()),
+        Some(p) => bail!("package {} is installed, but {} is not in PATH", p.name, p.program),
+    }
+}
+
+fn apt_get(verb: &str, names: &[&str]) -> anyhow::Result<()> {
+    let out = Command::new("apt-get")
+        // Somebody else may be installing: wait for the lock rather than fail.
+        .args([
+            "-qq",
+            "-y",
+            "--no-install-recommends",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+            verb,
+        ])
+        .args(names)
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .output()
+        .context("running apt-get")?;
+    if !out.status.success() {
+        bail!(
+            "apt-get {verb} failed: {}",
+            String::from_utf8_lossy(&out.stderr).trim_end()
+        );
+    }
+    Ok(())
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(MORE.iter().map(PathBuf::from))
+        .map(|dir| dir.join(program))
+        .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_are_found_in_path_and_absent_ones_are_not() {
+        assert!(find("sh").is_some());
+        assert!(find("no-such-program-as-this").is_none());
+    }
+
+    #[test]
+    fn every_package_is_listed_once() {
+        let mut names: Vec<&str> = ALL.iter().map(|p| p.name).collect();
+        names.sort_unstable();
+        let all = names.len();
+        names.dedup();
+        assert_eq!(names.len(), all);
+        assert!(LAB.iter().all(|p| ALL.iter().any(|q| q.name == p.name)));
+    }
+}
