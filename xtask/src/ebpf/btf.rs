@@ -1,10 +1,12 @@
-//! Names of BTF types. Rust's (`Option<u32>`, `a::b`) are no C identifiers, and the kernel refuses the whole BTF for one
-//! such name (`btf_name_valid_identifier`, kernel/bpf/btf.c): every character that it does not take becomes `_`.
+//! BTF as the kernel takes it. Names: Rust's (`Option<u32>`, `a::b`) are no C identifiers, and the kernel refuses the whole BTF for one
+//! such name (`btf_name_valid_identifier`, kernel/bpf/btf.c): every character that it does not take becomes `_`. Members:
+//! Rust orders the fields of a struct as it likes and describes them in the source's order; the kernel wants them by
+//! offset (`btf_struct_check_meta`).
 
 use anyhow::{Context as _, bail, ensure};
 
-/// Rewrites the names within an ELF object, in place: the string table keeps its length.
-pub(super) fn name_types(elf: &mut [u8]) -> anyhow::Result<()> {
+/// Rewrites the BTF of an ELF object in place: nothing changes its length.
+pub(super) fn fit(elf: &mut [u8]) -> anyhow::Result<()> {
     let (start, len) = section(elf, ".BTF")?;
     let btf = elf.get_mut(start..start + len).context(".BTF lies outside the file")?;
     ensure!(u16(btf, 0)? == 0xeb9f, "no BTF magic");
@@ -37,6 +39,9 @@ pub(super) fn name_types(elf: &mut [u8]) -> anyhow::Result<()> {
             sanitize(btf, &strings, name)?;
         }
         at += 12 + extra;
+        if kind == 4 {
+            by_offset(btf.get_mut(at..at + 12 * members).context("members lie outside .BTF")?);
+        }
         for _ in 0..members * usize::from(each != 0) {
             if named {
                 let name = u32(btf, at)?;
@@ -48,9 +53,23 @@ pub(super) fn name_types(elf: &mut [u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Sorts the members of a struct (name, type, offset in bits) by their offset.
+fn by_offset(members: &mut [u8]) {
+    let mut sorted: Vec<[u8; 12]> = members.as_chunks::<12>().0.to_vec();
+    // The upper octet is a bit field's width.
+    sorted.sort_by_key(|[.., a, b, c, _]| u32::from_le_bytes([*a, *b, *c, 0]));
+    for (to, from) in members.as_chunks_mut::<12>().0.iter_mut().zip(sorted) {
+        *to = from;
+    }
+}
+
 fn sanitize(btf: &mut [u8], strings: &std::ops::Range<usize>, name: u32) -> anyhow::Result<()> {
-    let table = btf.get_mut(strings.clone()).context("the string table lies outside .BTF")?;
-    let name = table.get_mut(name as usize..).context("a name lies outside the string table")?;
+    let table = btf
+        .get_mut(strings.clone())
+        .context("the string table lies outside .BTF")?;
+    let name = table
+        .get_mut(name as usize..)
+        .context("a name lies outside the string table")?;
     for (i, c) in name.iter_mut().take_while(|c| **c != 0).enumerate() {
         if !(c.is_ascii_alphabetic() || *c == b'_' || i > 0 && c.is_ascii_digit()) {
             *c = b'_';
