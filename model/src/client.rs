@@ -85,11 +85,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn put<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &(impl Serialize + Sync),
-    ) -> Result<T, ApiError> {
+    pub async fn put<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> Result<T, ApiError> {
         self.call(Method::PUT, path, encode(body)?).await
     }
 
@@ -97,11 +93,7 @@ impl Client {
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub async fn post<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        body: &(impl Serialize + Sync),
-    ) -> Result<T, ApiError> {
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &(impl Serialize + Sync)) -> Result<T, ApiError> {
         self.call(Method::POST, path, encode(body)?).await
     }
 
@@ -115,20 +107,11 @@ impl Client {
 
     /// The lines of `GET path`, for ever. `resume` reads from a line what is sent as `resume=` when the stream is opened
     /// again, so that netd may leave out what is known; `None` asks for a snapshot each time.
-    pub fn watch<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        resume: fn(&T) -> Option<String>,
-    ) -> Watch<T> {
+    pub fn watch<T: DeserializeOwned>(&self, path: &str, resume: fn(&T) -> Option<String>) -> Watch<T> {
         Watch::new(self.clone(), path.to_owned(), resume)
     }
 
-    async fn call<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Bytes,
-    ) -> Result<T, ApiError> {
+    async fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, ApiError> {
         let what = format!("{method} {path}");
         let exchange = async {
             let (response, _connection) = self.send(method, path, body).await?;
@@ -140,9 +123,7 @@ impl Client {
                 .to_bytes();
             Ok::<_, ApiError>((status, bytes))
         };
-        let (status, bytes) = timeout(self.timeout, exchange)
-            .await
-            .map_err(|_| self.slow(&what))??;
+        let (status, bytes) = timeout(self.timeout, exchange).await.map_err(|_| self.slow(&what))??;
         decode(&what, status, &bytes)
     }
 
@@ -160,9 +141,7 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .header(header::ACCEPT, "application/json")
             .body(Full::new(body))
-            .map_err(|e| {
-                ApiError::new(Code::Invalid, format!("{path:?} is not a path: {e}"), "")
-            })?;
+            .map_err(|e| ApiError::new(Code::Invalid, format!("{path:?} is not a path: {e}"), ""))?;
         let (mut sender, connection) = self.connect().await?;
         let response = sender
             .send_request(request)
@@ -190,9 +169,7 @@ impl Client {
         match e.kind() {
             io::ErrorKind::NotFound => ApiError::new(
                 Code::Unreachable,
-                format!(
-                    "cannot reach netd: there is no socket {socket}, so it is not running here"
-                ),
+                format!("cannot reach netd: there is no socket {socket}, so it is not running here"),
                 "systemctl status netd",
             ),
             io::ErrorKind::ConnectionRefused => ApiError::new(
@@ -218,10 +195,7 @@ impl Client {
     }
 
     fn slow(&self, what: &str) -> ApiError {
-        self.unreachable(format!(
-            "no answer to {what} within {} s",
-            self.timeout.as_secs_f32()
-        ))
+        self.unreachable(format!("no answer to {what} within {} s", self.timeout.as_secs_f32()))
     }
 }
 
@@ -236,20 +210,12 @@ impl Drop for Connection {
 }
 
 fn encode(body: &impl Serialize) -> Result<Bytes, ApiError> {
-    serde_json::to_vec(body).map(Bytes::from).map_err(|e| {
-        ApiError::new(
-            Code::Invalid,
-            format!("the request cannot be written as JSON: {e}"),
-            "",
-        )
-    })
+    serde_json::to_vec(body)
+        .map(Bytes::from)
+        .map_err(|e| ApiError::new(Code::Invalid, format!("the request cannot be written as JSON: {e}"), ""))
 }
 
-fn decode<T: DeserializeOwned>(
-    what: &str,
-    status: StatusCode,
-    bytes: &[u8],
-) -> Result<T, ApiError> {
+fn decode<T: DeserializeOwned>(what: &str, status: StatusCode, bytes: &[u8]) -> Result<T, ApiError> {
     if !status.is_success() {
         return Err(refusal(what, status, bytes));
     }
@@ -262,11 +228,7 @@ fn refusal(what: &str, status: StatusCode, bytes: &[u8]) -> ApiError {
     if let Ok(e) = serde_json::from_slice::<ApiError>(bytes) {
         return e;
     }
-    let text: String = String::from_utf8_lossy(bytes)
-        .trim()
-        .chars()
-        .take(200)
-        .collect();
+    let text: String = String::from_utf8_lossy(bytes).trim().chars().take(200).collect();
     let code = match status.as_u16() {
         400 => Code::Invalid,
         403 => Code::Forbidden,
@@ -278,9 +240,7 @@ fn refusal(what: &str, status: StatusCode, bytes: &[u8]) -> ApiError {
     };
     ApiError::new(
         code,
-        format!("{what}: netd answered {status} {text}")
-            .trim_end()
-            .to_owned(),
+        format!("{what}: netd answered {status} {text}").trim_end().to_owned(),
         "netd --version; netctl --version",
     )
 }

@@ -9,7 +9,10 @@ use model::{
     ApiError, Code, Name,
     api::{Convergence, NodeProgress, ServiceView, TaskState, TaskView},
 };
-use tokio::time::{Instant, sleep};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    time::{Instant, sleep_until},
+};
 
 use crate::{
     cli::{Context, WaitArgs},
@@ -128,25 +131,47 @@ pub(crate) fn told(t: &TaskView) -> String {
 
 /// Time left, and pauses that grow.
 struct Patience {
+    begin: Instant,
     end: Instant,
     pause: Duration,
+    /// Ctrl-C ends the waiting, not the change: that is told instead of dying in silence.
+    interrupt: Option<Signal>,
 }
 
 impl Patience {
     fn new(timeout: Duration) -> Self {
+        let begin = Instant::now();
         Patience {
-            end: Instant::now() + timeout,
+            begin,
+            end: begin + timeout,
             pause: PAUSE.0,
+            interrupt: signal(SignalKind::interrupt()).ok(),
         }
     }
-    /// Sleeps; `false`: the time is over.
+
+    /// Time waited so far, whole tenths of a second.
+    fn waited(&self) -> Duration {
+        let tenths = self.begin.elapsed().as_millis() / 100;
+        Duration::from_millis(u64::try_from(tenths).unwrap_or_default() * 100)
+    }
+
+    /// Sleeps; `false`: the time or the user's patience is over.
     async fn wait(&mut self) -> bool {
         if Instant::now() >= self.end {
             return false;
         }
-        sleep(self.pause.min(self.end - Instant::now())).await;
+        let until = self.end.min(Instant::now() + self.pause);
         self.pause = (self.pause * 2).min(PAUSE.1);
-        true
+        match &mut self.interrupt {
+            Some(interrupt) => tokio::select! {
+                _ = interrupt.recv() => false,
+                () = sleep_until(until) => true,
+            },
+            None => {
+                sleep_until(until).await;
+                true
+            }
+        }
     }
 }
 
@@ -177,7 +202,7 @@ pub(crate) async fn everywhere(
                 not_converged(
                     format!(
                         "accepted as revision {revision}, but after {} not every living node has it: {}",
-                        span(args.timeout),
+                        span(patience.waited()),
                         v.lag.join("; ")
                     ),
                     "netctl status",
@@ -222,7 +247,7 @@ pub(crate) async fn service_ready(
                     line.push_str(&format!(" ({first})"));
                 }
                 progress.say(&line);
-                unready(name, args.timeout, &v)
+                unready(name, patience.waited(), &v)
             }
             Err(e) if e.retryable => {
                 progress.say(&format!("{name}: {}", e.message));

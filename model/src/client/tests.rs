@@ -62,10 +62,7 @@ async fn serve(listener: UnixListener, answers: Vec<String>) -> Vec<String> {
 }
 
 fn http(status: &str, body: &str) -> String {
-    format!(
-        "HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
+    format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\n\r\n{body}", body.len())
 }
 
 fn stream(body: &str) -> String {

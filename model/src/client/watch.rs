@@ -101,10 +101,7 @@ impl<T: DeserializeOwned> Watch<T> {
         let status = response.status();
         if !status.is_success() {
             let body = http_body_util::Limited::new(response.into_body(), MAX_ANSWER).collect();
-            let bytes = timeout(self.client.timeout, body)
-                .await
-                .ok()
-                .and_then(Result::ok);
+            let bytes = timeout(self.client.timeout, body).await.ok().and_then(Result::ok);
             let bytes = bytes.map(|b| b.to_bytes()).unwrap_or_default();
             return Err(refusal(&format!("GET {path}"), status, &bytes));
         }
@@ -120,8 +117,7 @@ impl<T: DeserializeOwned> Watch<T> {
                 // A heartbeat.
                 return Ok(None);
             }
-            let item = serde_json::from_slice::<T>(&line)
-                .map_err(|e| foreign(&format!("GET {}", self.path), &e))?;
+            let item = serde_json::from_slice::<T>(&line).map_err(|e| foreign(&format!("GET {}", self.path), &e))?;
             // Only a line that was understood shows that the stream is sound: a bad one must not be asked for in a hurry.
             self.pause = PAUSE.0;
             self.last = (self.resume)(&item);
@@ -138,9 +134,7 @@ impl<T: DeserializeOwned> Watch<T> {
                 Ok(None)
             }
             Some(Err(e)) => Err(self.client.unreachable(format!("the stream broke: {e}"))),
-            None => Err(self
-                .client
-                .unreachable(format!("netd ended the stream {}", self.path))),
+            None => Err(self.client.unreachable(format!("netd ended the stream {}", self.path))),
         }
     }
 }
