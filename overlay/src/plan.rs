@@ -96,6 +96,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
         fresh: BTreeSet::new(),
         dropped: BTreeSet::new(),
         unknown: BTreeSet::new(),
+        forgetful: BTreeSet::new(),
         condemned: BTreeSet::new(),
     };
     p.out.gone = wanted
@@ -140,6 +141,9 @@ struct Planner<'a> {
     dropped: BTreeSet<(Ns, String)>,
     /// Devices of tasks that could not be looked into: they stay as they are.
     unknown: BTreeSet<(Ns, String)>,
+    /// Devices that get another MAC: the kernel forgets their neighbours, permanent ones too (`neigh_changeaddr()` of
+    /// net/core/neighbour.c).
+    forgetful: BTreeSet<(Ns, String)>,
     /// Devices that this plan removes: what hangs on them goes with them.
     condemned: BTreeSet<(Ns, String)>,
 }
@@ -333,6 +337,9 @@ impl Planner<'_> {
             no_generated_addresses: seen.generates_addresses,
             up: !seen.up,
         };
+        if change.mac.is_some() {
+            self.forgetful.insert((ns.clone(), name.to_owned()));
+        }
         if change != Change::default() {
             self.push(
                 stage,
@@ -356,7 +363,7 @@ impl Planner<'_> {
                 .collect::<BTreeSet<String>>()
         };
         let (fresh, dropped, condemned) = (named(&self.fresh), named(&self.dropped), named(&self.condemned));
-        let unknown = named(&self.unknown);
+        let (unknown, forgetful) = (named(&self.unknown), named(&self.forgetful));
         // A device that is made anew starts empty; one that is removed takes along what hangs on it.
         let stays = |link: &String| !fresh.contains(link) && !condemned.contains(link) && !unknown.contains(link);
         let usable = |link: &String| !dropped.contains(link) && !unknown.contains(link);
@@ -409,7 +416,7 @@ impl Planner<'_> {
         }
 
         for (key @ (link, address), mac) in &wanted.neighbours {
-            let there = seen.neighbours.get(key) == Some(mac) && stays(link);
+            let there = seen.neighbours.get(key) == Some(mac) && stays(link) && !forgetful.contains(link);
             if usable(link) && !there {
                 steps.push((
                     add,
@@ -424,7 +431,7 @@ impl Planner<'_> {
         }
         for key @ (link, address) in seen.neighbours.keys() {
             let unwanted = !wanted.neighbours.contains_key(key) || !usable(link);
-            if unwanted && stays(link) {
+            if unwanted && stays(link) && !forgetful.contains(link) {
                 steps.push((
                     Stage::Remove,
                     Step::DeleteNeighbour {

@@ -178,6 +178,8 @@ fn task_side(
             mtu,
         },
     );
+    // A new address stands beside the old one for a moment; without this it would go together with it.
+    set(space, "ipv4", name, "promote_secondaries", Sysctl::is("1"));
     if ipv6 && mtu >= IPV6_MIN_MTU {
         set(space, "ipv6", name, "accept_ra", Sysctl::is("0"));
         set(space, "ipv6", name, "accept_dad", Sysctl::is("0"));

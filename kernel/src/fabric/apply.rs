@@ -63,8 +63,15 @@ fn in_namespace(group: &[Step], broken: &mut Broken) -> Outcome {
         Ok(rtnl) => {
             let mut hand = Hand { rtnl, indices: None, pending: Vec::new(), requests: Vec::new(), results: Vec::new() };
             hand.results.resize_with(group.len(), || None);
-            for (i, step) in group.iter().enumerate() {
-                hand.step(i, step, group, broken);
+            let mut at = 0;
+            for run in group.chunk_by(|a, b| is_removal(a) == is_removal(b)) {
+                if is_removal(&run[0]) && run.len() > 1 {
+                    hand.flush(group, broken);
+                    hand.delete_links(at, run, broken);
+                } else {
+                    run.iter().enumerate().for_each(|(i, step)| hand.step(at + i, step, group, broken));
+                }
+                at += run.len();
             }
             hand.flush(group, broken);
             // Each step was given a result; an empty place would be a step that was forgotten.
@@ -77,6 +84,10 @@ fn in_namespace(group: &[Step], broken: &mut Broken) -> Outcome {
             group.iter().map(each).collect()
         }
     }
+}
+
+fn is_removal(step: &Step) -> bool {
+    matches!(step, Step::DeleteLink { .. })
 }
 
 /// Devices that could not be made or brought up: what builds on them is left out.
@@ -101,7 +112,7 @@ impl Broken {
     }
 
     fn blocks(&self, step: &Step) -> Option<String> {
-        if matches!(step, Step::DeleteLink { .. }) {
+        if is_removal(step) {
             return None;
         }
         let key = (step.ns().clone(), step.link()?.to_owned());
@@ -191,6 +202,35 @@ impl Hand {
                     self.settle(i, step, Err(error), broken);
                 }
             }
+        }
+    }
+
+    /// Removes devices in groups.
+    fn delete_links(&mut self, at: usize, run: &[Step], broken: &mut Broken) {
+        for (chunk, from) in run.chunks(request::DELETE_AT_ONCE).zip((at..).step_by(request::DELETE_AT_ONCE)) {
+            let mut there = Vec::new();
+            for (i, step) in (from..).zip(chunk) {
+                match self.index(step.link().unwrap_or_default()) {
+                    Ok(index) => there.push((i, step, index)),
+                    Err(StepError::NoLink(_)) => self.settle(i, step, Ok(()), broken),
+                    Err(e) => self.settle(i, step, Err(e), broken),
+                }
+            }
+            let indices: Vec<u32> = there.iter().map(|(_, _, index)| *index).collect();
+            if indices.is_empty() {
+                continue;
+            }
+            // The last result, that of the removal, is everybody's.
+            let mut results = self.rtnl.execute(&request::delete_links(&indices)).map_err(|e| e.to_string());
+            let removal = results.as_mut().ok().and_then(Vec::pop).unwrap_or(Ok(()));
+            for (n, (i, step, _)) in there.into_iter().enumerate() {
+                let result = match &results {
+                    Ok(each) => verdict(step, each.get(n).cloned().into_iter().chain([removal.clone()]).collect()),
+                    Err(e) => Err(StepError::Skipped(e.clone())),
+                };
+                self.settle(i, step, result, broken);
+            }
+            self.indices = None;
         }
     }
 

@@ -9,7 +9,7 @@
 mod apply;
 mod observe;
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use overlay::{Abilities, Desired, Observed, Plan, Step, Wanted};
 
@@ -124,14 +124,24 @@ pub fn abilities() -> Abilities {
 /// Brings the calling thread's namespace, as the host's, and the tasks' to what is desired. When nothing is to be done
 /// nothing is written, and the tables are read once.
 pub fn reconcile(desired: &Desired) -> Result<Round, ObserveError> {
+    round(desired, None)
+}
+
+/// As [`reconcile`], for an endpoint that has just come: of the tasks' namespaces only these are read and changed, so that
+/// the cost does not grow with the number of those that stand already. `desired` is the whole all the same.
+pub fn reconcile_tasks(desired: &Desired, only: &BTreeSet<PathBuf>) -> Result<Round, ObserveError> {
+    round(desired, Some(only))
+}
+
+fn round(desired: &Desired, only: Option<&BTreeSet<PathBuf>>) -> Result<Round, ObserveError> {
     let wanted = overlay::want(desired, abilities());
-    let survey = observe(&wanted)?;
+    let survey = observe(&wanted, only)?;
     let plan = overlay::plan(&wanted, &survey.observed);
     if plan.is_empty() {
         return Ok(Round { wanted, plan, report: Report::default(), survey });
     }
     let report = apply(&plan);
-    let survey = observe(&wanted)?;
+    let survey = observe(&wanted, only)?;
     Ok(Round { wanted, plan, report, survey })
 }
 

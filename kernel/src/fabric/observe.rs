@@ -1,6 +1,9 @@
 //! What exists, in the overlay's words.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::{Path, PathBuf},
+};
 
 use overlay::{Observed, Route, RouteKey, Rule, SeenLink, SeenSpace, Space, Wanted, names};
 
@@ -12,8 +15,8 @@ use crate::{
     sysctl::{self, SysctlError},
 };
 
-/// Reads the calling thread's namespace as the host's, and those of the tasks in `wanted`.
-pub fn observe(wanted: &Wanted) -> Result<Survey, ObserveError> {
+/// Reads the calling thread's namespace as the host's, and those of the tasks in `wanted`; with `only`, of those alone.
+pub fn observe(wanted: &Wanted, only: Option<&BTreeSet<PathBuf>>) -> Result<Survey, ObserveError> {
     let mut observed = Observed {
         host: SeenSpace { sysctls: sysctls(&wanted.host)?, ..space(&mut Rtnl::open()?)? },
         ..Observed::default()
@@ -27,7 +30,7 @@ pub fn observe(wanted: &Wanted) -> Result<Survey, ObserveError> {
         Err(e) => return Err(e.into()),
     }
     let mut unreadable = Vec::new();
-    for (path, wanted) in &wanted.tasks {
+    for (path, wanted) in wanted.tasks.iter().filter(|(path, _)| only.is_none_or(|o| o.contains(*path))) {
         match task(path, wanted) {
             Ok(seen) => {
                 observed.tasks.insert(path.clone(), Some(seen));

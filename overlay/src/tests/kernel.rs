@@ -182,7 +182,11 @@ impl Kernel {
                 self.make(&Ns::Host, &name, near)
             }
             Step::ChangeLink { ns, name, change } => {
-                let link = self.on(&ns, &name)?.links.get_mut(&name).unwrap();
+                let space = self.on(&ns, &name)?;
+                if change.mac.is_some() {
+                    space.neighbours.retain(|(l, _), _| *l != name);
+                }
+                let link = space.links.get_mut(&name).unwrap();
                 link.mac = change.mac.or(link.mac);
                 link.mtu = change.mtu.unwrap_or(link.mtu);
                 link.alias = change.alias.or(link.alias.take());

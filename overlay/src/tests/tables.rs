@@ -37,6 +37,7 @@ fn an_endpoint_from_nothing() {
         "[host] set net/ipv6/conf/all/forwarding = 1",
         "[host] change link NV addrgenmode none up",
         "[host] change link nx0 addrgenmode none up",
+        "[/t] set net/ipv4/conf/eth0/promote_secondaries = 1",
         "[/t] set net/ipv6/conf/eth0/accept_dad = 0",
         "[/t] set net/ipv6/conf/eth0/accept_ra = 0",
         "[/t] change link eth0 alias netd:ep:web.1 addrgenmode none up",
