@@ -63,10 +63,7 @@ pub fn fill(seeds: &[Seed], len: u32) -> Vec<u32> {
         return Vec::new();
     }
     let m = u64::from(len);
-    let mut walks: Vec<(u64, u64)> = seeds
-        .iter()
-        .map(|s| (s.offset % m, s.skip % (m - 1) + 1))
-        .collect();
+    let mut walks: Vec<(u64, u64)> = seeds.iter().map(|s| (s.offset % m, s.skip % (m - 1) + 1)).collect();
     let mut row = vec![FREE; len as usize];
     let mut left = len;
     'turns: loop {
@@ -112,10 +109,7 @@ mod tests {
     #[test]
     fn lengths_are_primes_with_a_hundred_cells_a_backend() {
         for (most, len) in LENGTHS {
-            assert!(
-                (2..len).take_while(|d| d * d <= len).all(|d| len % d != 0),
-                "{len}"
-            );
+            assert!((2..len).take_while(|d| d * d <= len).all(|d| len % d != 0), "{len}");
             assert!(most == usize::MAX || most * 100 <= len as usize);
         }
         let table = [

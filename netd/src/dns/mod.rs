@@ -52,11 +52,17 @@ impl EndpointNs {
     }
 }
 
+impl From<PathBuf> for EndpointNs {
+    fn from(path: PathBuf) -> Self {
+        EndpointNs::new(path)
+    }
+}
+
 /// Why a namespace has no names.
 #[derive(Debug, thiserror::Error)]
 pub enum Problem {
     /// It is not there, or cannot be entered.
-    #[error("no names in this namespace")]
+    #[error(transparent)]
     Namespace(#[from] NetnsError),
     /// The address cannot be listened on.
     #[error(
@@ -96,7 +102,8 @@ impl DnsServer {
     /// goes on undisturbed. Returns what could not be served; calling again tries again.
     ///
     /// Several paths may lead to one namespace: it gets the networks of all of them, in the order of the paths.
-    pub async fn sync(&self, wanted: BTreeMap<EndpointNs, View>) -> Vec<(PathBuf, Problem)> {
+    pub async fn sync<P: Into<EndpointNs>>(&self, wanted: BTreeMap<P, View>) -> Vec<(PathBuf, Problem)> {
+        let wanted: BTreeMap<EndpointNs, View> = wanted.into_iter().map(|(place, view)| (place.into(), view)).collect();
         let mut problems = Vec::new();
         let mut serving = self.serving.lock().await;
 

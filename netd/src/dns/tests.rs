@@ -30,6 +30,9 @@ use tokio::sync::watch;
 
 use super::*;
 
+/// Folders of tests: then come the process id and a number.
+const LABS: &str = "/run/netd-test-dns-";
+
 /// A folder with namespaces; all of it is gone when it goes out of scope.
 struct Lab(PathBuf);
 
@@ -39,14 +42,24 @@ impl Lab {
             nix::unistd::geteuid().is_root(),
             "this test needs root; try: sudo -E cargo test"
         );
+        Self::sweep();
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let path = PathBuf::from(format!(
-            "/run/netd-test-dns-{}-{}",
-            std::process::id(),
-            NEXT.fetch_add(1, SeqCst)
-        ));
+        let path = PathBuf::from(format!("{LABS}{}-{}", std::process::id(), NEXT.fetch_add(1, SeqCst)));
         fs::create_dir_all(&path).unwrap();
         Lab(path)
+    }
+    /// Removes what runs that were killed have left.
+    fn sweep() {
+        for entry in fs::read_dir("/run").into_iter().flatten().flatten() {
+            let path = entry.path();
+            let owner = path
+                .to_str()
+                .and_then(|p| p.strip_prefix(LABS))
+                .and_then(|p| p.split('-').next());
+            if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                drop(Lab(path));
+            }
+        }
     }
     fn netns(&self, name: &str) -> PathBuf {
         let path = self.0.join(name);

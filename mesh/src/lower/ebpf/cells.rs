@@ -22,11 +22,7 @@ pub(super) struct Cells {
 impl Cells {
     /// A backend found in a cell keeps it, also when it was on its way out; the others get the lowest cells that were
     /// free before this plan. A cell that becomes free now is not given out: flows still name it until they are purged.
-    pub(super) fn assign(
-        desired: &Desired,
-        observed: &Observed,
-        problems: &mut BTreeSet<Problem>,
-    ) -> Self {
+    pub(super) fn assign(desired: &Desired, observed: &Observed, problems: &mut BTreeSet<Problem>) -> Self {
         let mut out = Cells::default();
         let mut used = BTreeSet::from([0]);
         for (cell, held) in (0..observed.sizes.backends).zip(&observed.backends) {
@@ -38,10 +34,7 @@ impl Cells {
             if cell > 0 && desired.backends.contains_key(&key) && !out.at.contains_key(&key) {
                 out.at.insert(key, cell);
             } else {
-                out.gone.push(Gone {
-                    cell,
-                    backend: *held,
-                });
+                out.gone.push(Gone { cell, backend: *held });
             }
         }
         let mut free = (1..observed.sizes.backends).filter(|cell| !used.contains(cell));

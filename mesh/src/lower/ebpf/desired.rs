@@ -5,9 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ebpf_abi::{
-    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SvcKey, TargetKey, TargetVal,
-};
+use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SvcKey, TargetKey, TargetVal};
 use model::{Proto, row::Datapath};
 
 use crate::{
@@ -120,9 +118,7 @@ impl Desired {
                 ..
             } => return self.refuse(Problem::EarlyTranslation(id.clone())),
             Place::Remote { vtep, .. } if vtep.is_unspecified() || vtep == wanted.node.vtep => {
-                return self.refuse(unreachable(
-                    "its node's data-path address is not another node's",
-                ));
+                return self.refuse(unreachable("its node's data-path address is not another node's"));
             }
             Place::Remote { vtep, .. } => (0, word(vtep)),
         };
@@ -142,12 +138,7 @@ impl Desired {
         // An endpoint may serve two services; another endpoint with its MAC may not.
         match owners.get(&key) {
             Some(other) if *other != id => {
-                return self.refuse(Problem::DuplicateMac(
-                    id.clone(),
-                    (*other).clone(),
-                    b.mac,
-                    b.vni,
-                ));
+                return self.refuse(Problem::DuplicateMac(id.clone(), (*other).clone(), b.mac, b.vni));
             }
             Some(_) => {}
             None => drop(owners.insert(key, id)),
@@ -165,25 +156,13 @@ impl Desired {
         false
     }
 
-    fn take_service(
-        &mut self,
-        wanted: &Wanted,
-        index: u32,
-        service: &Service,
-        backends: &[(&BackendId, &Backend)],
-    ) {
+    fn take_service(&mut self, wanted: &Wanted, index: u32, service: &Service, backends: &[(&BackendId, &Backend)]) {
         // The distinct sets of this service; most have one, used by all of its keys.
         let mut sets: BTreeMap<Vec<CellKey>, usize> = BTreeMap::new();
         let ports: Vec<(u16, u16, u16)> = service
             .ports
             .iter()
-            .map(|p| {
-                (
-                    p.published.to_be(),
-                    u16::from(p.proto.number()),
-                    p.target.to_be(),
-                )
-            })
+            .map(|p| (p.published.to_be(), u16::from(p.proto.number()), p.target.to_be()))
             .collect();
 
         for ip in wanted.local.iter().filter(|ip| publishable(ip)) {
@@ -220,9 +199,7 @@ impl Desired {
                 let set = self.set(
                     index,
                     &mut sets,
-                    backends
-                        .iter()
-                        .filter(|(_, b)| b.vni == *vni && has(b, family)),
+                    backends.iter().filter(|(_, b)| b.vni == *vni && has(b, family)),
                 );
                 for (port, proto, tport) in ports.iter().chain([&(0, 0, 0)]) {
                     let key = SvcKey {
@@ -242,16 +219,10 @@ impl Desired {
                 }
             }
         }
-        for (_, b) in backends
-            .iter()
-            .filter(|(_, b)| matches!(b.place, Place::Local { .. }))
-        {
+        for (_, b) in backends.iter().filter(|(_, b)| matches!(b.place, Place::Local { .. })) {
             let any = service.vips.contains_key(&b.vni).then_some(&(0, 0, 0));
             for (port, proto, tport) in ports.iter().chain(any) {
-                for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)]
-                    .into_iter()
-                    .flatten()
-                {
+                for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)].into_iter().flatten() {
                     let key = TargetKey {
                         addr: addr(ip),
                         vni: b.vni.get(),

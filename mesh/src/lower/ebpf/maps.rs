@@ -106,10 +106,7 @@ pub struct Gone {
 impl Observed {
     /// A cell of `backends`; zeros past the end.
     pub fn backend(&self, cell: u32) -> Backend {
-        self.backends
-            .get(cell as usize)
-            .copied()
-            .unwrap_or_default()
+        self.backends.get(cell as usize).copied().unwrap_or_default()
     }
 
     /// A cell of `lut`; 0 past the end.
@@ -121,9 +118,7 @@ impl Observed {
     /// sizes of the arrays are ignored, as no such cell exists.
     pub fn apply(&mut self, step: &Step) {
         match step {
-            Step::Backend { cell, value } if *cell < self.sizes.backends => {
-                put(&mut self.backends, *cell, *value)
-            }
+            Step::Backend { cell, value } if *cell < self.sizes.backends => put(&mut self.backends, *cell, *value),
             Step::Lut { off, cells } => {
                 for (cell, backend) in (*off..self.sizes.lut).zip(cells) {
                     put(&mut self.lut, cell, *backend);

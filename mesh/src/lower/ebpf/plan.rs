@@ -44,10 +44,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
             continue;
         };
         let held = observed.backend(cell);
-        let step = Step::Backend {
-            cell,
-            value: *value,
-        };
+        let step = Step::Backend { cell, value: *value };
         match (held.state, value.state) {
             _ if held == *value => {}
             // Its rows lose it first: a program that still finds it there must not refuse.
@@ -59,9 +56,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
     let mut room = Room::new("targets", observed.sizes.targets, observed.targets.len());
     for (key, value) in &desired.targets {
         let held = observed.targets.get(key);
-        if held != Some(value)
-            && (held.is_some() || room.take(&mut problems, || "a port of a local endpoint".into()))
-        {
+        if held != Some(value) && (held.is_some() || room.take(&mut problems, || "a port of a local endpoint".into())) {
             steps.push(Step::Target {
                 key: *key,
                 value: *value,
@@ -78,13 +73,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
         off: row.off,
         cells: row.cells.clone(),
     };
-    steps.extend(
-        rows.iter()
-            .flatten()
-            .filter(|row| !row.kept)
-            .filter(changed)
-            .map(write),
-    );
+    steps.extend(rows.iter().flatten().filter(|row| !row.kept).filter(changed).map(write));
 
     let mut room = Room::new("services", observed.sizes.services, observed.services.len());
     for (key, row) in &desired.keys {
@@ -101,13 +90,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
             steps.push(Step::Service { key: *key, value });
         }
     }
-    steps.extend(
-        rows.iter()
-            .flatten()
-            .filter(|row| row.kept)
-            .filter(changed)
-            .map(write),
-    );
+    steps.extend(rows.iter().flatten().filter(|row| row.kept).filter(changed).map(write));
     steps.append(&mut draining);
 
     let unwanted = |key: &&SvcKey| !desired.keys.contains_key(key);
@@ -133,18 +116,14 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
 }
 
 fn retire(gone: &[Gone], steps: &mut Vec<Step>) {
-    let marked = gone
-        .iter()
-        .map(|g| (g.cell, cells::retired(g.backend), g.backend));
+    let marked = gone.iter().map(|g| (g.cell, cells::retired(g.backend), g.backend));
     steps.extend(
         marked
             .filter(|(_, to, from)| to != from)
             .map(|(cell, value, _)| Step::Backend { cell, value }),
     );
     if !gone.is_empty() {
-        steps.push(Step::Purge {
-            gone: gone.to_vec(),
-        });
+        steps.push(Step::Purge { gone: gone.to_vec() });
     }
     steps.extend(gone.iter().map(|g| Step::Backend {
         cell: g.cell,

@@ -40,11 +40,7 @@ pub(super) fn assign(
 ) -> Vec<Option<LutRow>> {
     let mut space = Space::new(observed.sizes.lut);
     let mut claimed: BTreeMap<u32, u32> = BTreeMap::new();
-    let placed: Vec<Placed<'_>> = desired
-        .sets
-        .iter()
-        .map(|set| Placed::new(set, cells))
-        .collect();
+    let placed: Vec<Placed<'_>> = desired.sets.iter().map(|set| Placed::new(set, cells)).collect();
 
     let mut offs: Vec<Option<u32>> = Vec::with_capacity(placed.len());
     for p in &placed {
@@ -129,24 +125,15 @@ impl<'d> Placed<'d> {
         space: &mut Space,
         claimed: &mut BTreeMap<u32, u32>,
     ) -> Option<(u32, u32, bool)> {
-        let shorter = LENGTHS
-            .iter()
-            .rev()
-            .map(|(_, len)| *len)
-            .filter(|len| *len < self.want);
-        let found = space
-            .alloc(self.want)
-            .map(|off| (off, self.want, false))
-            .or_else(|| {
-                self.named(observed)
-                    .filter(|(_, len)| *len < self.want && LENGTHS.iter().any(|(_, l)| l == len))
-                    .find(|(off, len)| {
-                        off.checked_add(*len)
-                            .is_some_and(|end| end <= observed.sizes.lut)
-                            && !overlaps(claimed, *off, *len)
-                    })
-                    .map(|(off, len)| (off, len, true))
-            });
+        let shorter = LENGTHS.iter().rev().map(|(_, len)| *len).filter(|len| *len < self.want);
+        let found = space.alloc(self.want).map(|off| (off, self.want, false)).or_else(|| {
+            self.named(observed)
+                .filter(|(_, len)| *len < self.want && LENGTHS.iter().any(|(_, l)| l == len))
+                .find(|(off, len)| {
+                    off.checked_add(*len).is_some_and(|end| end <= observed.sizes.lut) && !overlaps(claimed, *off, *len)
+                })
+                .map(|(off, len)| (off, len, true))
+        });
         let found = found.or_else(|| {
             let mut shorter = shorter;
             shorter.find_map(|len| space.alloc(len).map(|off| (off, len, false)))
@@ -163,10 +150,7 @@ impl<'d> Placed<'d> {
             .collect();
         let mut row = maglev::fill(&seeds, len);
         for cell in &mut row {
-            *cell = self
-                .members
-                .get(*cell as usize)
-                .map_or(0, |(_, cell)| *cell);
+            *cell = self.members.get(*cell as usize).map_or(0, |(_, cell)| *cell);
         }
         row
     }

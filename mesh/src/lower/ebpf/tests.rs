@@ -3,10 +3,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ebpf_abi::{
-    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SvcKey, SvcVal,
-    TargetKey,
-};
+use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SvcKey, SvcVal, TargetKey};
 use model::{Mac, NodeId, PortSpec, Vni, intent::Vip, row::Datapath};
 use proptest::prelude::*;
 
@@ -67,10 +64,7 @@ fn service(ports: &[&str], backends: impl IntoIterator<Item = (BackendId, Backen
     };
     Service {
         vips: BTreeMap::from([(vni(4096), vip)]),
-        ports: ports
-            .iter()
-            .map(|p| p.parse::<PortSpec>().unwrap())
-            .collect(),
+        ports: ports.iter().map(|p| p.parse::<PortSpec>().unwrap()).collect(),
         backends: backends.into_iter().collect(),
     }
 }
@@ -116,10 +110,7 @@ fn check(o: &Observed) {
         end = off + len;
         assert!(end <= o.sizes.lut);
         let gone = (*off..end).find(|at| o.backend(o.lut_cell(*at)).state == BACKEND_GONE);
-        assert_eq!(
-            gone, None,
-            "service {owner} leads to a backend that is gone"
-        );
+        assert_eq!(gone, None, "service {owner} leads to a backend that is gone");
     }
 }
 
@@ -155,8 +146,7 @@ fn settle(w: &Wanted, o: &mut Observed) -> Plan {
 /// Which endpoints (last octet of their MACs) a key leads to; none: no such key.
 fn leads_to(o: &Observed, key: &SvcKey) -> Option<BTreeSet<u8>> {
     let val = o.services.get(key)?;
-    let macs = (val.lut_off..val.lut_off + val.lut_len)
-        .map(|at| o.backend(o.lut_cell(at)).mac[2].to_ne_bytes()[1]);
+    let macs = (val.lut_off..val.lut_off + val.lut_len).map(|at| o.backend(o.lut_cell(at)).mac[2].to_ne_bytes()[1]);
     Some(macs.collect())
 }
 
@@ -187,20 +177,12 @@ fn a_service_becomes_rows() {
             "{ip} {port}"
         );
     }
-    assert_eq!(
-        o.services.len(),
-        3 * 2 + 2 * 3,
-        "::1 and fe80:: get no keys"
-    );
+    assert_eq!(o.services.len(), 3 * 2 + 2 * 3, "::1 and fe80:: get no keys");
     let rows: BTreeSet<u32> = o.services.values().map(|v| v.lut_off).collect();
     assert_eq!(rows.len(), 1, "equal sets share a row");
 
     // Targets of the local backend alone.
-    let targets: BTreeMap<TargetKey, u16> = o
-        .targets
-        .iter()
-        .map(|(k, v)| (*k, u16::from_be(v.tport)))
-        .collect();
+    let targets: BTreeMap<TargetKey, u16> = o.targets.iter().map(|(k, v)| (*k, u16::from_be(v.tport))).collect();
     let t = |addr: Addr, port: u16, proto| TargetKey {
         addr,
         vni: 4096,
@@ -218,17 +200,10 @@ fn a_service_becomes_rows() {
 
     // Cells say where the backends are.
     let local = o.backends.iter().find(|b| b.ifindex == 101).unwrap();
-    assert_eq!(
-        (local.vtep, local.vni, local.state),
-        (0, 4096, BACKEND_ACTIVE)
-    );
+    assert_eq!((local.vtep, local.vni, local.state), (0, 4096, BACKEND_ACTIVE));
     let remote = o.backends.iter().find(|b| b.vtep != 0).unwrap();
     assert_eq!(
-        (
-            remote.vtep.to_ne_bytes(),
-            remote.addr4.to_ne_bytes(),
-            remote.ifindex
-        ),
+        (remote.vtep.to_ne_bytes(), remote.addr4.to_ne_bytes(), remote.ifindex),
         ([198, 18, 0, 2], [10, 77, 1, 2], 0)
     );
 }
@@ -237,16 +212,8 @@ fn a_service_becomes_rows() {
 fn without_backends_the_client_is_refused_at_once() {
     let mut o = small();
     settle(&web(&["80"], []), &mut o);
-    for (ip, net) in [
-        ("198.18.0.1", 0),
-        ("10.77.0.2", 4096),
-        ("fd00:0:0:1::ffff", 4096),
-    ] {
-        assert_eq!(
-            leads_to(&o, &key(ip, net, 80, 6)),
-            Some(BTreeSet::new()),
-            "{ip}"
-        );
+    for (ip, net) in [("198.18.0.1", 0), ("10.77.0.2", 4096), ("fd00:0:0:1::ffff", 4096)] {
+        assert_eq!(leads_to(&o, &key(ip, net, 80, 6)), Some(BTreeSet::new()), "{ip}");
     }
     assert_eq!(
         leads_to(&o, &key("2001:db8::1", 0, 80, 6)),
@@ -261,14 +228,8 @@ fn ipv6_leads_to_backends_that_speak_it() {
     two.1.v6 = None;
     let mut o = small();
     settle(&web(&["80"], [backend(1, 1), two.clone()]), &mut o);
-    assert_eq!(
-        leads_to(&o, &key("198.18.0.1", 0, 80, 6)),
-        Some([1, 2].into())
-    );
-    assert_eq!(
-        leads_to(&o, &key("2001:db8::1", 0, 80, 6)),
-        Some([1].into())
-    );
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
+    assert_eq!(leads_to(&o, &key("2001:db8::1", 0, 80, 6)), Some([1].into()));
     settle(&web(&["80"], [two]), &mut o);
     assert_eq!(leads_to(&o, &key("2001:db8::1", 0, 80, 6)), None);
     assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([2].into()));
@@ -286,18 +247,9 @@ fn a_vip_leads_to_its_own_network() {
     w.services.get_mut(&7).unwrap().vips.insert(vni(5000), vip);
     let mut o = small();
     settle(&w, &mut o);
-    assert_eq!(
-        leads_to(&o, &key("10.77.0.2", 4096, 80, 6)),
-        Some([1].into())
-    );
-    assert_eq!(
-        leads_to(&o, &key("10.88.0.2", 5000, 0, 0)),
-        Some([2].into())
-    );
-    assert_eq!(
-        leads_to(&o, &key("127.0.0.1", 0, 80, 6)),
-        Some([1, 2].into())
-    );
+    assert_eq!(leads_to(&o, &key("10.77.0.2", 4096, 80, 6)), Some([1].into()));
+    assert_eq!(leads_to(&o, &key("10.88.0.2", 5000, 0, 0)), Some([2].into()));
+    assert_eq!(leads_to(&o, &key("127.0.0.1", 0, 80, 6)), Some([1, 2].into()));
 }
 
 #[test]
@@ -312,20 +264,9 @@ fn a_draining_backend_keeps_its_flows_and_gets_no_new_ones() {
         o.backends.iter().find(|b| b.ifindex == 101).unwrap().state,
         BACKEND_DRAINING
     );
-    assert!(
-        !o.targets.is_empty(),
-        "established flows still need its targets"
-    );
-    let lut = p
-        .steps
-        .iter()
-        .position(|s| matches!(s, Step::Lut { .. }))
-        .unwrap();
-    let state = p
-        .steps
-        .iter()
-        .position(|s| matches!(s, Step::Backend { .. }))
-        .unwrap();
+    assert!(!o.targets.is_empty(), "established flows still need its targets");
+    let lut = p.steps.iter().position(|s| matches!(s, Step::Lut { .. })).unwrap();
+    let state = p.steps.iter().position(|s| matches!(s, Step::Backend { .. })).unwrap();
     assert!(lut < state, "out of the row before it is marked");
     assert_eq!(p.steps.len(), 2, "{:?}", p.steps);
 }
@@ -350,10 +291,7 @@ fn a_backend_that_leaves_is_purged_before_its_cell_is_free() {
                 }
             },
             Step::Purge {
-                gone: vec![Gone {
-                    cell,
-                    backend: held
-                }]
+                gone: vec![Gone { cell, backend: held }]
             },
             Step::Backend {
                 cell,
@@ -369,18 +307,12 @@ fn a_backend_that_leaves_is_purged_before_its_cell_is_free() {
     apply(&mut o, &cut);
     let p = plan(&w, &o);
     assert!(
-        matches!(
-            p.steps.as_slice(),
-            [Step::Purge { .. }, Step::Backend { .. }]
-        ),
+        matches!(p.steps.as_slice(), [Step::Purge { .. }, Step::Backend { .. }]),
         "{:?}",
         p.steps
     );
     // Back before the purge: the same cell, and nothing is purged.
-    let back = plan(
-        &web(&["80"], [backend(1, 1), backend(2, 2), backend(3, 3)]),
-        &o,
-    );
+    let back = plan(&web(&["80"], [backend(1, 1), backend(2, 2), backend(3, 3)]), &o);
     assert!(back.steps.contains(&Step::Backend { cell, value: held }));
     assert!(!back.steps.iter().any(|s| matches!(s, Step::Purge { .. })));
 }
@@ -398,19 +330,11 @@ fn a_change_of_one_service_touches_its_own_cells() {
     let mut o = small();
     settle(&w, &mut o);
     let own = o.services[&key("127.0.0.1", 0, 81, 6)];
-    w.services
-        .get_mut(&8)
-        .unwrap()
-        .backends
-        .extend([backend(9, 2)]);
+    w.services.get_mut(&8).unwrap().backends.extend([backend(9, 2)]);
     let p = settle(&w, &mut o);
     assert_eq!(p.steps.len(), 2, "{:?}", p.steps);
-    assert!(
-        matches!(&p.steps[0], Step::Backend { value, .. } if value.mac == ebpf_abi::mac([2, 0x6e, 0, 0, 2, 9]))
-    );
-    assert!(
-        matches!(&p.steps[1], Step::Lut { off, cells } if *off == own.lut_off && cells.len() == 1021)
-    );
+    assert!(matches!(&p.steps[0], Step::Backend { value, .. } if value.mac == ebpf_abi::mac([2, 0x6e, 0, 0, 2, 9])));
+    assert!(matches!(&p.steps[1], Step::Lut { off, cells } if *off == own.lut_off && cells.len() == 1021));
     // A longer row moves; the other service stays.
     w.services
         .get_mut(&8)
@@ -469,12 +393,7 @@ fn what_cannot_be_used_is_named() {
     assert_eq!(count(|p| matches!(p, Problem::EarlyTranslation(_))), 1);
     assert_eq!(count(|p| matches!(p, Problem::Unreachable(..))), 3);
     assert_eq!(count(|p| matches!(p, Problem::DuplicateMac(..))), 1);
-    assert_eq!(
-        count(|p| matches!(p, Problem::Taken(9, _, 7))),
-        3,
-        "{:?}",
-        p.problems
-    );
+    assert_eq!(count(|p| matches!(p, Problem::Taken(9, _, 7))), 3, "{:?}", p.problems);
     assert!(p.problems.iter().all(|p| p.to_string().contains("try: ")));
 }
 
@@ -521,10 +440,7 @@ fn full_maps_are_said_and_do_not_stop_the_rest() {
             got: 1021
         }]
     );
-    assert_eq!(
-        leads_to(&o, &key("198.18.0.1", 0, 80, 6)),
-        Some((1..=11).collect())
-    );
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some((1..=11).collect()));
 }
 
 #[test]
@@ -539,14 +455,10 @@ fn foreign_content_does_not_confuse() {
         tport: 1,
         flags: 9,
     };
-    o.services
-        .insert(key("198.18.0.1", 0, 80, 6), row(u32::MAX, 1021, 7));
-    o.services
-        .insert(key("127.0.0.1", 0, 80, 6), row(39_999, 1021, 7));
-    o.services
-        .insert(key("10.77.0.2", 4096, 80, 6), row(10, 0, 3));
-    o.services
-        .insert(key("10.9.9.9", 4096, 80, 6), row(5, 1021, 3));
+    o.services.insert(key("198.18.0.1", 0, 80, 6), row(u32::MAX, 1021, 7));
+    o.services.insert(key("127.0.0.1", 0, 80, 6), row(39_999, 1021, 7));
+    o.services.insert(key("10.77.0.2", 4096, 80, 6), row(10, 0, 3));
+    o.services.insert(key("10.9.9.9", 4096, 80, 6), row(5, 1021, 3));
     let b = Cell {
         vni: 1,
         state: BACKEND_ACTIVE,
@@ -595,24 +507,22 @@ fn equal_services_are_balanced_alike_on_two_nodes() {
 }
 
 fn any_backend() -> impl Strategy<Value = (BackendId, Backend)> {
-    (1u8..30, 1u8..4, 0u8..4, any::<bool>(), any::<bool>()).prop_map(
-        |(n, node, family, draining, other)| {
-            let (id, mut b) = backend(n, node);
-            if family == 1 {
-                b.v6 = None;
-            }
-            if family == 2 {
-                b.v4 = None;
-            }
-            if draining {
-                b.state = BackendState::Draining;
-            }
-            if other && n % 5 == 0 {
-                b.vni = vni(5000);
-            }
-            (id, b)
-        },
-    )
+    (1u8..30, 1u8..4, 0u8..4, any::<bool>(), any::<bool>()).prop_map(|(n, node, family, draining, other)| {
+        let (id, mut b) = backend(n, node);
+        if family == 1 {
+            b.v6 = None;
+        }
+        if family == 2 {
+            b.v4 = None;
+        }
+        if draining {
+            b.state = BackendState::Draining;
+        }
+        if other && n % 5 == 0 {
+            b.vni = vni(5000);
+        }
+        (id, b)
+    })
 }
 
 fn any_wanted() -> impl Strategy<Value = Wanted> {
@@ -648,10 +558,7 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
 }
 
 fn service_of(ports: &[String], backends: Vec<(BackendId, Backend)>) -> Service {
-    service(
-        &ports.iter().map(String::as_str).collect::<Vec<_>>(),
-        backends,
-    )
+    service(&ports.iter().map(String::as_str).collect::<Vec<_>>(), backends)
 }
 
 proptest! {
