@@ -121,22 +121,10 @@ impl foca::Codec<Member> for Codec {
             put_member(&mut out, other);
         };
         match &h.message {
-            Message::PingReq {
-                target,
-                probe_number,
-            } => third(3, target, *probe_number),
-            Message::IndirectPing {
-                origin,
-                probe_number,
-            } => third(4, origin, *probe_number),
-            Message::IndirectAck {
-                target,
-                probe_number,
-            } => third(5, target, *probe_number),
-            Message::ForwardedAck {
-                origin,
-                probe_number,
-            } => third(6, origin, *probe_number),
+            Message::PingReq { target, probe_number } => third(3, target, *probe_number),
+            Message::IndirectPing { origin, probe_number } => third(4, origin, *probe_number),
+            Message::IndirectAck { target, probe_number } => third(5, target, *probe_number),
+            Message::ForwardedAck { origin, probe_number } => third(6, origin, *probe_number),
             Message::Ping(n) => out.put_slice(&[1, *n]),
             Message::Ack(n) => out.put_slice(&[2, *n]),
             Message::Announce => out.put_u8(7),
@@ -194,11 +182,7 @@ impl foca::Codec<Member> for Codec {
         })
     }
 
-    fn encode_member(
-        &mut self,
-        m: &foca::Member<Member>,
-        buf: impl BufMut,
-    ) -> Result<(), CodecError> {
+    fn encode_member(&mut self, m: &foca::Member<Member>, buf: impl BufMut) -> Result<(), CodecError> {
         let mut out = Vec::with_capacity(64);
         put_member(&mut out, m.id());
         out.put_u16(m.incarnation());

@@ -103,6 +103,15 @@ impl Watch {
         out
     }
 
+    /// A node cannot be pinged now, because its address is not known yet.
+    pub fn skipped(&mut self, now: Duration, node: NodeId) {
+        if let Some(p) = self.peers.get_mut(&node)
+            && p.doubt.is_some()
+        {
+            p.doubt = Some(Some(now + AGAIN));
+        }
+    }
+
     /// When a ping is due.
     pub fn next(&self) -> Option<Duration> {
         self.peers.values().filter_map(|p| p.doubt.flatten()).min()
@@ -147,9 +156,7 @@ impl Watch {
         let fresh = |p: &&Peer| p.silent.is_some_and(|s| now.saturating_sub(s) < DISTRUST);
         let lost = self.peers.values().filter(fresh).count();
         // Nodes that have long been dead say nothing about this one.
-        let answers = |p: &&Peer| {
-            p.silent.is_none() && matches!(p.health, NodeHealth::Ready | NodeHealth::DaemonDown)
-        };
+        let answers = |p: &&Peer| p.silent.is_none() && matches!(p.health, NodeHealth::Ready | NodeHealth::DaemonDown);
         let rest = self.peers.values().filter(answers).count();
         lost >= 2 && lost > rest
     }
@@ -160,7 +167,7 @@ impl Watch {
         others.chain([(self.me, NodeHealth::Ready)]).collect()
     }
 
-    /// Nodes whose health is unknown, or that were seen before but not since this daemon began.
+    /// Nodes that SWIM (`met`) does not hold for alive.
     pub fn unmet(&self, met: impl Fn(NodeId) -> bool) -> Vec<NodeId> {
         let ids = self.peers.keys().copied();
         ids.filter(|id| !met(*id)).collect()

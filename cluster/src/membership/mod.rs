@@ -15,9 +15,7 @@ use std::{
     time::Duration,
 };
 
-use foca::{
-    Codec as _, Foca, NoCustomBroadcast, Notification, PeriodicParams, Runtime, State, Timer,
-};
+use foca::{Codec as _, Foca, NoCustomBroadcast, Notification, PeriodicParams, Runtime, State, Timer};
 use model::ids::NodeId;
 use rand::{SeedableRng, rngs::StdRng};
 use serde::{Deserialize, Serialize};
@@ -87,9 +85,7 @@ pub enum MembershipError {
     #[error("a gossip message was not taken; try: run the same version of netd on all nodes")]
     Message(#[source] foca::Error),
     /// From a node that was removed.
-    #[error(
-        "a gossip message of {0}, which was removed from the cluster; try: netctl cluster leave there"
-    )]
+    #[error("a gossip message of {0}, which was removed from the cluster; try: netctl cluster leave there")]
     Removed(NodeId),
 }
 
@@ -186,11 +182,7 @@ impl Membership {
 
     /// Nodes that `removed` names are refused from now on, and no longer probed. Nodes that the log does not know *yet*
     /// are let in: they hold the cluster's key, and a row or a vote of theirs counts only with the log.
-    pub fn refuse(
-        &mut self,
-        now: Duration,
-        removed: impl Fn(NodeId) -> bool + Send + Sync + 'static,
-    ) {
+    pub fn refuse(&mut self, now: Duration, removed: impl Fn(NodeId) -> bool + Send + Sync + 'static) {
         self.at(now);
         self.removed = Box::new(removed);
         let gone: Vec<_> = self
@@ -200,9 +192,7 @@ impl Membership {
             .map(|m| foca::Member::new(*m.id(), m.incarnation(), State::Down))
             .collect();
         // Fails only when a member cannot be encoded, and the codec writes into a growing buffer.
-        let _ = self
-            .foca
-            .apply_many(gone.into_iter(), true, &mut self.pending);
+        let _ = self.foca.apply_many(gone.into_iter(), true, &mut self.pending);
     }
 
     fn at(&mut self, now: Duration) {
@@ -293,9 +283,7 @@ impl Membership {
                 foca::Member::new(s.member, s.incarnation, state)
             })
             .collect();
-        let _ = self
-            .foca
-            .apply_many(updates.into_iter(), true, &mut self.pending);
+        let _ = self.foca.apply_many(updates.into_iter(), true, &mut self.pending);
     }
 
     /// Members that SWIM holds for alive or suspect, without this node.

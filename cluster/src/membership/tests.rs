@@ -55,8 +55,7 @@ impl Net {
                     self.sent += 1;
                     // Delays of 1 to 3 ms: messages overtake each other.
                     let delay = MS * (1 + (self.sent % 3) as u32);
-                    self.wire
-                        .insert((self.now + delay, self.sent), (to.node.0, bytes));
+                    self.wire.insert((self.now + delay, self.sent), (to.node.0, bytes));
                 }
                 other => self.log.push((self.now, i, other)),
             }
@@ -127,11 +126,7 @@ fn a_death_is_seen_by_all_within_four_seconds() {
         net.run(Duration::from_secs(4));
         let seen: BTreeSet<u64> = net.downs().iter().map(|d| d.1).collect();
         assert_eq!(seen.len(), 11, "seed {seed}: {:?}", net.downs());
-        assert!(
-            net.downs()
-                .iter()
-                .all(|d| d.2 == 7 && d.0 - died >= SUSPICION)
-        );
+        assert!(net.downs().iter().all(|d| d.2 == 7 && d.0 - died >= SUSPICION));
     }
 }
 
@@ -160,7 +155,8 @@ fn a_wrongly_accused_node_comes_back_with_a_new_generation() {
     net.paused.clear();
     net.run(Duration::from_secs(2));
     assert!(net.sees_all(5));
-    let renewed = |o: &(Duration, u64, Output)| matches!(&o.2, Output::Rejoined(m) if m.node.0 == 3 && m.generation == 2);
+    let renewed =
+        |o: &(Duration, u64, Output)| matches!(&o.2, Output::Rejoined(m) if m.node.0 == 3 && m.generation == 2);
     assert!(net.log.iter().any(renewed));
     // Its own standing still is not counted against the others.
     assert!(net.downs().iter().all(|d| d.1 != 3), "{:?}", net.downs());
@@ -181,10 +177,7 @@ fn a_removed_node_is_refused() {
     net.run(Duration::from_secs(2));
     let now = net.now;
     for i in [1, 2] {
-        net.nodes
-            .get_mut(&i)
-            .unwrap()
-            .refuse(now, |id| id == NodeId(3));
+        net.nodes.get_mut(&i).unwrap().refuse(now, |id| id == NodeId(3));
         net.drain(i);
     }
     net.run(Duration::from_secs(30));
@@ -240,10 +233,7 @@ fn accuse(w: &mut Watch, at: Duration, n: u64, outcome: Outcome) -> NodeHealth {
 fn a_death_has_three_kinds() {
     let mut w = watch(6);
     assert_eq!(accuse(&mut w, S, 2, Outcome::Pong), NodeHealth::Ready);
-    assert_eq!(
-        accuse(&mut w, S, 3, Outcome::Refused),
-        NodeHealth::DaemonDown
-    );
+    assert_eq!(accuse(&mut w, S, 3, Outcome::Refused), NodeHealth::DaemonDown);
     assert_eq!(accuse(&mut w, S, 4, Outcome::Silent), NodeHealth::Down);
     // All are asked again, nobody twice at a time.
     assert_eq!(w.next(), Some(S * 2));
