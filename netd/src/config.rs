@@ -1,7 +1,7 @@
 //! Settings: a TOML file, then the environment (`NETD_<SECTION>__<KEY>`), then defaults. Unknown keys are errors.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -122,8 +122,8 @@ pub enum Mode {
 pub struct DnsSection {
     /// Address inside task namespaces, port 53. Default 127.0.0.11.
     pub address: Ipv4Addr,
-    /// Resolvers for foreign names; empty: the host's `/etc/resolv.conf`.
-    pub upstreams: Vec<IpAddr>,
+    /// File that names the host's resolvers, for foreign names. Default `/etc/resolv.conf`.
+    pub resolv_conf: PathBuf,
 }
 
 /// `[log]`.
@@ -172,19 +172,29 @@ impl Default for ClusterSection {
 
 impl Default for DatapathSection {
     fn default() -> Self {
-        DatapathSection { mode: Mode::Auto, address: None, port: 4789 }
+        DatapathSection {
+            mode: Mode::Auto,
+            address: None,
+            port: 4789,
+        }
     }
 }
 
 impl Default for DnsSection {
     fn default() -> Self {
-        DnsSection { address: Ipv4Addr::new(127, 0, 0, 11), upstreams: Vec::new() }
+        DnsSection {
+            address: Ipv4Addr::new(127, 0, 0, 11),
+            resolv_conf: "/etc/resolv.conf".into(),
+        }
     }
 }
 
 impl Default for LogSection {
     fn default() -> Self {
-        LogSection { level: "info".into(), format: LogFormat::Text }
+        LogSection {
+            level: "info".into(),
+            format: LogFormat::Text,
+        }
     }
 }
 
@@ -203,10 +213,14 @@ impl Config {
     pub fn load(file: Option<&Path>, env: impl Iterator<Item = (String, String)>) -> Result<Config, ConfigError> {
         let mut table = toml::Table::new();
         if let Some(path) = file {
-            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.into(), source })?;
-            table = text
-                .parse::<toml::Table>()
-                .map_err(|source| ConfigError::Syntax { path: path.into(), source: Box::new(source) })?;
+            let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+                path: path.into(),
+                source,
+            })?;
+            table = text.parse::<toml::Table>().map_err(|source| ConfigError::Syntax {
+                path: path.into(),
+                source: Box::new(source),
+            })?;
         }
         overlay(&mut table, env)?;
         let config = Config::deserialize(toml::Value::Table(table)).map_err(|e| ConfigError::Shape(e.to_string()))?;
@@ -215,20 +229,35 @@ impl Config {
     }
 
     fn check(&self) -> Result<(), ConfigError> {
-        let value = |key, why: &str, hint| Err(ConfigError::Value { key, why: why.to_owned(), hint });
+        let value = |key, why: &str, hint| {
+            Err(ConfigError::Value {
+                key,
+                why: why.to_owned(),
+                hint,
+            })
+        };
         if self.datapath.mode == Mode::Ipvs {
-            return value("datapath.mode", "is ipvs, which this version does not have", "mode = \"auto\"");
+            return value(
+                "datapath.mode",
+                "is ipvs, which this version does not have",
+                "mode = \"auto\"",
+            );
         }
         if self.datapath.port == 0 || self.cluster.gossip_port == 0 {
             return value("datapath.port / cluster.gossip_port", "is 0", "4789 and 7946");
         }
         if !self.dns.address.is_loopback() || self.dns.address == Ipv4Addr::LOCALHOST {
-            return value("dns.address", "is not a loopback address other than 127.0.0.1", "127.0.0.11");
+            return value(
+                "dns.address",
+                "is not a loopback address other than 127.0.0.1",
+                "127.0.0.11",
+            );
         }
         for (key, dir) in [
             ("node.state_dir", &self.node.state_dir),
             ("node.run_dir", &self.node.run_dir),
             ("node.bpffs_dir", &self.node.bpffs_dir),
+            ("dns.resolv_conf", &self.dns.resolv_conf),
         ] {
             if !dir.is_absolute() {
                 return value(key, "is not an absolute path", "/var/lib/netd");
@@ -241,7 +270,9 @@ impl Config {
 /// `NETD_DATAPATH__PORT=4790` becomes `datapath.port`. A value that reads as TOML is taken as such, else as a string.
 fn overlay(table: &mut toml::Table, env: impl Iterator<Item = (String, String)>) -> Result<(), ConfigError> {
     for (name, text) in env {
-        let Some((section, key)) = name.strip_prefix("NETD_").and_then(|n| n.split_once("__")) else { continue };
+        let Some((section, key)) = name.strip_prefix("NETD_").and_then(|n| n.split_once("__")) else {
+            continue;
+        };
         let value = format!("v = {text}")
             .parse::<toml::Table>()
             .ok()
@@ -252,7 +283,11 @@ fn overlay(table: &mut toml::Table, env: impl Iterator<Item = (String, String)>)
             .or_insert_with(|| toml::Value::Table(toml::Table::new()));
         match section {
             toml::Value::Table(t) => t.insert(key.to_ascii_lowercase(), value),
-            _ => return Err(ConfigError::Shape(format!("{name} sets a key of something that is no section"))),
+            _ => {
+                return Err(ConfigError::Shape(format!(
+                    "{name} sets a key of something that is no section"
+                )));
+            }
         };
     }
     Ok(())
@@ -291,7 +326,11 @@ mod tests {
 
     #[test]
     fn environment_wins_over_the_file() {
-        let c = load("[datapath]\nport = 4790\n[cluster]\nnode_grace = \"3s\"", &[("NETD_DATAPATH__PORT", "4791"), ("NETD_NODE__NAME", "a")]).unwrap();
+        let c = load(
+            "[datapath]\nport = 4790\n[cluster]\nnode_grace = \"3s\"",
+            &[("NETD_DATAPATH__PORT", "4791"), ("NETD_NODE__NAME", "a")],
+        )
+        .unwrap();
         assert_eq!(c.datapath.port, 4791);
         assert_eq!(c.cluster.node_grace, Duration::from_secs(3));
         assert_eq!(c.node.name.as_deref(), Some("a"));

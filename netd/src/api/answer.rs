@@ -10,7 +10,7 @@ use model::{ApiError, Code};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Largest request body, octets: a service with a long environment fits many times.
-pub const MAX_BODY: usize = 1 << 20;
+pub(super) const MAX_BODY: usize = 1 << 20;
 
 /// A successful answer as JSON.
 pub struct Answer<T>(pub T);
@@ -19,7 +19,12 @@ impl<T: Serialize> IntoResponse for Answer<T> {
     fn into_response(self) -> Response {
         match serde_json::to_vec(&self.0) {
             Ok(body) => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
-            Err(e) => Fail(ApiError::new(Code::Internal, format!("the answer cannot be written as JSON: {e}"), "")).into_response(),
+            Err(e) => Fail(ApiError::new(
+                Code::Internal,
+                format!("the answer cannot be written as JSON: {e}"),
+                "",
+            ))
+            .into_response(),
         }
     }
 }
@@ -35,8 +40,14 @@ impl Fail {
     }
 }
 
-impl<E: Into<ApiError>> From<E> for Fail {
-    fn from(e: E) -> Self {
+impl From<ApiError> for Fail {
+    fn from(e: ApiError) -> Self {
+        Fail(e)
+    }
+}
+
+impl From<model::BadValue> for Fail {
+    fn from(e: model::BadValue) -> Self {
         Fail(e.into())
     }
 }
@@ -59,30 +70,46 @@ impl IntoResponse for Fail {
 }
 
 /// A JSON body, whatever its Content-Type; an empty one is the type's default object.
-pub struct Body<T>(pub T);
+pub(super) struct Body<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     type Rejection = Fail;
     async fn from_request(req: Request, state: &S) -> Result<Self, Fail> {
         let bytes = Bytes::from_request(req, state).await.map_err(|e: BytesRejection| {
-            Fail::new(Code::Invalid, format!("the body cannot be read: {e}"), format!("at most {MAX_BODY} octets of JSON"))
+            Fail::new(
+                Code::Invalid,
+                format!("the body cannot be read: {e}"),
+                format!("at most {MAX_BODY} octets of JSON"),
+            )
         })?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map(Body)
-            .map_err(|e| Fail::new(Code::Invalid, format!("the body is not what this path takes: {e}"), "netctl --help"))
+        serde_json::from_slice(bytes).map(Body).map_err(|e| {
+            Fail::new(
+                Code::Invalid,
+                format!("the body is not what this path takes: {e}"),
+                "netctl --help",
+            )
+        })
     }
 }
 
 /// A path segment read as `T`.
-pub fn segment<T: std::str::FromStr<Err = model::BadValue>>(Path(text): Path<String>) -> Result<T, Fail> {
+pub(super) fn segment<T: std::str::FromStr<Err = model::BadValue>>(Path(text): Path<String>) -> Result<T, Fail> {
     Ok(text.parse::<T>()?)
 }
 
 pub(super) async fn unknown_path(req: Request) -> Fail {
-    Fail::new(Code::NotFound, format!("no such path: {}", req.uri().path()), "netctl and netd of one version; paths begin with /v1")
+    Fail::new(
+        Code::NotFound,
+        format!("no such path: {}", req.uri().path()),
+        "netctl and netd of one version; paths begin with /v1",
+    )
 }
 
 pub(super) async fn wrong_method(req: Request) -> Fail {
-    Fail::new(Code::Invalid, format!("{} is not offered on {}", req.method(), req.uri().path()), "")
+    Fail::new(
+        Code::Invalid,
+        format!("{} is not offered on {}", req.method(), req.uri().path()),
+        "",
+    )
 }

@@ -2,8 +2,11 @@
 
 use axum::extract::{Query, State};
 use model::{
-    ApiError, Code,
-    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, MemberView, NodeHealth, TokenAnswer},
+    Code,
+    api::{
+        ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, MemberView, NodeHealth,
+        TokenAnswer,
+    },
     intent::Role,
 };
 use serde::Deserialize;
@@ -13,15 +16,24 @@ use super::{
     answer::{Answer, Body, Fail},
 };
 
-pub(super) async fn init(State(d): State<Shared>, Body(req): Body<ClusterInit>) -> Result<Answer<ClusterInitAnswer>, Fail> {
+pub(super) async fn init(
+    State(d): State<Shared>,
+    Body(req): Body<ClusterInit>,
+) -> Result<Answer<ClusterInitAnswer>, Fail> {
     Ok(Answer(d.init(req).await?))
 }
 
-pub(super) async fn join(State(d): State<Shared>, Body(req): Body<ClusterJoin>) -> Result<Answer<ClusterJoinAnswer>, Fail> {
+pub(super) async fn join(
+    State(d): State<Shared>,
+    Body(req): Body<ClusterJoin>,
+) -> Result<Answer<ClusterJoinAnswer>, Fail> {
     Ok(Answer(d.join(req).await?))
 }
 
-pub(super) async fn leave(State(d): State<Shared>, Body(req): Body<ClusterLeave>) -> Result<Answer<serde_json::Value>, Fail> {
+pub(super) async fn leave(
+    State(d): State<Shared>,
+    Body(req): Body<ClusterLeave>,
+) -> Result<Answer<serde_json::Value>, Fail> {
     d.leave(req.force).await?;
     Ok(Answer(serde_json::json!({})))
 }
@@ -35,7 +47,11 @@ pub(super) struct TokenQuery {
 pub(super) async fn token(State(d): State<Shared>, Query(q): Query<TokenQuery>) -> Result<Answer<TokenAnswer>, Fail> {
     let c = d.cluster()?;
     if q.role == Role::Manager {
-        return Err(Fail::new(Code::Unsupported, "this version has one manager: there is no token for further ones", "netctl cluster token worker"));
+        return Err(Fail::new(
+            Code::Unsupported,
+            "this version has one manager: there is no token for further ones",
+            "netctl cluster token worker",
+        ));
     }
     let (token, addr) = c.manager()?.worker_token()?;
     Ok(Answer(TokenAnswer { token, addr }))
@@ -53,20 +69,15 @@ pub(super) async fn members(State(d): State<Shared>) -> Result<Answer<Vec<Member
             hostname: n.hostname.clone(),
             role: n.role,
             addr: c.node_row(&facts, *id).map(|r| r.gossip.to_string()),
-            health: if me { NodeHealth::Ready } else { facts.health.get(id).copied().unwrap_or(NodeHealth::Unknown) },
+            health: if me {
+                NodeHealth::Ready
+            } else {
+                facts.health.get(id).copied().unwrap_or(NodeHealth::Unknown)
+            },
             log_index: raft.map(|r| r.last_index),
             term: raft.map(|r| r.term),
             leader: Some(*id) == c.leader(),
         }
     });
     Ok(Answer(views.collect()))
-}
-
-/// What only a manager can do is answered with the managers' names on a worker.
-pub(super) fn not_manager(managers: &str) -> ApiError {
-    ApiError::new(
-        Code::NotManager,
-        "this node is a worker: changes are made on a manager",
-        format!("the same command on {managers}"),
-    )
 }

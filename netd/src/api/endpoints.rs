@@ -18,10 +18,20 @@ pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<EndpointV
 pub(super) async fn one(State(d): State<Shared>, path: Path<String>) -> Result<Answer<EndpointView>, Fail> {
     let id: EndpointId = segment(path)?;
     let view = d.cluster()?.endpoint_views().into_iter().find(|v| v.id == id);
-    view.map(Answer).ok_or_else(|| Fail::new(Code::NotFound, format!("no endpoint {id} on this node"), "netctl endpoint ls"))
+    view.map(Answer).ok_or_else(|| {
+        Fail::new(
+            Code::NotFound,
+            format!("no endpoint {id} on this node"),
+            "netctl endpoint ls",
+        )
+    })
 }
 
-pub(super) async fn attach(State(d): State<Shared>, path: Path<String>, Body(req): Body<EndpointCreate>) -> Result<Answer<EndpointView>, Fail> {
+pub(super) async fn attach(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(req): Body<EndpointCreate>,
+) -> Result<Answer<EndpointView>, Fail> {
     let id: EndpointId = segment(path)?;
     Ok(Answer(d.cluster()?.attach(id, req).await?))
 }

@@ -46,9 +46,15 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::one).delete(nodes::remove))
         .route("/v1/networks", get(networks::list))
-        .route("/v1/networks/{name}", put(networks::create).get(networks::one).delete(networks::remove))
+        .route(
+            "/v1/networks/{name}",
+            put(networks::create).get(networks::one).delete(networks::remove),
+        )
         .route("/v1/services", get(services::list))
-        .route("/v1/services/{name}", put(services::create).get(services::one).delete(services::remove))
+        .route(
+            "/v1/services/{name}",
+            put(services::create).get(services::one).delete(services::remove),
+        )
         .route("/v1/services/{name}/scale", post(services::scale))
         .route("/v1/services/{name}/tasks", get(services::tasks))
         .route("/v1/publish", post(ports::publish))
@@ -56,7 +62,10 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/watch", get(watch::watch))
         .route("/v1/tasks/{id}/status", put(watch::task_status))
         .route("/v1/endpoints", get(endpoints::list))
-        .route("/v1/endpoints/{id}", put(endpoints::attach).get(endpoints::one).delete(endpoints::detach))
+        .route(
+            "/v1/endpoints/{id}",
+            put(endpoints::attach).get(endpoints::one).delete(endpoints::detach),
+        )
         .route("/v1/endpoints/{id}/drain", post(endpoints::drain))
         .fallback(answer::unknown_path)
         .method_not_allowed_fallback(answer::wrong_method)

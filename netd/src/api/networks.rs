@@ -35,7 +35,12 @@ pub(super) fn view(c: &Cluster, name: &Name, network: &Network) -> NetworkView {
     NetworkView {
         name: name.clone(),
         network: network.clone(),
-        services: intent.services.iter().filter(|(_, s)| s.vips.contains_key(name)).map(|(n, _)| n.clone()).collect(),
+        services: intent
+            .services
+            .iter()
+            .filter(|(_, s)| s.vips.contains_key(name))
+            .map(|(n, _)| n.clone())
+            .collect(),
         endpoints: endpoints as u32,
         blocks,
     }
@@ -55,16 +60,24 @@ pub(super) async fn one(State(d): State<Shared>, path: Path<String>) -> Result<A
     let intent = c.intent();
     match intent.networks.get(&name) {
         Some(n) => Ok(Answer(view(&c, &name, n))),
-        None => Err(Fail::new(Code::NotFound, format!("no network {name}"), "netctl network ls")),
+        None => Err(Fail::new(
+            Code::NotFound,
+            format!("no network {name}"),
+            "netctl network ls",
+        )),
     }
 }
 
-pub(super) async fn create(State(d): State<Shared>, path: Path<String>, Body(spec): Body<NetworkSpec>) -> Result<Answer<Changed>, Fail> {
+pub(super) async fn create(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(spec): Body<NetworkSpec>,
+) -> Result<Answer<Changed>, Fail> {
     let name: Name = segment(path)?;
     let c = d.cluster()?;
     let m = c.manager()?;
     // Every living node is asked which subnets it routes: overlapping one would cut that host off from it.
-    let routes = m.host_routes().await?;
+    let routes = m.host_routes(&c).await?;
     if let Some(asked) = spec.subnet
         && let Some((node, route)) = routes.iter().find(|(_, r)| overlaps(&ipnet::IpNet::V4(asked), r))
     {
@@ -77,10 +90,20 @@ pub(super) async fn create(State(d): State<Shared>, path: Path<String>, Body(spe
     if let Some(asked) = spec.subnet6
         && let Some((node, route)) = routes.iter().find(|(_, r)| overlaps(&ipnet::IpNet::V6(asked), r))
     {
-        return Err(Fail::new(Code::Conflict, format!("subnet {asked} overlaps {route}, which node {node} routes"), "another --subnet6"));
+        return Err(Fail::new(
+            Code::Conflict,
+            format!("subnet {asked} overlaps {route}, which node {node} routes"),
+            "another --subnet6",
+        ));
     }
     let avoid = routes.into_iter().map(|(_, r)| r).collect();
-    let (revision, _) = m.propose(Command::CreateNetwork { name: name.clone(), spec, avoid }).await?;
+    let (revision, _) = m
+        .propose(Command::CreateNetwork {
+            name: name.clone(),
+            spec,
+            avoid,
+        })
+        .await?;
     let made = c.intent().networks.get(&name).cloned();
     let message = made.map_or_else(String::new, |n| {
         let v6 = n.subnet6.map(|s| format!(" and {s}")).unwrap_or_default();
@@ -114,7 +137,10 @@ pub(super) async fn remove(State(d): State<Shared>, path: Path<String>) -> Resul
         }
     }
     let (revision, _) = m.propose(Command::RemoveNetwork { name: name.clone() }).await?;
-    Ok(Answer(Changed { revision, message: format!("network {name} is removed") }))
+    Ok(Answer(Changed {
+        revision,
+        message: format!("network {name} is removed"),
+    }))
 }
 
 fn overlaps(a: &ipnet::IpNet, b: &ipnet::IpNet) -> bool {

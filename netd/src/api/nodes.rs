@@ -28,14 +28,23 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
                 hostname: n.hostname.clone(),
                 role: n.role,
                 availability: n.availability,
-                health: if *id == c.me { NodeHealth::Ready } else { facts.health.get(id).copied().unwrap_or(NodeHealth::Unknown) },
+                health: if *id == c.me {
+                    NodeHealth::Ready
+                } else {
+                    facts.health.get(id).copied().unwrap_or(NodeHealth::Unknown)
+                },
                 leader: Some(*id) == leader,
                 me: *id == c.me,
                 addr: row.map(|r| r.datapath_addr.to_string()),
                 datapath: row.map(|r| r.datapath),
                 version: row.map(|r| r.version.clone()),
                 applied: told.map(|p| p.applied),
-                tasks: intent.placements.values().filter_map(|p| p.get(id)).map(|s| s.len()).sum(),
+                tasks: intent
+                    .placements
+                    .values()
+                    .filter_map(|p| p.get(id))
+                    .map(|s| s.len())
+                    .sum(),
                 problems: told.map(|p| p.problems.clone()).unwrap_or_default(),
             }
         })
@@ -50,10 +59,18 @@ pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<NodeView>
 fn find(c: &Cluster, text: &str) -> Result<NodeId, Fail> {
     let intent = c.intent();
     let by_id = text.parse::<NodeId>().ok().filter(|id| intent.nodes.contains_key(id));
-    let mut by_name = intent.nodes.iter().filter(|(_, n)| n.hostname == text).map(|(id, _)| *id);
+    let mut by_name = intent
+        .nodes
+        .iter()
+        .filter(|(_, n)| n.hostname == text)
+        .map(|(id, _)| *id);
     match (by_id, by_name.next(), by_name.next()) {
         (Some(id), _, _) | (None, Some(id), None) => Ok(id),
-        (None, Some(a), Some(b)) => Err(Fail::new(Code::Ambiguous, format!("{text} is the host name of {a} and {b}"), format!("netctl node inspect {a}"))),
+        (None, Some(a), Some(b)) => Err(Fail::new(
+            Code::Ambiguous,
+            format!("{text} is the host name of {a} and {b}"),
+            format!("netctl node inspect {a}"),
+        )),
         (None, None, _) => Err(Fail::new(Code::NotFound, format!("no node {text}"), "netctl node ls")),
     }
 }
@@ -62,15 +79,26 @@ pub(super) async fn one(State(d): State<Shared>, Path(text): Path<String>) -> Re
     let c = d.cluster()?;
     let id = find(&c, &text)?;
     let view = views(&c).await.into_iter().find(|v| v.id == id);
-    view.map(Answer).ok_or_else(|| Fail::new(Code::NotFound, format!("no node {text}"), "netctl node ls"))
+    view.map(Answer)
+        .ok_or_else(|| Fail::new(Code::NotFound, format!("no node {text}"), "netctl node ls"))
 }
 
 pub(super) async fn remove(State(d): State<Shared>, Path(text): Path<String>) -> Result<Answer<Changed>, Fail> {
     let c = d.cluster()?;
     let id = find(&c, &text)?;
     if c.facts().health.get(&id) == Some(&NodeHealth::Ready) {
-        return Err(Fail::new(Code::Conflict, format!("{id} is alive"), "netctl cluster leave on that node"));
+        return Err(Fail::new(
+            Code::Conflict,
+            format!("{id} is alive"),
+            "netctl cluster leave on that node",
+        ));
     }
-    let (revision, _) = c.manager()?.propose(cluster::state::Command::RemoveNode { node: id }).await?;
-    Ok(Answer(Changed { revision, message: format!("{id} is removed; its id is never used again") }))
+    let (revision, _) = c
+        .manager()?
+        .propose(cluster::state::Command::RemoveNode { node: id })
+        .await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("{id} is removed; its id is never used again"),
+    }))
 }

@@ -33,15 +33,28 @@ fn choose(c: &Cluster, port: PortSpec) -> Result<Name, Fail> {
     let (candidates, why) = match (listening.len(), all.len()) {
         (1, _) => (&listening, ""),
         (0, 1) => (&all, ""),
-        (0, 0) => return Err(Fail::new(Code::NotFound, "there is no service to publish", "netctl service create web --replicas 2 -- CMD")),
+        (0, 0) => {
+            return Err(Fail::new(
+                Code::NotFound,
+                "there is no service to publish",
+                "netctl service create web --replicas 2 -- CMD",
+            ));
+        }
         (0, _) => (&all, "no service has tasks that listen on that port"),
         _ => (&listening, "several services have tasks that listen on that port"),
     };
     match candidates.iter().next() {
         Some(one) if candidates.len() == 1 => Ok((*one).clone()),
         _ => {
-            let lines: Vec<String> = candidates.iter().map(|s| format!("netctl service publish {s} {port}")).collect();
-            Err(Fail::new(Code::Ambiguous, format!("{port}: {why}\n  {}", lines.join("\n  ")), lines.first().cloned().unwrap_or_default()))
+            let lines: Vec<String> = candidates
+                .iter()
+                .map(|s| format!("netctl service publish {s} {port}"))
+                .collect();
+            Err(Fail::new(
+                Code::Ambiguous,
+                format!("{port}: {why}\n  {}", lines.join("\n  ")),
+                lines.first().cloned().unwrap_or_default(),
+            ))
         }
     }
 }
@@ -54,26 +67,59 @@ pub(super) async fn publish(State(d): State<Shared>, Body(req): Body<Publish>) -
         None => choose(&c, req.port)?,
     };
     if !c.intent().services.contains_key(&service) {
-        return Err(Fail::new(Code::NotFound, format!("no service {service}"), "netctl service ls"));
+        return Err(Fail::new(
+            Code::NotFound,
+            format!("no service {service}"),
+            "netctl service ls",
+        ));
     }
-    m.port_free(req.port).await?;
-    let (revision, _) = m.propose(Command::Publish { service: service.clone(), port: req.port }).await?;
-    Ok(Answer(PublishAnswer { revision, service, port: req.port }))
+    m.port_free(&c, req.port).await?;
+    let (revision, _) = m
+        .propose(Command::Publish {
+            service: service.clone(),
+            port: req.port,
+        })
+        .await?;
+    Ok(Answer(PublishAnswer {
+        revision,
+        service,
+        port: req.port,
+    }))
 }
 
-pub(super) async fn unpublish(State(d): State<Shared>, Body(req): Body<Publish>) -> Result<Answer<PublishAnswer>, Fail> {
+pub(super) async fn unpublish(
+    State(d): State<Shared>,
+    Body(req): Body<Publish>,
+) -> Result<Answer<PublishAnswer>, Fail> {
     let c = d.cluster()?;
     let m = c.manager()?;
     let key = format!("{}/{}", req.port.published, req.port.proto);
     let intent = c.intent();
     let Some((holder, held)) = intent.service_by_port(&key) else {
-        return Err(Fail::new(Code::NotFound, format!("port {key} is not published"), "netctl service ls"));
+        return Err(Fail::new(
+            Code::NotFound,
+            format!("port {key} is not published"),
+            "netctl service ls",
+        ));
     };
     if req.service.as_ref().is_some_and(|s| s != holder) {
-        return Err(Fail::new(Code::Conflict, format!("port {key} is published by {holder}"), format!("netctl service unpublish {holder} {key}")));
+        return Err(Fail::new(
+            Code::Conflict,
+            format!("port {key} is published by {holder}"),
+            format!("netctl service unpublish {holder} {key}"),
+        ));
     }
     let port = held.ports.get(&key).map_or(req.port, |p| p.spec);
     let service = holder.clone();
-    let (revision, _) = m.propose(Command::Unpublish { service: service.clone(), port }).await?;
-    Ok(Answer(PublishAnswer { revision, service, port }))
+    let (revision, _) = m
+        .propose(Command::Unpublish {
+            service: service.clone(),
+            port,
+        })
+        .await?;
+    Ok(Answer(PublishAnswer {
+        revision,
+        service,
+        port,
+    }))
 }

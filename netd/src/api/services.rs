@@ -18,7 +18,12 @@ pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
     let service = intent.services.get(name)?.clone();
     let backends = crate::view::backends(&intent, &facts, name);
     let ready = backends.iter().filter(|b| b.in_use).count() as u32;
-    Some(ServiceView { name: name.clone(), service, ready, backends })
+    Some(ServiceView {
+        name: name.clone(),
+        service,
+        ready,
+        backends,
+    })
 }
 
 pub(super) fn views(c: &Cluster) -> Vec<ServiceView> {
@@ -27,8 +32,16 @@ pub(super) fn views(c: &Cluster) -> Vec<ServiceView> {
 
 fn unknown(c: &Cluster, name: &Name) -> Fail {
     let have: Vec<String> = c.intent().services.keys().map(|n| n.to_string()).take(8).collect();
-    let have = if have.is_empty() { "there is none".to_owned() } else { format!("there are: {}", have.join(", ")) };
-    Fail::new(Code::NotFound, format!("no service {name}; {have}"), "netctl service ls")
+    let have = if have.is_empty() {
+        "there is none".to_owned()
+    } else {
+        format!("there are: {}", have.join(", "))
+    };
+    Fail::new(
+        Code::NotFound,
+        format!("no service {name}; {have}"),
+        "netctl service ls",
+    )
 }
 
 pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<ServiceView>>, Fail> {
@@ -41,29 +54,60 @@ pub(super) async fn one(State(d): State<Shared>, path: Path<String>) -> Result<A
     view(&c, &name).map(Answer).ok_or_else(|| unknown(&c, &name))
 }
 
-pub(super) async fn create(State(d): State<Shared>, path: Path<String>, Body(spec): Body<ServiceSpec>) -> Result<Answer<Changed>, Fail> {
+pub(super) async fn create(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(spec): Body<ServiceSpec>,
+) -> Result<Answer<Changed>, Fail> {
     let name: Name = segment(path)?;
     let c = d.cluster()?;
     let m = c.manager()?;
     for port in &spec.publish {
-        m.port_free(*port).await?;
+        m.port_free(&c, *port).await?;
     }
-    let (revision, _) = m.propose(Command::CreateService { name: name.clone(), spec }).await?;
-    Ok(Answer(Changed { revision, message: format!("service {name}") }))
+    let (revision, _) = m
+        .propose(Command::CreateService {
+            name: name.clone(),
+            spec,
+        })
+        .await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("service {name}"),
+    }))
 }
 
-pub(super) async fn scale(State(d): State<Shared>, path: Path<String>, Body(req): Body<Scale>) -> Result<Answer<Changed>, Fail> {
+pub(super) async fn scale(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(req): Body<Scale>,
+) -> Result<Answer<Changed>, Fail> {
     let name: Name = segment(path)?;
     let c = d.cluster()?;
-    let (revision, _) = c.manager()?.propose(Command::Scale { name: name.clone(), replicas: req.replicas }).await?;
-    Ok(Answer(Changed { revision, message: format!("service {name}: {} replicas", req.replicas) }))
+    let (revision, _) = c
+        .manager()?
+        .propose(Command::Scale {
+            name: name.clone(),
+            replicas: req.replicas,
+        })
+        .await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("service {name}: {} replicas", req.replicas),
+    }))
 }
 
 pub(super) async fn remove(State(d): State<Shared>, path: Path<String>) -> Result<Answer<Changed>, Fail> {
     let name: Name = segment(path)?;
     let c = d.cluster()?;
-    let (revision, _) = c.manager()?.propose(Command::RemoveService { name: name.clone() }).await?;
-    Ok(Answer(Changed { revision, message: format!("service {name} is removed") }))
+    let (revision, _) = c
+        .manager()?
+        .propose(Command::RemoveService { name: name.clone() })
+        .await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("service {name} is removed"),
+    }))
 }
 
 pub(super) async fn tasks(State(d): State<Shared>, path: Path<String>) -> Result<Answer<Vec<TaskView>>, Fail> {
@@ -73,7 +117,7 @@ pub(super) async fn tasks(State(d): State<Shared>, path: Path<String>) -> Result
         return Err(unknown(&c, &name));
     }
     match &c.manager {
-        Some(m) => Ok(Answer(m.tasks(&name, &c.intent(), &c.facts()))),
+        Some(m) => Ok(Answer(m.tasks(&name, &c.facts()))),
         // The managers alone remember what became of earlier tasks.
         None => Ok(Answer(c.ask_manager(&format!("/v1/services/{name}/tasks")).await?)),
     }

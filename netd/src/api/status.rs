@@ -21,7 +21,11 @@ pub(super) async fn readyz(State(d): State<Shared>) -> Result<Answer<serde_json:
     if d.is_ready() {
         Ok(Answer(serde_json::json!({ "status": "ready" })))
     } else {
-        Err(Fail::new(Code::Unavailable, "the first plan is not applied yet", "netctl status"))
+        Err(Fail::new(
+            Code::Unavailable,
+            "the first plan is not applied yet",
+            "netctl status",
+        ))
     }
 }
 
@@ -73,6 +77,9 @@ pub(super) struct ConvergenceQuery {
     revision: u64,
 }
 
-pub(super) async fn convergence(State(d): State<Shared>, Query(q): Query<ConvergenceQuery>) -> Result<Answer<Convergence>, Fail> {
+pub(super) async fn convergence(
+    State(d): State<Shared>,
+    Query(q): Query<ConvergenceQuery>,
+) -> Result<Answer<Convergence>, Fail> {
     Ok(Answer(d.cluster()?.progress(q.revision).await?))
 }

@@ -33,7 +33,9 @@ pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
     let intent = c.intent();
     let mut tasks = Vec::new();
     for (name, nodes) in &intent.placements {
-        let Some(service) = intent.services.get(name) else { continue };
+        let Some(service) = intent.services.get(name) else {
+            continue;
+        };
         for slot in nodes.get(&c.me).into_iter().flat_map(|s| s.iter()) {
             tasks.push(Assignment {
                 id: EndpointId::task(name, slot),
@@ -47,14 +49,22 @@ pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
             });
         }
     }
-    Some(Assignments { revision: intent.revision, node: c.me, tasks })
+    Some(Assignments {
+        revision: intent.revision,
+        node: c.me,
+        tasks,
+    })
 }
 
 /// A stream of NDJSON lines, one at each change of what they say; it ends when this node joins or leaves a cluster, and
 /// the client comes again.
 pub(super) async fn watch(State(d): State<Shared>, Query(q): Query<WatchQuery>) -> Result<Response, Fail> {
     if q.resource != "assignments" {
-        return Err(Fail::new(Code::Invalid, format!("no resource {} to watch", q.resource), "/v1/watch?resource=assignments"));
+        return Err(Fail::new(
+            Code::Invalid,
+            format!("no resource {} to watch", q.resource),
+            "/v1/watch?resource=assignments",
+        ));
     }
     struct Watching {
         daemon: Shared,
@@ -69,8 +79,14 @@ pub(super) async fn watch(State(d): State<Shared>, Query(q): Query<WatchQuery>) 
             if let Some(ch) = &mut changes {
                 ch.mark_unchanged();
             }
-            let now = assignments(c.as_deref()).unwrap_or(Assignments { revision: 0, node: model::NodeId(0), tasks: Vec::new() });
-            let same = |old: &Vec<u8>| serde_json::from_slice::<Assignments>(old).is_ok_and(|o| o.tasks == now.tasks && o.node == now.node);
+            let now = assignments(c.as_deref()).unwrap_or(Assignments {
+                revision: 0,
+                node: model::NodeId(0),
+                tasks: Vec::new(),
+            });
+            let same = |old: &Vec<u8>| {
+                serde_json::from_slice::<Assignments>(old).is_ok_and(|o| o.tasks == now.tasks && o.node == now.node)
+            };
             if !w.last.as_ref().is_some_and(same) {
                 let mut line = serde_json::to_vec(&now).unwrap_or_default();
                 w.last = Some(line.clone());
@@ -90,10 +106,18 @@ pub(super) async fn watch(State(d): State<Shared>, Query(q): Query<WatchQuery>) 
             }
         }
     });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], HttpBody::from_stream(lines)).into_response())
+    Ok((
+        [(header::CONTENT_TYPE, "application/x-ndjson")],
+        HttpBody::from_stream(lines),
+    )
+        .into_response())
 }
 
-pub(super) async fn task_status(State(d): State<Shared>, path: Path<String>, Body(status): Body<TaskStatus>) -> Result<Answer<serde_json::Value>, Fail> {
+pub(super) async fn task_status(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(status): Body<TaskStatus>,
+) -> Result<Answer<serde_json::Value>, Fail> {
     let id: EndpointId = segment(path)?;
     report(&d, id, status)?;
     Ok(Answer(serde_json::json!({})))

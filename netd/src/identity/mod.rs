@@ -63,6 +63,20 @@ pub enum IdentityError {
     Random,
 }
 
+impl From<IdentityError> for model::ApiError {
+    fn from(e: IdentityError) -> Self {
+        let code = match &e {
+            IdentityError::Token(_) => model::Code::Invalid,
+            IdentityError::NotOurs(_) | IdentityError::NotMember(_) => model::Code::Forbidden,
+            _ => model::Code::Internal,
+        };
+        // The text carries its own hint.
+        let text = e.to_string();
+        let (message, hint) = text.split_once("; try: ").unwrap_or((&text, ""));
+        model::ApiError::new(code, message, hint)
+    }
+}
+
 /// Random octets.
 pub fn random<const N: usize>() -> Result<[u8; N], IdentityError> {
     let mut out = [0; N];

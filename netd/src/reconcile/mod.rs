@@ -1,1 +1,315 @@
-//! Not written yet.
+//! Makes the kernel match the view: observe, plan, apply, status.
+//!
+//! One thread owns everything that writes to the kernel. It runs a pass whenever intent, facts, endpoints or the kernel
+//! itself changed, and now and then without a reason. What failed stays in the status and is tried again; a second pass
+//! over an unchanged world writes nothing.
+
+pub mod host;
+mod pass;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+    },
+    time::{Duration, Instant},
+};
+
+use kernel::rtnl::Events;
+use model::{EndpointId, Intent, NodeId, api::Writes};
+use tokio::sync::watch;
+
+use crate::{config::Config, endpoints::Endpoints, gossip::Facts};
+
+pub use pass::{Kernel, KernelError};
+
+/// Changes that arrive together are one pass: a burst of rows costs one plan, and nobody notices the wait.
+const GATHER: Duration = Duration::from_millis(3);
+/// A look without a reason: what no event told of is found at the latest then.
+const IDLE: Duration = Duration::from_secs(10);
+/// First and longest pause after a pass that failed in part.
+const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What a pass works from.
+pub struct Inputs {
+    /// This node.
+    pub me: NodeId,
+    /// Settings.
+    pub config: Config,
+    /// Data-path address of this node.
+    pub vtep: std::net::Ipv4Addr,
+    /// Intent.
+    pub intent: watch::Receiver<Arc<Intent>>,
+    /// Facts.
+    pub facts: watch::Receiver<Arc<Facts>>,
+    /// Endpoints of this node.
+    pub endpoints: Arc<Mutex<Endpoints>>,
+}
+
+/// What the last pass came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reconciled {
+    /// Revision of the intent that the kernel holds, problems aside; 0: no pass yet.
+    pub applied: u64,
+    /// Revision of the intent that was tried last.
+    pub tried: u64,
+    /// Highest version of each owner's rows that the kernel holds.
+    pub held: BTreeMap<NodeId, u64>,
+    /// Writes.
+    pub writes: Writes,
+    /// What could not be done.
+    pub problems: Vec<String>,
+    /// What could not be done for an endpoint.
+    pub endpoints: BTreeMap<EndpointId, String>,
+    /// Host side interfaces of the endpoints that are fully there.
+    pub attached: BTreeMap<EndpointId, u32>,
+    /// MTU inside the overlay, octets.
+    pub mtu: u16,
+}
+
+/// The running reconciler.
+pub struct Reconciler {
+    wake: SyncSender<Wake>,
+    status: watch::Receiver<Arc<Reconciled>>,
+    counters: Arc<Mutex<BTreeMap<String, u64>>>,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+enum Wake {
+    Look,
+    Count(SyncSender<()>),
+    Stop,
+    Unload(SyncSender<Result<(), String>>),
+}
+
+impl Reconciler {
+    /// Starts the thread.
+    pub fn start(inputs: Inputs, kernel: Kernel) -> std::io::Result<Reconciler> {
+        // One waiting wake is enough: it stands for all that happened since the pass began. A few more places let
+        // requests (counters, stop) in beside it.
+        let (wake, woken) = sync_channel(8);
+        let (out, status) = watch::channel(Arc::new(Reconciled::default()));
+        let counters = Arc::new(Mutex::new(BTreeMap::new()));
+        watch_kernel(wake.clone())?;
+        let thread = std::thread::Builder::new().name("reconcile".into()).spawn({
+            let counters = counters.clone();
+            move || {
+                Loop {
+                    inputs,
+                    kernel,
+                    woken,
+                    out,
+                    counters,
+                    total: 0,
+                    runs: 0,
+                }
+                .run()
+            }
+        })?;
+        Ok(Reconciler {
+            wake,
+            status,
+            counters,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Something changed.
+    pub fn look(&self) {
+        // Full: a look is waiting already.
+        let _ = self.wake.try_send(Wake::Look);
+    }
+
+    /// What the last pass came to.
+    pub fn status(&self) -> watch::Receiver<Arc<Reconciled>> {
+        self.status.clone()
+    }
+
+    /// Counters of the data path that are not 0. Blocking.
+    pub fn counters(&self) -> BTreeMap<String, u64> {
+        let (tell, told) = sync_channel(1);
+        if self.wake.send(Wake::Count(tell)).is_ok() {
+            let _ = told.recv_timeout(Duration::from_secs(2));
+        }
+        self.counters.lock().map(|c| c.clone()).unwrap_or_default()
+    }
+
+    /// Ends the thread after the pass that runs; the kernel keeps what it has. Blocking.
+    pub fn stop(&self) {
+        let _ = self.wake.send(Wake::Stop);
+        self.join();
+    }
+
+    /// Takes everything of ours out of the kernel, and ends. Blocking.
+    pub fn unload(&self) -> Result<(), String> {
+        let (tell, told) = sync_channel(1);
+        let sent = self
+            .wake
+            .send(Wake::Unload(tell))
+            .map_err(|_| "the reconciler has ended".to_owned());
+        let done = sent.and_then(|()| {
+            told.recv()
+                .unwrap_or_else(|_| Err("the reconciler has ended".to_owned()))
+        });
+        self.join();
+        done
+    }
+
+    fn join(&self) {
+        if let Ok(mut t) = self.thread.lock()
+            && let Some(t) = t.take()
+        {
+            let _ = t.join();
+        }
+    }
+}
+
+/// Wakes the reconciler when somebody touches links, addresses or routes of the host. The thread ends at the first event
+/// after the reconciler's end.
+fn watch_kernel(wake: SyncSender<Wake>) -> std::io::Result<()> {
+    let mut events = Events::open().map_err(std::io::Error::other)?;
+    std::thread::Builder::new()
+        .name("kernel-events".into())
+        .spawn(move || {
+            loop {
+                match events.next() {
+                    Ok(seen) if seen.is_empty() => {}
+                    Ok(_) => {
+                        if let Err(std::sync::mpsc::TrySendError::Disconnected(_)) = wake.try_send(Wake::Look) {
+                            return;
+                        }
+                    }
+                    Err(e) => {
+                        tracing::warn!(
+                            "kernel events cannot be read: {e}; changes are found within {} s",
+                            IDLE.as_secs()
+                        );
+                        return;
+                    }
+                }
+            }
+        })?;
+    Ok(())
+}
+
+struct Loop {
+    inputs: Inputs,
+    kernel: Kernel,
+    woken: Receiver<Wake>,
+    out: watch::Sender<Arc<Reconciled>>,
+    counters: Arc<Mutex<BTreeMap<String, u64>>>,
+    total: u64,
+    runs: u64,
+}
+
+impl Loop {
+    fn run(mut self) {
+        let mut retry = RETRY.0;
+        loop {
+            let clean = self.pass();
+            let pause = if clean {
+                retry = RETRY.0;
+                IDLE
+            } else {
+                let now = retry;
+                retry = (retry * 2).min(RETRY.1);
+                now
+            };
+            if !self.wait(pause) {
+                return;
+            }
+        }
+    }
+
+    /// Waits for a reason to look. `false`: it is over.
+    fn wait(&mut self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        loop {
+            match self.woken.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok(Wake::Look) => break,
+                Ok(Wake::Count(tell)) => {
+                    self.count();
+                    let _ = tell.try_send(());
+                }
+                Ok(Wake::Unload(tell)) => {
+                    let _ = tell.send(self.kernel.unload().map_err(|e| e.to_string()));
+                    return false;
+                }
+                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) => {
+                    self.kernel.forget_mirrors();
+                    return true;
+                }
+            }
+        }
+        std::thread::sleep(GATHER);
+        true
+    }
+
+    fn count(&mut self) {
+        match self.kernel.counters() {
+            Ok(now) => {
+                if let Ok(mut c) = self.counters.lock() {
+                    *c = now;
+                }
+            }
+            Err(e) => tracing::warn!("counters of the data path: {e}"),
+        }
+    }
+
+    fn pass(&mut self) -> bool {
+        let began = Instant::now();
+        let intent = self.inputs.intent.borrow().clone();
+        let facts = self.inputs.facts.borrow().clone();
+        let endpoints = self
+            .inputs
+            .endpoints
+            .lock()
+            .map(|e| e.all().clone())
+            .unwrap_or_default();
+        let before = self.out.borrow().clone();
+        let done = self.kernel.pass(&self.inputs, &intent, &facts, &endpoints);
+        self.total += done.writes;
+        self.runs += 1;
+        let clean = done.problems.is_empty();
+        if done.writes > 0 || done.problems != before.problems {
+            tracing::info!(
+                revision = intent.revision,
+                writes = done.writes,
+                problems = done.problems.len(),
+                us = began.elapsed().as_micros() as u64,
+                "reconciled"
+            );
+        }
+        for p in done.problems.iter().filter(|p| !before.problems.contains(p)) {
+            tracing::warn!("not applied: {p}");
+        }
+        if let Ok(mut table) = self.inputs.endpoints.lock() {
+            for (id, e) in &endpoints {
+                let attached = done.attached.contains_key(id);
+                let problem = done.endpoints.get(id).cloned();
+                if e.attached != attached || e.problem != problem {
+                    table.note(id, |e| (e.attached, e.problem) = (attached, problem));
+                }
+            }
+        }
+        let status = Reconciled {
+            // An endpoint's own trouble (its namespace is gone) is not the intent's.
+            applied: if clean { intent.revision } else { before.applied },
+            tried: intent.revision,
+            held: crate::view::held(&facts),
+            writes: Writes {
+                last: done.writes,
+                total: self.total,
+                runs: self.runs,
+            },
+            problems: done.problems,
+            endpoints: done.endpoints,
+            attached: done.attached,
+            mtu: done.mtu,
+        };
+        self.out.send_replace(Arc::new(status));
+        clean
+    }
+}

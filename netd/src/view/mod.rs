@@ -1,11 +1,22 @@
 //! A node's view: intent joined with facts. Pure functions; what they yield is what names, balancing and status agree on.
 
-use std::collections::BTreeMap;
+mod balance;
+mod names;
+mod overlay;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
 
 use model::{
     EndpointId, EndpointRow, EndpointState, Intent, Name, NodeId, NodeRow, RowBody, RowKey,
     api::{BackendView, NodeHealth},
 };
+
+pub use balance::mesh_wanted;
+pub use names::{names, views};
+pub use overlay::overlay_desired;
 
 use crate::gossip::Facts;
 
@@ -22,12 +33,16 @@ pub struct Seen<'a> {
 
 /// Every endpoint of every node that is still a member, in the order of nodes and ids.
 pub fn endpoints<'a>(intent: &'a Intent, facts: &'a Facts) -> impl Iterator<Item = Seen<'a>> {
-    facts.rows.iter().filter(|(node, _)| intent.nodes.contains_key(node)).flat_map(|(node, rows)| {
-        rows.iter().filter_map(|(key, row)| match (key, &row.body) {
-            (RowKey::Endpoint(id), RowBody::Endpoint(row)) => Some(Seen { node: *node, id, row }),
-            _ => None,
+    facts
+        .rows
+        .iter()
+        .filter(|(node, _)| intent.nodes.contains_key(node))
+        .flat_map(|(node, rows)| {
+            rows.iter().filter_map(|(key, row)| match (key, &row.body) {
+                (RowKey::Endpoint(id), RowBody::Endpoint(row)) => Some(Seen { node: *node, id, row }),
+                _ => None,
+            })
         })
-    })
 }
 
 /// A node's own row.
@@ -59,7 +74,11 @@ pub fn out_because(intent: &Intent, facts: &Facts, e: Seen<'_>) -> Option<String
                 .filter(|p| !e.row.listening.contains(&(p.spec.proto, p.spec.target)))
                 .map(|p| format!("{}/{}", p.spec.target, p.spec.proto))
                 .collect();
-            Some(if silent.is_empty() { "starting".to_owned() } else { format!("nothing listens on {}", silent.join(", ")) })
+            Some(if silent.is_empty() {
+                "starting".to_owned()
+            } else {
+                format!("nothing listens on {}", silent.join(", "))
+            })
         }
     }
 }
@@ -73,7 +92,11 @@ pub fn backends(intent: &Intent, facts: &Facts, service: &Name) -> Vec<BackendVi
             BackendView {
                 endpoint: e.id.clone(),
                 node: e.node,
-                hostname: intent.nodes.get(&e.node).map(|n| n.hostname.clone()).unwrap_or_default(),
+                hostname: intent
+                    .nodes
+                    .get(&e.node)
+                    .map(|n| n.hostname.clone())
+                    .unwrap_or_default(),
                 vni: e.row.vni,
                 v4: e.row.v4,
                 v6: e.row.v6,
@@ -93,4 +116,23 @@ pub fn held(facts: &Facts) -> BTreeMap<NodeId, u64> {
         .iter()
         .map(|(node, rows)| (*node, rows.values().map(|r| r.version).max().unwrap_or(0)))
         .collect()
+}
+
+/// What of this host the cores need to know beside intent and facts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Here {
+    /// This node.
+    pub me: NodeId,
+    /// Its data-path address.
+    pub vtep: Ipv4Addr,
+    /// UDP port of VXLAN.
+    pub vxlan_port: u16,
+    /// MTU of the device that holds `vtep`, octets.
+    pub underlay_mtu: u32,
+    /// Devices that lead outside.
+    pub uplinks: BTreeSet<String>,
+    /// Every address that a packet for this host may bear.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Host side interface of each endpoint that the kernel holds.
+    pub ifindex: BTreeMap<EndpointId, u32>,
 }

@@ -1,0 +1,374 @@
+//! Attaching, detaching and draining endpoints of this node.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use kernel::netns::{self, Netns};
+use model::{
+    ApiError, Code, EndpointId, Vni,
+    api::{EndpointCreate, EndpointView},
+};
+
+use super::{Cluster, internal};
+use crate::endpoints::{Endpoint, NoAddress, endpoint_mac};
+
+/// Longest wait for the kernel to hold a new endpoint.
+const ATTACH: Duration = Duration::from_secs(10);
+/// Longest wait for a manager to give a block.
+const BLOCK: Duration = Duration::from_secs(5);
+
+fn unknown(what: &str, have: Vec<String>, list: &str) -> ApiError {
+    let have = if have.is_empty() {
+        "there is none".to_owned()
+    } else {
+        format!("there are: {}", have.join(", "))
+    };
+    ApiError::new(Code::NotFound, format!("no {what}; {have}"), list)
+}
+
+impl Cluster {
+    /// Endpoints of this node.
+    pub fn endpoint_views(&self) -> Vec<EndpointView> {
+        let table = self.endpoints();
+        table.all().iter().map(|(id, e)| self.endpoint_view(id, e)).collect()
+    }
+
+    fn endpoint_view(&self, id: &EndpointId, e: &Endpoint) -> EndpointView {
+        let intent = self.intent();
+        let network = intent.network_by_vni(e.vni).map(|(_, n)| n);
+        EndpointView {
+            id: id.clone(),
+            node: self.me,
+            network: e.network.clone(),
+            vni: e.vni,
+            netns: e.netns.display().to_string(),
+            interface: e.interface.clone(),
+            v4: network.map(|n| n.v4(e.offset)),
+            v6: network.and_then(|n| n.v6(e.offset)),
+            mac: network.map_or(model::Mac([0; 6]), |n| endpoint_mac(n, e.offset)),
+            mtu: self
+                .reconciled()
+                .mtu
+                .min(network.and_then(|n| n.mtu).unwrap_or(u16::MAX)),
+            service: e.service.clone(),
+            state: e.state(&intent),
+            resolv_conf: format!("nameserver {}\noptions ndots:0\n", self.config.dns.address),
+            problem: e.problem.clone(),
+        }
+    }
+
+    /// Attaches a namespace to a network; when it returns the kernel holds it all. The same request again gives the same
+    /// answer.
+    pub async fn attach(&self, id: EndpointId, req: EndpointCreate) -> Result<EndpointView, ApiError> {
+        let _turn = self.attaching.lock().await;
+        let vni = self.may_attach(&req)?;
+        let known = self.endpoints().get(&id).cloned();
+        if let Some(e) = known {
+            let same = e.vni == vni
+                && e.service == req.service
+                && e.slot == req.slot
+                && e.ours == (req.netns.is_none() && req.pid.is_none());
+            if !same || e.draining {
+                return Err(ApiError::new(
+                    Code::Conflict,
+                    format!(
+                        "endpoint {id} exists already, on network {} with other settings",
+                        e.network
+                    ),
+                    format!("netctl endpoint rm {id}"),
+                ));
+            }
+            if e.ours {
+                self.namespace(&req, &id).await?;
+            }
+            return self.settled(&id).await;
+        }
+        let (path, ours) = self.namespace(&req, &id).await?;
+        let added = async {
+            let interface = self.interface(&path).await?;
+            let offset = self.offset(vni).await?;
+            let endpoint = Endpoint {
+                vni,
+                network: req.network.clone(),
+                netns: path.clone(),
+                ours,
+                interface,
+                offset,
+                service: req.service.clone(),
+                slot: req.slot,
+                draining: false,
+                listening: Default::default(),
+                attached: false,
+                problem: None,
+            };
+            self.endpoints()
+                .put(id.clone(), endpoint)
+                .map_err(|e| internal("the endpoint cannot be kept on disk", e))?;
+            self.endpoints_changed();
+            self.settled(&id).await
+        };
+        match added.await {
+            Ok(view) => Ok(view),
+            Err(e) => {
+                // Nothing is half-made.
+                if let Err(undo) = self.forget(&id).await {
+                    tracing::warn!(endpoint = %id, "undoing an attach: {}", undo.message);
+                }
+                if ours {
+                    self.remove_namespace(path).await;
+                }
+                Err(e)
+            }
+        }
+    }
+
+    fn may_attach(&self, req: &EndpointCreate) -> Result<Vni, ApiError> {
+        let intent = self.intent();
+        let network = intent.networks.get(&req.network).ok_or_else(|| {
+            let have = intent.networks.keys().map(|n| n.to_string()).take(8).collect();
+            unknown(&format!("network {}", req.network), have, "netctl network ls")
+        })?;
+        if let Some(name) = &req.service {
+            let service = intent.services.get(name).ok_or_else(|| {
+                let have = intent.services.keys().map(|n| n.to_string()).take(8).collect();
+                unknown(&format!("service {name}"), have, "netctl service ls")
+            })?;
+            if !service.vips.contains_key(&req.network) {
+                let on: Vec<String> = service.spec.networks.iter().map(|n| n.to_string()).collect();
+                return Err(ApiError::new(
+                    Code::Conflict,
+                    format!(
+                        "service {name} is not on network {} but on {}",
+                        req.network,
+                        on.join(", ")
+                    ),
+                    format!("--network {}", on.first().cloned().unwrap_or_default()),
+                ));
+            }
+            match req.slot {
+                None if !service.spec.attachable => {
+                    return Err(ApiError::new(
+                        Code::Forbidden,
+                        format!("service {name} takes no endpoints by hand"),
+                        "--service of another, or none",
+                    ));
+                }
+                Some(slot) if !intent.slots(name, self.me).is_some_and(|s| s.contains(slot)) => {
+                    return Err(ApiError::new(
+                        Code::Conflict,
+                        format!("slot {slot} of service {name} is not placed on this node"),
+                        format!("netctl service ps {name}"),
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(network.vni)
+    }
+
+    /// The namespace asked for, or one of ours. `true`: ours.
+    async fn namespace(&self, req: &EndpointCreate, id: &EndpointId) -> Result<(PathBuf, bool), ApiError> {
+        let (path, ours) = match (&req.netns, req.pid) {
+            (Some(_), Some(_)) => {
+                return Err(ApiError::new(
+                    Code::Invalid,
+                    "netns and pid are two ways to say one thing",
+                    "--netns PATH or --pid PID",
+                ));
+            }
+            (Some(path), None) => (PathBuf::from(path), false),
+            (None, Some(pid)) => (PathBuf::from(format!("/proc/{pid}/ns/net")), false),
+            (None, None) => (self.config.netns_dir().join(id.as_str()), true),
+        };
+        if !path.is_absolute() {
+            return Err(ApiError::new(
+                Code::Invalid,
+                format!("{} is no absolute path", path.display()),
+                "--netns /run/netns/NAME",
+            ));
+        }
+        let opened = {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || {
+                if ours {
+                    netns::open_or_create(&path)
+                } else {
+                    Netns::open(&path)
+                }
+            })
+        };
+        let opened = opened.await.map_err(|e| internal("the namespace", e))?;
+        let here = Netns::current().map_err(|e| internal("the host's namespace", e))?;
+        match opened {
+            Ok(ns) if ns.id() == here.id() => Err(ApiError::new(
+                Code::Invalid,
+                format!("{} is the host's own namespace", path.display()),
+                "ip netns add NAME",
+            )),
+            Ok(_) => Ok((path, ours)),
+            Err(e) if e.is_absent() => Err(ApiError::new(
+                Code::NotFound,
+                e.to_string(),
+                "ip netns list, lsns -t net",
+            )),
+            Err(e) => Err(internal("the namespace", e)),
+        }
+    }
+
+    /// `eth0`, or the next that is free in the namespace.
+    async fn interface(&self, path: &Path) -> Result<String, ApiError> {
+        let there = {
+            let path = path.to_owned();
+            tokio::task::spawn_blocking(move || -> Result<Vec<String>, String> {
+                let ns = Netns::open(&path).map_err(|e| e.to_string())?;
+                let mut rtnl = kernel::rtnl::Rtnl::open_in(&ns).map_err(|e| e.to_string())?;
+                Ok(rtnl
+                    .links()
+                    .map_err(|e| e.to_string())?
+                    .into_iter()
+                    .map(|l| l.name)
+                    .collect())
+            })
+        };
+        let mut taken = there
+            .await
+            .map_err(|e| internal("the namespace", e))?
+            .map_err(|e| internal("the namespace's devices", e))?;
+        let table = self.endpoints();
+        taken.extend(
+            table
+                .all()
+                .values()
+                .filter(|e| e.netns == path)
+                .map(|e| e.interface.clone()),
+        );
+        (0..1_000)
+            .map(|i| format!("eth{i}"))
+            .find(|n| !taken.contains(n))
+            .ok_or_else(|| {
+                ApiError::new(
+                    Code::Conflict,
+                    "the namespace has a thousand devices",
+                    "another namespace",
+                )
+            })
+    }
+
+    /// A free address, with a new block from a manager when needed.
+    async fn offset(&self, vni: Vni) -> Result<u32, ApiError> {
+        let mut intent = self.intent_changes();
+        for _ in 0..3 {
+            let now = intent.borrow_and_update().clone();
+            match self.endpoints().free_offset(&now, self.me, vni) {
+                Ok(o) => return Ok(o),
+                Err(NoAddress::NeedBlock) => {}
+            }
+            let got = tokio::time::timeout(BLOCK, async {
+                self.need_block(vni).await?;
+                let blocks = |i: &model::Intent| {
+                    i.blocks
+                        .get(&vni)
+                        .map_or(0, |b| b.values().filter(|n| **n == self.me).count())
+                };
+                let had = blocks(&now);
+                let _ = intent.wait_for(|i| blocks(i) > had).await;
+                Ok::<_, ApiError>(())
+            });
+            match got.await {
+                Ok(r) => r?,
+                Err(_) => break,
+            }
+        }
+        Err(ApiError::new(
+            Code::Unavailable,
+            "this node's address blocks are full, and no manager gave another one",
+            "netctl cluster members (is a manager reachable?), netctl network inspect (is the subnet used up?)",
+        ))
+    }
+
+    /// Waits until the kernel holds an endpoint, or says why not.
+    async fn settled(&self, id: &EndpointId) -> Result<EndpointView, ApiError> {
+        self.reconciler.look();
+        let mut status = self.reconcile_changes();
+        let wait = status.wait_for(|s| s.attached.contains_key(id) || s.endpoints.contains_key(id));
+        let seen = match tokio::time::timeout(ATTACH, wait).await {
+            Ok(Ok(s)) => s.endpoints.get(id).cloned(),
+            Ok(Err(_)) => Some("netd is stopping".to_owned()),
+            Err(_) => Some(format!("the kernel did not hold it within {} s", ATTACH.as_secs())),
+        };
+        if let Some(why) = seen {
+            return Err(ApiError::new(
+                Code::Internal,
+                format!("endpoint {id}: {why}"),
+                "netctl status",
+            ));
+        }
+        let table = self.endpoints();
+        let e = table
+            .get(id)
+            .ok_or_else(|| internal("the endpoint", "it was removed meanwhile"))?;
+        Ok(self.endpoint_view(id, e))
+    }
+
+    /// Detaches; `false`: there was none.
+    pub async fn detach(&self, id: &EndpointId) -> Result<bool, ApiError> {
+        let _turn = self.attaching.lock().await;
+        let Some(e) = self.endpoints().get(id).cloned() else {
+            return Ok(false);
+        };
+        self.forget(id).await?;
+        if e.ours && !self.endpoints().all().values().any(|o| o.netns == e.netns) {
+            self.remove_namespace(e.netns).await;
+        }
+        Ok(true)
+    }
+
+    async fn forget(&self, id: &EndpointId) -> Result<(), ApiError> {
+        let removed = self
+            .endpoints()
+            .remove(id)
+            .map_err(|e| internal("the endpoints on disk", e))?;
+        if removed.is_none() {
+            return Ok(());
+        }
+        self.endpoints_changed();
+        self.reconciler.look();
+        let mut status = self.reconcile_changes();
+        let _ = tokio::time::timeout(ATTACH, status.wait_for(|s| !s.attached.contains_key(id))).await;
+        Ok(())
+    }
+
+    async fn remove_namespace(&self, path: PathBuf) {
+        // The sockets of names are let go first: they would keep the namespace alive.
+        self.names_follow().await;
+        let done = tokio::task::spawn_blocking(move || netns::remove(&path)).await;
+        if let Ok(Err(e)) = done {
+            tracing::warn!("{e}");
+        }
+    }
+
+    /// Takes an endpoint out of new flows on every living node; `true` once all have said that they have it so.
+    pub async fn drain(&self, id: &EndpointId) -> Result<bool, ApiError> {
+        {
+            let mut table = self.endpoints();
+            let Some(mut e) = table.get(id).cloned() else {
+                return Err(ApiError::new(
+                    Code::NotFound,
+                    format!("no endpoint {id} on this node"),
+                    "netctl endpoint ls",
+                ));
+            };
+            e.draining = true;
+            table
+                .put(id.clone(), e)
+                .map_err(|e| internal("the endpoints on disk", e))?;
+        }
+        let version = self.publish_row(id);
+        self.endpoints_changed();
+        Ok(self
+            .held_everywhere(version, self.config.cluster.drain_ack_timeout)
+            .await)
+    }
+}

@@ -1,0 +1,392 @@
+//! Life of the daemon: alone, in a cluster, and the ways between.
+//!
+//! [`Daemon`] is what the socket talks to. While this node is in a cluster it holds a [`Cluster`], which owns every
+//! running room; leaving drops it whole.
+
+mod attach;
+mod cluster;
+mod rows;
+
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, Mutex},
+};
+
+use model::{
+    ApiError, Code, Intent,
+    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer},
+    intent::Role,
+};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::{mpsc, watch};
+
+pub use cluster::Cluster;
+
+use crate::{
+    config::Config,
+    identity::{Credentials, NodeKey},
+    manager, rpc,
+};
+
+/// The daemon.
+pub struct Daemon {
+    /// Settings.
+    pub config: Config,
+    /// Name shown to people.
+    pub hostname: String,
+    cluster: watch::Sender<Option<Arc<Cluster>>>,
+    /// Init, join and leave come one after the other.
+    changing: tokio::sync::Mutex<()>,
+    problems: Mutex<Vec<String>>,
+    fatal: mpsc::Sender<String>,
+    /// Held while netd runs: two daemons on one state would each believe their own.
+    _lock: Flock<std::fs::File>,
+}
+
+/// `Code::Internal` with a cause.
+pub(crate) fn internal(what: &str, e: impl std::fmt::Display) -> ApiError {
+    ApiError::new(Code::Internal, format!("{what}: {e}"), "journalctl -u netd")
+}
+
+fn no_cluster() -> ApiError {
+    ApiError::new(
+        Code::NoCluster,
+        "this node is in no cluster",
+        "netctl cluster init, or netctl cluster join TOKEN ADDR",
+    )
+}
+
+impl Daemon {
+    /// Starts, and goes on in the cluster that this node is in. The receiver yields why the daemon must end.
+    pub async fn start(config: Config) -> anyhow::Result<(Arc<Daemon>, mpsc::Receiver<String>)> {
+        use std::os::unix::fs::DirBuilderExt;
+        let state = &config.node.state_dir;
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(state)?;
+        std::fs::create_dir_all(&config.node.run_dir)?;
+        let lock = std::fs::File::create(state.join("lock"))?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|(_, e)| {
+            anyhow::anyhow!(
+                "{} is in use by another netd ({e}); try: systemctl status netd, or another [node] state_dir",
+                state.display()
+            )
+        })?;
+        let hostname = match &config.node.name {
+            Some(n) => n.clone(),
+            None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
+        };
+        let (fatal, ends) = mpsc::channel(4);
+        let daemon = Arc::new(Daemon {
+            config,
+            hostname,
+            cluster: watch::Sender::new(None),
+            changing: tokio::sync::Mutex::new(()),
+            problems: Mutex::new(Vec::new()),
+            fatal,
+            _lock: lock,
+        });
+        if let Some(credentials) = Credentials::load(&daemon.config.node.state_dir)? {
+            tracing::info!(node = %credentials.node, cluster = %credentials.cluster, "going on in the cluster");
+            let _turn = daemon.changing.lock().await;
+            daemon
+                .enter(credentials, None, None)
+                .await
+                .map_err(|e| anyhow::anyhow!("{}; try: {}", e.message, e.hint))?;
+        }
+        Ok((daemon, ends))
+    }
+
+    /// The cluster, or why there is none.
+    pub fn cluster(&self) -> Result<Arc<Cluster>, ApiError> {
+        self.cluster_now().ok_or_else(no_cluster)
+    }
+
+    /// The cluster, if any.
+    pub fn cluster_now(&self) -> Option<Arc<Cluster>> {
+        self.cluster.borrow().clone()
+    }
+
+    /// Changes when this node enters or leaves a cluster.
+    pub fn cluster_changes(&self) -> watch::Receiver<Option<Arc<Cluster>>> {
+        self.cluster.subscribe()
+    }
+
+    /// Whether the first plan is applied; without a cluster the plan is empty.
+    pub fn is_ready(&self) -> bool {
+        self.cluster_now().is_none_or(|c| c.reconciled().writes.runs > 0)
+    }
+
+    /// Waits for [`Daemon::is_ready`].
+    pub async fn wait_ready(&self) {
+        if let Some(c) = self.cluster_now() {
+            let mut status = c.reconcile_changes();
+            let _ = status.wait_for(|s| s.writes.runs > 0).await;
+        }
+    }
+
+    /// What is wrong beside the reconciler's problems.
+    pub fn problems(&self) -> Vec<String> {
+        self.problems.lock().map(|p| p.clone()).unwrap_or_default()
+    }
+
+    /// Stops every room; the kernel keeps its state.
+    pub async fn stop(&self) {
+        if let Some(c) = self.cluster.send_replace(None) {
+            c.stop().await;
+        }
+    }
+
+    async fn enter(
+        &self,
+        credentials: Credentials,
+        first: Option<manager::FirstCommand>,
+        known: Option<Arc<Intent>>,
+    ) -> Result<Arc<Cluster>, ApiError> {
+        let c = Cluster::start(
+            &self.config,
+            &self.hostname,
+            credentials,
+            first,
+            known,
+            self.fatal.clone(),
+        )
+        .await?;
+        self.cluster.send_replace(Some(c.clone()));
+        Ok(c)
+    }
+
+    /// Makes a one-manager cluster of this node.
+    pub async fn init(&self, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
+        let _turn = self.changing.lock().await;
+        self.refuse_second()?;
+        let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
+        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
+        let (credentials, first) = manager::found(&self.config, &self.hostname, &key, rpc, req.default_pool)?;
+        self.wipe_log()?;
+        let entered = async {
+            cluster::Place { advertise: addr }.save(&self.config)?;
+            let c = self.enter(credentials.clone(), Some(first), None).await?;
+            credentials.save(&self.config.node.state_dir)?;
+            Ok::<_, ApiError>(c)
+        };
+        let c = match entered.await {
+            Ok(c) => c,
+            Err(e) => {
+                self.undo().await;
+                return Err(e);
+            }
+        };
+        let (worker_token, addr) = c.manager()?.worker_token()?;
+        Ok(ClusterInitAnswer {
+            cluster: c.intent().cluster.clone(),
+            node: c.me,
+            addr,
+            worker_token,
+        })
+    }
+
+    /// Joins the cluster of a manager.
+    pub async fn join(&self, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
+        let _turn = self.changing.lock().await;
+        self.refuse_second()?;
+        let token = req.token.parse()?;
+        let to = manager_addr(&req.addr, self.config.cluster.listen.port())?;
+        let advertise = match req.advertise_addr.as_deref() {
+            Some(a) => advertised(Some(a), &self.config).await?,
+            // The address that leads to the manager is the one that the others see.
+            None => source_towards(to).await?,
+        };
+        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let rpc::Joined {
+            credentials, intent, ..
+        } = rpc::join(&token, to, &key, &self.hostname).await?;
+        let entered = async {
+            cluster::Place { advertise }.save(&self.config)?;
+            let c = self.enter(credentials.clone(), None, Some(intent)).await?;
+            credentials.save(&self.config.node.state_dir)?;
+            Ok::<_, ApiError>(c)
+        };
+        let c = match entered.await {
+            Ok(c) => c,
+            Err(e) => {
+                self.undo().await;
+                return Err(e);
+            }
+        };
+        c.first_intent().await?;
+        Ok(ClusterJoinAnswer {
+            cluster: credentials.cluster,
+            node: credentials.node,
+            role: credentials.role,
+        })
+    }
+
+    /// Leaves: the managers forget this node, the kernel is cleared of what is ours, the state is wiped.
+    pub async fn leave(&self, force: bool) -> Result<(), ApiError> {
+        let _turn = self.changing.lock().await;
+        let c = self.cluster()?;
+        let intent = c.intent();
+        let others = intent.nodes.keys().filter(|n| **n != c.me).count();
+        if c.role() == Role::Manager && others > 0 && !force {
+            return Err(ApiError::new(
+                Code::Conflict,
+                format!("this node is the only manager, and {others} other nodes would be left without one"),
+                "netctl cluster leave on the others first, or netctl cluster leave --force",
+            ));
+        }
+        let told = c.tell_leaving().await;
+        if let Err(e) = told
+            && !force
+        {
+            return Err(ApiError::new(
+                Code::Unavailable,
+                format!("no manager could be told: {e}"),
+                "netctl cluster leave --force (then netctl node rm on a manager)",
+            ));
+        }
+        self.cluster.send_replace(None);
+        let cleared = c.clear().await;
+        self.wipe()?;
+        cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
+    }
+
+    fn refuse_second(&self) -> Result<(), ApiError> {
+        match self.cluster_now() {
+            Some(c) => Err(ApiError::new(
+                Code::Conflict,
+                format!("this node is in cluster {} already, as {}", c.intent().cluster, c.me),
+                "netctl status, or netctl cluster leave first",
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// Nothing is half-made: after a failed init or join this node is in no cluster.
+    async fn undo(&self) {
+        if let Some(c) = self.cluster.send_replace(None) {
+            if let Err(e) = c.clear().await {
+                tracing::warn!("undoing: {e}");
+            }
+        }
+        if let Err(e) = self.wipe() {
+            tracing::warn!("undoing: {}", e.message);
+        }
+    }
+
+    /// A log without credentials is what an init left that did not come to its end.
+    fn wipe_log(&self) -> Result<(), ApiError> {
+        match std::fs::remove_dir_all(self.config.node.state_dir.join("raft")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(internal("the old log cannot be wiped", e)),
+            _ => Ok(()),
+        }
+    }
+
+    fn wipe(&self) -> Result<(), ApiError> {
+        let state = &self.config.node.state_dir;
+        Credentials::remove(state)?;
+        self.wipe_log()?;
+        for name in ["identity", "gossip"] {
+            match std::fs::remove_dir_all(state.join(name)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(internal("the state cannot be wiped", e));
+                }
+                _ => {}
+            }
+        }
+        for name in ["intent.json", "endpoints.json", "node.json"] {
+            match std::fs::remove_file(state.join(name)) {
+                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(internal("the state cannot be wiped", e));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn manager_addr(text: &str, port: u16) -> Result<SocketAddr, ApiError> {
+    text.parse::<SocketAddr>()
+        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)))
+        .map_err(|_| {
+            ApiError::new(
+                Code::Invalid,
+                format!("{text:?} is no address"),
+                "netctl cluster join TOKEN 192.0.2.1:2377",
+            )
+        })
+}
+
+async fn source_towards(to: SocketAddr) -> Result<IpAddr, ApiError> {
+    let unreachable = |e| {
+        ApiError::new(
+            Code::Unavailable,
+            format!("no route leads to {to}: {e}"),
+            "ip route get, or --advertise-addr",
+        )
+    };
+    let any: SocketAddr = if to.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    // Connecting a datagram socket sends nothing: the kernel only chooses the source.
+    let socket = tokio::net::UdpSocket::bind(any).await.map_err(unreachable)?;
+    socket.connect(to).await.map_err(unreachable)?;
+    Ok(socket.local_addr().map_err(unreachable)?.ip())
+}
+
+/// The address that others reach this node by: the given one, which must be here, or the only one there is.
+async fn advertised(asked: Option<&str>, config: &Config) -> Result<IpAddr, ApiError> {
+    let here = tokio::task::spawn_blocking(crate::reconcile::host::global_addresses)
+        .await
+        .map_err(|e| internal("addresses of this host", e))?
+        .map_err(|e| internal("addresses of this host", e))?;
+    let list = || here.iter().map(|a| a.to_string()).collect::<Vec<_>>().join(", ");
+    let v4: Vec<&IpAddr> = here.iter().filter(|a| a.is_ipv4()).collect();
+    let addr = match asked {
+        Some(text) => text.parse::<IpAddr>().map_err(|_| {
+            ApiError::new(
+                Code::Invalid,
+                format!("{text:?} is no IP address"),
+                format!("one of: {}", list()),
+            )
+        })?,
+        None => match (config.datapath.address, v4.as_slice()) {
+            (Some(a), _) => a.into(),
+            (None, [one]) => **one,
+            (None, []) => {
+                return Err(ApiError::new(
+                    Code::Conflict,
+                    "this host has no IPv4 address but loopback",
+                    "ip address add, then again",
+                ));
+            }
+            (None, _) => {
+                return Err(ApiError::new(
+                    Code::Ambiguous,
+                    format!("this host has several addresses: {}", list()),
+                    format!(
+                        "--advertise-addr {}",
+                        v4.first().map(|a| a.to_string()).unwrap_or_default()
+                    ),
+                ));
+            }
+        },
+    };
+    if !here.contains(&addr) {
+        return Err(ApiError::new(
+            Code::Invalid,
+            format!("{addr} is no address of this host"),
+            format!("one of: {}", list()),
+        ));
+    }
+    if addr.is_ipv6() {
+        return Err(ApiError::new(
+            Code::Unsupported,
+            "the underlay is IPv4 in this version",
+            format!("one of: {}", list()),
+        ));
+    }
+    Ok(addr)
+}

@@ -1,0 +1,92 @@
+//! What of this host the view needs: addresses, the underlay's MTU, the ways out. And whether the kernel can do it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+};
+
+use ipnet::IpNet;
+use kernel::rtnl::{Address, Link, Rtnl, RtnlError};
+
+/// Names of devices that netd makes on the host's side.
+fn ours(name: &str) -> bool {
+    name == overlay::names::VXLAN || name.starts_with("nv")
+}
+
+/// Addresses that others may reach this host by: not of loopback, link scope or our own devices.
+pub fn global_addresses() -> Result<BTreeSet<IpAddr>, RtnlError> {
+    let mut rtnl = Rtnl::open()?;
+    let links = rtnl.links()?;
+    Ok(addresses(&links, &rtnl.addresses()?)
+        .into_iter()
+        .filter(|a| !a.is_loopback())
+        .collect())
+}
+
+/// Every address that a packet for this host may bear, 127.0.0.1 among them.
+fn addresses(links: &[Link], all: &[Address]) -> BTreeSet<IpAddr> {
+    let by_index: BTreeMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
+    all.iter()
+        .filter(|a| by_index.get(&a.index).is_some_and(|l| !ours(&l.name)))
+        .map(|a| a.net.addr())
+        .filter(|a| match a {
+            IpAddr::V4(a) => !a.is_link_local() && (!a.is_loopback() || *a == Ipv4Addr::LOCALHOST),
+            IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local() && !a.is_multicast(),
+        })
+        .collect()
+}
+
+/// The host as a pass sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Host {
+    /// See [`addresses`].
+    pub addresses: BTreeSet<IpAddr>,
+    /// Device that holds the data-path address, and its MTU in octets.
+    pub underlay: Option<(String, u32)>,
+    /// Devices of default routes, and the underlay's.
+    pub uplinks: BTreeSet<String>,
+    /// Index of every device that can receive for a local address, but loopback and ours.
+    pub netdevs: BTreeSet<u32>,
+}
+
+/// Looks at the host.
+pub fn look(rtnl: &mut Rtnl, vtep: Ipv4Addr) -> Result<Host, RtnlError> {
+    let links = rtnl.links()?;
+    let all = rtnl.addresses()?;
+    let by_index: BTreeMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
+    let holder = all
+        .iter()
+        .find(|a| a.net.addr() == IpAddr::V4(vtep))
+        .and_then(|a| by_index.get(&a.index));
+    let mut uplinks: BTreeSet<String> = rtnl.default_links()?.into_iter().map(|l| l.name).collect();
+    uplinks.extend(holder.filter(|l| !l.loopback).map(|l| l.name.clone()));
+    let with_address: BTreeSet<u32> = all.iter().map(|a| a.index).collect();
+    let netdevs = links
+        .iter()
+        .filter(|l| !l.loopback && !ours(&l.name) && l.up && with_address.contains(&l.index))
+        .map(|l| l.index)
+        .collect();
+    Ok(Host {
+        addresses: addresses(&links, &all),
+        underlay: holder.map(|l| (l.name.clone(), l.mtu)),
+        uplinks,
+        netdevs,
+    })
+}
+
+/// Subnets that this host routes, but default routes, loopback and our own.
+pub fn routed_subnets() -> Result<BTreeSet<IpNet>, RtnlError> {
+    let mut rtnl = Rtnl::open()?;
+    let links: BTreeMap<u32, Link> = rtnl.links()?.into_iter().map(|l| (l.index, l)).collect();
+    let foreign = |index: u32| links.get(&index).is_none_or(|l| !ours(&l.name) && !l.loopback);
+    let routes = rtnl.routes()?;
+    Ok(routes
+        .into_iter()
+        .filter(|r| r.protocol != kernel::rtnl::PROTOCOL && foreign(r.index) && r.to.prefix_len() > 0)
+        .map(|r| r.to.trunc())
+        .filter(|n| match n {
+            IpNet::V4(n) => !n.network().is_multicast() && !n.network().is_link_local() && !n.network().is_loopback(),
+            IpNet::V6(n) => !n.network().is_multicast() && !n.network().is_unicast_link_local(),
+        })
+        .collect())
+}

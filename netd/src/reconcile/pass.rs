@@ -1,0 +1,355 @@
+//! One pass: look, plan, write, and say what came of it.
+
+use std::{collections::BTreeMap, path::Path};
+
+use ebpf_abi::{Backend, NodeCfg};
+use kernel::{
+    bpf::{Attached, BpfError, DataPath, Hook},
+    fabric::{self, ObserveError},
+    rtnl::{Rtnl, RtnlError},
+};
+use mesh::ebpf::{Observed, Sizes, Step};
+use model::{ApiError, Code, EndpointId, Intent};
+
+use super::{Inputs, host};
+use crate::{
+    endpoints::Endpoint,
+    gossip::Facts,
+    view::{self, Here},
+};
+
+/// Index of the loopback in every namespace (LOOPBACK_IFINDEX of linux/net_namespace.h).
+const LO: u32 = 1;
+
+/// What stops the data path as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Maps and programs.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// Links, addresses, filter.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// The host could not be looked at.
+    #[error(transparent)]
+    Rtnl(#[from] RtnlError),
+}
+
+impl From<KernelError> for ApiError {
+    fn from(e: KernelError) -> ApiError {
+        ApiError::new(
+            Code::Unsupported,
+            chain(&e),
+            "netd with a kernel of 5.15 or newer, as root; the message names what is missing",
+        )
+    }
+}
+
+/// An error with its causes: the operator reads one line.
+fn chain(e: &dyn std::error::Error) -> String {
+    let mut out = e.to_string();
+    let mut cause = e.source();
+    while let Some(c) = cause {
+        let text = c.to_string();
+        if !out.contains(&text) {
+            out = format!("{out}: {text}");
+        }
+        cause = c.source();
+    }
+    out
+}
+
+/// Handles of everything that is written to.
+pub struct Kernel {
+    rtnl: Rtnl,
+    datapath: Option<DataPath>,
+    stale: bool,
+}
+
+/// What a pass came to.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// Writes into the kernel.
+    pub writes: u64,
+    /// What could not be done.
+    pub problems: Vec<String>,
+    /// What could not be done for an endpoint.
+    pub endpoints: BTreeMap<EndpointId, String>,
+    /// Host side interfaces of the endpoints that are fully there.
+    pub attached: BTreeMap<EndpointId, u32>,
+    /// MTU inside the overlay, octets.
+    pub mtu: u16,
+}
+
+impl Kernel {
+    /// Opens the data path below a folder of a bpffs, adopting what is there. In the calling thread's namespace.
+    pub fn open(bpffs: &Path) -> Result<Kernel, KernelError> {
+        let (datapath, report) = DataPath::open(bpffs)?;
+        tracing::info!(
+            adopted = report.adopted_maps,
+            replaced = report.replaced_programs,
+            "data path opened"
+        );
+        Ok(Kernel {
+            rtnl: Rtnl::open()?,
+            datapath: Some(datapath),
+            stale: false,
+        })
+    }
+
+    /// The next pass reads the maps anew instead of trusting what was written.
+    pub fn forget_mirrors(&mut self) {
+        self.stale = true;
+    }
+
+    /// Counters of the data path that are not 0.
+    pub fn counters(&self) -> Result<BTreeMap<String, u64>, KernelError> {
+        let Some(dp) = &self.datapath else {
+            return Ok(BTreeMap::new());
+        };
+        Ok(dp
+            .counters()?
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .map(|(name, n)| (name.to_owned(), n))
+            .collect())
+    }
+
+    /// Takes everything of ours out of the kernel.
+    pub fn unload(&mut self) -> Result<(), KernelError> {
+        let round = fabric::reconcile(&overlay::Desired::default())?;
+        for (step, e) in &round.report.failed {
+            tracing::warn!("{step}: {}", chain(e));
+        }
+        if let Some(dp) = self.datapath.take() {
+            dp.unload()?;
+        }
+        Ok(())
+    }
+
+    /// One pass.
+    pub fn pass(
+        &mut self,
+        inputs: &Inputs,
+        intent: &Intent,
+        facts: &Facts,
+        endpoints: &BTreeMap<EndpointId, Endpoint>,
+    ) -> Done {
+        let mut done = Done::default();
+        if let Err(e) = self.try_pass(inputs, intent, facts, endpoints, &mut done) {
+            done.problems.push(chain(&e));
+        }
+        done
+    }
+
+    fn try_pass(
+        &mut self,
+        inputs: &Inputs,
+        intent: &Intent,
+        facts: &Facts,
+        endpoints: &BTreeMap<EndpointId, Endpoint>,
+        done: &mut Done,
+    ) -> Result<(), KernelError> {
+        if self.datapath.is_none() {
+            self.datapath = Some(DataPath::open(&inputs.config.node.bpffs_dir)?.0);
+        }
+        let seen = host::look(&mut self.rtnl, inputs.vtep)?;
+        let underlay_mtu = match &seen.underlay {
+            Some((_, mtu)) => *mtu,
+            None => {
+                done.problems.push(format!(
+                    "no device of this host holds the data-path address {}; try: ip address show, or netctl cluster leave and join with another",
+                    inputs.vtep
+                ));
+                1500
+            }
+        };
+        let mut here = Here {
+            me: inputs.me,
+            vtep: inputs.vtep,
+            vxlan_port: inputs.config.datapath.port,
+            underlay_mtu,
+            uplinks: seen.uplinks.clone(),
+            addresses: seen.addresses.clone(),
+            ifindex: BTreeMap::new(),
+        };
+        let desired = view::overlay_desired(intent, facts, &here, endpoints);
+        done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
+
+        // Links, addresses, routes, neighbours, settings, filter.
+        let round = fabric::reconcile(&desired)?;
+        done.writes += round.report.done as u64;
+        done.problems.extend(round.plan.conflicts.iter().map(|c| c.to_string()));
+        done.problems.extend(
+            round
+                .report
+                .failed
+                .iter()
+                .map(|(step, e)| format!("{step}: {}", chain(e))),
+        );
+        done.problems.extend(
+            round
+                .survey
+                .unreadable
+                .iter()
+                .map(|(path, e)| format!("{}: {}", path.display(), chain(e))),
+        );
+        done.endpoints.extend(round.wanted.refused.clone());
+        for (id, e) in endpoints {
+            if round.plan.gone.contains(&e.netns) {
+                done.endpoints.insert(
+                    id.clone(),
+                    format!(
+                        "its namespace {} is gone; try: netctl endpoint rm {id}",
+                        e.netns.display()
+                    ),
+                );
+            }
+        }
+        let observed = &round.survey.observed;
+
+        // Who is here, before who may be reached, before what is balanced.
+        let rows = overlay::rows(&desired, observed);
+        let Some(dp) = self.datapath.as_mut() else {
+            return Ok(());
+        };
+        let again = std::mem::take(&mut self.stale);
+        if again {
+            refresh(dp)?;
+        }
+        if let Some(config) = rows.config {
+            done.writes += u64::from(dp.set_config(NodeCfg {
+                object: dp.config().object,
+                ..config
+            })?);
+        }
+        let mut wrote = |n: kernel::bpf::SyncCount| done.writes += (n.added + n.changed + n.removed) as u64;
+        wrote(dp.pools.sync(&rows.pools)?);
+        wrote(dp.members.sync(&rows.members)?);
+        wrote(dp.ep_config.sync(&rows.ep_config)?);
+        wrote(dp.ep_extra.sync(&rows.ep_extra)?);
+        wrote(dp.ep_by_addr.sync(&rows.ep_by_addr)?);
+        wrote(dp.ep_by_mac.sync(&rows.ep_by_mac)?);
+        wrote(dp.routes.sync(&rows.routes)?);
+        if rows.config.is_some() {
+            done.writes += attach(dp, &rows, &seen, observed, &mut done.problems)?;
+        }
+        for id in desired.endpoints.keys() {
+            let there = observed
+                .host_index(&overlay::names::veth(id))
+                .filter(|i| rows.ep_config.contains_key(i));
+            if let Some(index) = there
+                && !done.endpoints.contains_key(id)
+            {
+                done.attached.insert(id.clone(), index);
+            }
+        }
+        here.ifindex = done.attached.clone();
+        let wanted = view::mesh_wanted(intent, facts, &here);
+        balance(dp, &wanted, done)
+    }
+}
+
+fn refresh(dp: &mut DataPath) -> Result<(), BpfError> {
+    dp.pools.refresh()?;
+    dp.members.refresh()?;
+    dp.ep_config.refresh()?;
+    dp.ep_extra.refresh()?;
+    dp.ep_by_addr.refresh()?;
+    dp.ep_by_mac.refresh()?;
+    dp.routes.refresh()?;
+    dp.services.refresh()?;
+    dp.backends.refresh()?;
+    dp.targets.refresh()?;
+    Ok(())
+}
+
+/// Programs on every device that needs one, and on no other.
+fn attach(
+    dp: &mut DataPath,
+    rows: &overlay::Rows,
+    seen: &host::Host,
+    observed: &overlay::Observed,
+    problems: &mut Vec<String>,
+) -> Result<u64, BpfError> {
+    let mut writes = dp.sweep()?.len() as u64;
+    let mut wanted: Vec<(Hook, u32)> = rows.ep_config.keys().map(|i| (Hook::Endpoint, *i)).collect();
+    wanted.extend(observed.host_index(overlay::names::VXLAN).map(|i| (Hook::Overlay, i)));
+    wanted.extend(seen.netdevs.iter().map(|i| (Hook::Netdev, *i)));
+    wanted.push((Hook::Host, LO));
+    for (hook, index) in dp.attached() {
+        if !wanted.contains(&(hook, index)) {
+            writes += u64::from(dp.detach(hook, index)?);
+        }
+    }
+    for (hook, index) in wanted {
+        match dp.attach(hook, index) {
+            Ok(Attached::Kept) => {}
+            Ok(_) => writes += 1,
+            Err(e) => problems.push(chain(&e)),
+        }
+    }
+    Ok(writes)
+}
+
+/// Services, backends and their table.
+fn balance(dp: &mut DataPath, wanted: &mesh::Wanted, done: &mut Done) -> Result<(), KernelError> {
+    let observed = mesh_observed(dp)?;
+    let plan = mesh::ebpf::plan(wanted, &observed);
+    done.problems.extend(plan.problems.iter().map(|p| p.to_string()));
+    for step in &plan.steps {
+        done.writes += match step {
+            Step::Backend { cell, value } if *value == Backend::default() => u64::from(dp.backends.remove(cell)?),
+            Step::Backend { cell, value } => u64::from(dp.backends.upsert(*cell, *value)?),
+            Step::Target { key, value } => u64::from(dp.targets.upsert(*key, *value)?),
+            Step::Lut { off, cells } => dp.lut().write_row(*off, cells)? as u64,
+            Step::Service { key, value } => u64::from(dp.services.upsert(*key, *value)?),
+            Step::RemoveService { key } => u64::from(dp.services.remove(key)?),
+            Step::RemoveTarget { key } => u64::from(dp.targets.remove(key)?),
+            Step::Purge { gone } => {
+                let mut n = 0;
+                for g in gone {
+                    let c = dp.purge_backend(g.cell, &g.backend)?;
+                    n += c.affinity + c.reverse + c.forward;
+                }
+                n as u64
+            }
+        };
+    }
+    Ok(())
+}
+
+fn mesh_observed(dp: &mut DataPath) -> Result<Observed, BpfError> {
+    let services = dp.services.get_all().clone();
+    let targets = dp.targets.get_all().clone();
+    let cells = dp
+        .backends
+        .get_all()
+        .keys()
+        .next_back()
+        .map_or(0, |last| *last as usize + 1);
+    let mut backends = vec![Backend::default(); cells];
+    for (cell, b) in dp.backends.get_all() {
+        if let Some(place) = backends.get_mut(*cell as usize) {
+            *place = *b;
+        }
+    }
+    let reach = services
+        .values()
+        .map(|s| s.lut_off.saturating_add(s.lut_len))
+        .max()
+        .unwrap_or(0);
+    let lut = dp.lut();
+    let sizes = Sizes {
+        lut: lut.cells(),
+        ..Sizes::default()
+    };
+    let lut = lut.read_row(0, reach.min(sizes.lut))?;
+    Ok(Observed {
+        services,
+        backends,
+        lut,
+        targets,
+        sizes,
+    })
+}
