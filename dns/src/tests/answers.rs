@@ -289,6 +289,34 @@ fn malformed_queries_get_a_code() {
     }
 }
 
+/// RFC 1035 3.1: 255 octets with the root's; one more is malformed.
+#[test]
+fn the_longest_name_is_read() {
+    for (last, code) in [(61, None), (62, Some(ResponseCode::FormErr))] {
+        let label = |n: usize| [vec![n as u8], b"a".repeat(n)].concat();
+        let name = [label(63), label(63), label(63), label(last), b"\0\0\x01\0\x01".to_vec()].concat();
+        let m = ask(
+            &super::table(),
+            &view(&[APP]),
+            &raw(0, [1, 0, 0, 0], &name),
+            Transport::Udp,
+            0,
+        );
+        assert_eq!(m.map(|m| m.metadata.response_code), code, "{last}");
+    }
+    let many = [b"\x01a".repeat(127), b"\0\0\x01\0\x01".to_vec()].concat();
+    assert!(
+        ask(
+            &super::table(),
+            &view(&[APP]),
+            &raw(0, [1, 0, 0, 0], &many),
+            Transport::Udp,
+            0
+        )
+        .is_none()
+    );
+}
+
 /// The kernel's table says what we say.
 #[test]
 fn the_kernel_answers_alike() {
