@@ -66,7 +66,9 @@ impl Netd {
 
     /// Returns when no node sends new flows to it and its flows have ended, or netd has waited long enough. It never
     /// keeps a task from being stopped: a refusal is only told.
-    pub(crate) async fn drain(&self, id: &EndpointId) {
+    pub(crate) async fn drain(&self, turn: Turn, id: &EndpointId) {
+        // After the attach that is on its way, but in nobody's way: it may take long.
+        drop(turn.lock().await);
         let client = self.client.clone().with_timeout(DRAIN);
         let path = format!("/v1/endpoints/{id}/drain");
         let end = Instant::now() + DRAIN_RETRY;

@@ -419,7 +419,7 @@ impl Supervisor {
             Action::Start { order, restarts } => self.start(id, *order, restarts),
             Action::Drain => {
                 slot.drain = Some(tokio::spawn(async move {
-                    netd.drain(&id).await;
+                    netd.drain(turn, &id).await;
                     send(&sender, Message::Task(id, Event::Drained)).await;
                 }));
             }

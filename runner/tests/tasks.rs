@@ -10,13 +10,13 @@ use nix::sys::signal::Signal;
 use support::{Node, alive};
 
 /// Says that it runs, then runs until it is asked to end.
-const SERVE: &str = "sleep 1000 & trap 'echo term > $FIFO; kill $!; exit 0' TERM; \
+const SERVE: &str = "sleep 1000 & trap 'echo term > $FIFO; kill $! 2>/dev/null; exit 0' TERM; \
      echo run $NETD_TASK $$ > $FIFO; wait";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_runs_in_its_namespace_and_is_drained_before_it_is_stopped() {
     let mut node = Node::new().await;
-    let script = "exec > $FIFO; sleep 1000 & trap 'echo term; kill $!; exit 0' TERM; \
+    let script = "exec > $FIFO; sleep 1000 & trap 'echo term; kill $! 2>/dev/null; exit 0' TERM; \
          echo $NETD_TASK $NETD_SERVICE $NETD_SLOT $NETD_NODE $LEVEL; \
          cat /etc/resolv.conf; readlink /proc/self/ns/net; echo logged >&2; echo said; wait";
     let mut task = node.task("web.1", 1, script);
@@ -160,6 +160,13 @@ async fn one_killed_between_start_and_record_finds_its_task_in_the_namespace() {
     assert_eq!(node.line().await, "term", "nothing else was started");
 }
 
+/// Start time of a process: field 22 of proc(5).
+fn start_of(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let (_, fields) = stat.rsplit_once(')').unwrap();
+    fields.split_whitespace().nth(19).unwrap().parse().unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_ended_while_netd_run_was_away_is_started_again() {
     let mut node = Node::new().await;
@@ -167,7 +174,11 @@ async fn one_that_ended_while_netd_run_was_away_is_started_again() {
     node.line().await;
     let first = node.report("web.1", TaskState::Running).await.pid.unwrap();
     node.runner_down(Signal::SIGKILL).await;
-    nix::sys::signal::killpg(nix::unistd::Pid::from_raw(first as i32), Signal::SIGKILL).unwrap();
+    let marks = kernel::netns::Process::find(first, start_of(first))
+        .unwrap()
+        .expect("it runs");
+    marks.signal(Signal::SIGKILL).unwrap();
+    assert!(marks.ended(Duration::from_secs(20)).unwrap());
     node.fresh();
     node.runner_up(&[]);
     node.line().await;

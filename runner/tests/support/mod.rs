@@ -258,17 +258,19 @@ pub(crate) fn alive(pid: u32) -> bool {
     })
 }
 
+fn pids() -> impl Iterator<Item = i32> {
+    let list = fs::read_dir("/proc").unwrap().flatten();
+    list.filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+}
+
 fn processes(inode: u64) -> Vec<i32> {
     let wanted = format!("net:[{inode}]");
-    let pids = fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(|pid| {
-        let link = fs::read_link(format!("/proc/{pid}/ns/net"));
-        link.is_ok_and(|l| l.as_os_str() == wanted.as_str())
-    })
-    .collect()
+    pids()
+        .filter(|pid| {
+            let link = fs::read_link(format!("/proc/{pid}/ns/net"));
+            link.is_ok_and(|l| l.as_os_str() == wanted.as_str())
+        })
+        .collect()
 }
 
 impl Drop for Node {
@@ -280,18 +282,23 @@ impl Drop for Node {
             let _ = child.kill();
             let _ = child.wait();
         }
+        // Tasks bear the folder in their environment, wherever they live.
+        let mark = self.inner.folder.join("fifo").display().to_string();
+        for pid in pids() {
+            let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            if env
+                .split(|b| *b == 0)
+                .any(|v| v.strip_prefix(b"FIFO=") == Some(mark.as_bytes()))
+            {
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
         for entry in fs::read_dir(self.inner.folder.join("netns"))
             .into_iter()
             .flatten()
             .flatten()
         {
-            let path = entry.path();
-            if let Ok(n) = netns::Netns::open(&path) {
-                for pid in processes(n.id().inode) {
-                    let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-                }
-            }
-            let _ = netns::remove(&path);
+            let _ = netns::remove(&entry.path());
         }
         let _ = fs::remove_dir_all(&self.inner.folder);
     }
