@@ -14,8 +14,10 @@ pub(super) fn conf_context(change: &ConfChange) -> Option<Vec<u8>> {
 pub(super) fn conf_change(change: &ConfChange) -> pb::ConfChangeV2 {
     let mut out = pb::ConfChangeV2::default();
     let steps = change.steps.iter().map(|(step, id)| {
-        let mut single = pb::ConfChangeSingle::default();
-        single.node_id = *id;
+        let mut single = pb::ConfChangeSingle {
+            node_id: *id,
+            ..pb::ConfChangeSingle::default()
+        };
         single.set_change_type(match step {
             ConfStep::Voter => pb::ConfChangeType::AddNode,
             ConfStep::Learner => pb::ConfChangeType::AddLearnerNode,

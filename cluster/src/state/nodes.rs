@@ -83,11 +83,11 @@ impl State {
                 format!("netctl node rm {id}, then join again"),
             ));
         }
-        if old.hostname != node.hostname || old.rpc != node.rpc {
-            if let Some(n) = self.change(index).nodes.get_mut(&id) {
-                n.hostname.clone_from(&node.hostname);
-                n.rpc.clone_from(&node.rpc);
-            }
+        if (old.hostname != node.hostname || old.rpc != node.rpc)
+            && let Some(n) = self.change(index).nodes.get_mut(&id)
+        {
+            n.hostname.clone_from(&node.hostname);
+            n.rpc.clone_from(&node.rpc);
         }
         Ok(Applied::Node(id))
     }
