@@ -1,1 +1,233 @@
-//! End-to-end tests with the real binaries
+//! End-to-end tests: the real binaries on hosts of a lab. Needs root.
+//!
+//! Each file in `tests/` is one lab and one story. A step that falls short ends the test with the last lines of every
+//! daemon's log.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use lab::wire::Tally;
+use lab::{Host, Lab, Options, eventually};
+use model::api::{Status, TaskState, TaskView};
+
+/// The service that the steps below speak of.
+pub const SERVICE: &str = "web";
+
+/// Runs a story in a fresh lab of `nodes` nodes and a client; no daemon runs yet.
+///
+/// # Panics
+///
+/// When a step falls short, with the logs.
+pub fn in_lab(name: &str, nodes: u8, story: impl FnOnce(&Lab) -> anyhow::Result<()>) {
+    let made = programs().and_then(|bin_dir| {
+        Lab::new(
+            name,
+            Options {
+                nodes,
+                bin_dir: Some(bin_dir),
+                ..Options::default()
+            },
+        )
+    });
+    let told = made.and_then(|lab| story(&lab).map_err(|error| error.context(lab.tail(60))));
+    if let Err(error) = told {
+        // The chain's first entry is the logs; the reason belongs at the end, where a person looks.
+        let reasons: Vec<String> = error.chain().map(ToString::to_string).collect();
+        panic!("\n{}", reasons.join("\n"));
+    }
+}
+
+/// As [`in_lab`], with a cluster of all nodes.
+///
+/// # Panics
+///
+/// As [`in_lab`].
+pub fn in_cluster(name: &str, nodes: u8, story: impl FnOnce(&Lab) -> anyhow::Result<()>) {
+    in_lab(name, nodes, |lab| {
+        lab.form_cluster().context("forming the cluster")?;
+        story(lab)
+    });
+}
+
+/// The folder of the binaries. `cargo xtask test` has built them; otherwise they are built here, so that
+/// `cargo test -p tests` never tests old ones.
+fn programs() -> anyhow::Result<PathBuf> {
+    static BUILT: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    if let Some(dir) = std::env::var_os("NETD_BIN_DIR") {
+        return Ok(PathBuf::from(dir));
+    }
+    BUILT
+        .get_or_init(|| build().map_err(|e| format!("{e:#}")))
+        .clone()
+        .map_err(anyhow::Error::msg)
+}
+
+fn build() -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args([
+            "build", "--quiet", "-p", "netd", "-p", "netctl", "-p", "runner", "-p", "lab",
+        ])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .context("running cargo build")?;
+    ensure!(status.success(), "cargo build failed ({status})");
+    let exe = std::env::current_exe().context("asking for this program's path")?;
+    exe.ancestors()
+        .nth(2)
+        .map(PathBuf::from)
+        .context("this program lies in no target folder")
+}
+
+/// Creates [`SERVICE`] with tasks that answer on port 80, and waits until they run.
+///
+/// # Errors
+///
+/// When netd refuses, or they do not run in 40 s.
+pub fn create_web(lab: &Lab, network: &str, replicas: usize) -> anyhow::Result<()> {
+    let n1 = lab.host("n1")?;
+    let (tool, count) = (n1.tool(), replicas.to_string());
+    n1.run(&[
+        "netctl",
+        "service",
+        "create",
+        SERVICE,
+        "--network",
+        network,
+        "--replicas",
+        &count,
+        "--",
+        &tool,
+        "serve",
+        "--port",
+        "80",
+    ])?
+    .ok()?;
+    running(n1, replicas)
+}
+
+/// The tasks of [`SERVICE`], history included.
+///
+/// # Errors
+///
+/// When netctl fails.
+pub fn tasks(host: &Host) -> anyhow::Result<Vec<TaskView>> {
+    host.netctl(&format!("service ps {SERVICE} -o json"))?.json()
+}
+
+/// Waits until exactly `count` tasks of [`SERVICE`] are wanted and all run.
+///
+/// # Errors
+///
+/// When the time is over.
+pub fn running(host: &Host, count: usize) -> anyhow::Result<()> {
+    eventually(&format!("{count} running tasks"), Duration::from_secs(40), || {
+        let wanted: Vec<TaskView> = tasks(host)?.into_iter().filter(|t| t.desired).collect();
+        let run = wanted.iter().filter(|t| t.state == TaskState::Running).count();
+        ensure!(
+            wanted.len() == count && run == count,
+            "{run} of {} wanted tasks run",
+            wanted.len()
+        );
+        Ok(true)
+    })?;
+    Ok(())
+}
+
+/// The nodes of the wanted tasks of [`SERVICE`].
+///
+/// # Errors
+///
+/// When netctl fails.
+pub fn homes(host: &Host) -> anyhow::Result<BTreeSet<String>> {
+    Ok(tasks(host)?
+        .into_iter()
+        .filter(|t| t.desired)
+        .map(|t| t.hostname)
+        .collect())
+}
+
+/// `lab-tool tally` on a host, or in a namespace of it.
+///
+/// # Errors
+///
+/// When it cannot be run.
+pub fn tally(host: &Host, netns: Option<&str>, words: &str) -> anyhow::Result<Tally> {
+    let line = format!("lab-tool tally {words}");
+    let argv: Vec<&str> = line.split_whitespace().collect();
+    match netns {
+        Some(netns) => host.in_netns(netns, &argv)?.json(),
+        None => host.run(&argv)?.json(),
+    }
+}
+
+/// As [`tally`], where every try must be answered.
+///
+/// # Errors
+///
+/// When one is not.
+pub fn all_answered(host: &Host, netns: Option<&str>, words: &str) -> anyhow::Result<Tally> {
+    let seen = tally(host, netns, words)?;
+    if seen.errors() > 0 || seen.tried == 0 {
+        bail!(
+            "{}{}: tally {words}: {seen}",
+            host.name(),
+            netns.map(|n| format!("/{n}")).unwrap_or_default()
+        );
+    }
+    Ok(seen)
+}
+
+/// As [`all_answered`], where the backends must have seen the client's own address.
+///
+/// # Errors
+///
+/// When a try was not answered, or an address was changed on the way.
+pub fn address_kept(host: &Host, netns: Option<&str>, words: &str) -> anyhow::Result<Tally> {
+    let seen = all_answered(host, netns, words)?;
+    ensure!(
+        seen.address_kept == seen.ok(),
+        "tally {words}: the client was seen under another address: {seen}"
+    );
+    Ok(seen)
+}
+
+/// `netctl status` of a host.
+///
+/// # Errors
+///
+/// When netctl fails.
+pub fn status(host: &Host) -> anyhow::Result<Status> {
+    host.netctl("status -o json")?.json()
+}
+
+/// A counter of a host's data path; 0 when it is not told.
+///
+/// # Errors
+///
+/// When netctl fails.
+pub fn counter(host: &Host, name: &str) -> anyhow::Result<u64> {
+    Ok(status(host)?.counters.get(name).copied().unwrap_or(0))
+}
+
+/// Waits until a counter has grown by at least `by`.
+///
+/// # Errors
+///
+/// When it has not after 3 s.
+pub fn grows(host: &Host, name: &str, before: u64, by: u64) -> anyhow::Result<()> {
+    eventually(
+        &format!("{name} on {} to grow by {by}", host.name()),
+        Duration::from_secs(3),
+        || {
+            let grown = counter(host, name)?.saturating_sub(before);
+            ensure!(grown >= by, "it grew by {grown}");
+            Ok(true)
+        },
+    )?;
+    Ok(())
+}
