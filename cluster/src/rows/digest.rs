@@ -73,13 +73,7 @@ impl Table {
             .iter()
             .filter(|(id, o)| theirs.0.get(id) != Some(&o.sum))
             .map(|(id, _)| *id)
-            .chain(
-                theirs
-                    .0
-                    .keys()
-                    .copied()
-                    .filter(|id| !self.owners.contains_key(id)),
-            )
+            .chain(theirs.0.keys().copied().filter(|id| !self.owners.contains_key(id)))
             .collect();
         differ.sort_unstable();
         let n = differ.len().max(1);
@@ -122,8 +116,7 @@ impl Table {
             for (key, e) in mine.range::<RowKey, _>((after, upto)) {
                 let version = e.signed.row().version;
                 match theirs.get(key) {
-                    Some(t)
-                        if t.version > version || (t.version == version && t.hash == e.hash) => {}
+                    Some(t) if t.version > version || (t.version == version && t.hash == e.hash) => {}
                     _ => out.send.push((p.owner, key.clone())),
                 }
             }

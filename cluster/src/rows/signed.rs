@@ -22,17 +22,13 @@ const CONTEXT: &[u8] = b"netd row 1\0";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RowError {
     /// It ends too early.
-    #[error(
-        "a row is cut short; try: check that all nodes run the same version of netd (netctl node ls)"
-    )]
+    #[error("a row is cut short; try: check that all nodes run the same version of netd (netctl node ls)")]
     Short,
     /// It is longer than [`MAX_ROW`].
     #[error("a row of {0} octets is longer than {MAX_ROW}; try: shorter names")]
     Long(usize),
     /// It is not what it should be.
-    #[error(
-        "a row is malformed: {0}; try: check that all nodes run the same version of netd (netctl node ls)"
-    )]
+    #[error("a row is malformed: {0}; try: check that all nodes run the same version of netd (netctl node ls)")]
     Malformed(&'static str),
 }
 
@@ -84,11 +80,9 @@ impl SignedRow {
             return Err(RowError::Long(len));
         }
         let (bytes, rest) = rest.split_at_checked(len).ok_or(RowError::Short)?;
-        let (signature, rest) = rest
-            .split_first_chunk::<SIGNATURE>()
-            .ok_or(RowError::Short)?;
-        let (row, left) = postcard::take_from_bytes::<Row>(bytes)
-            .map_err(|_| RowError::Malformed("it does not decode"))?;
+        let (signature, rest) = rest.split_first_chunk::<SIGNATURE>().ok_or(RowError::Short)?;
+        let (row, left) =
+            postcard::take_from_bytes::<Row>(bytes).map_err(|_| RowError::Malformed("it does not decode"))?;
         if !left.is_empty() {
             return Err(RowError::Malformed("it has more octets than it needs"));
         }
@@ -160,11 +154,7 @@ impl Signer {
             .as_ref()
             .try_into()
             .map_err(|_| RowError::Malformed("its signature has a wrong length"))?;
-        Ok(SignedRow {
-            row,
-            bytes,
-            signature,
-        })
+        Ok(SignedRow { row, bytes, signature })
     }
 }
 

@@ -61,10 +61,7 @@ fn hash(signed: &SignedRow) -> u64 {
         c.update(part);
     }
     let digest = c.finish();
-    digest
-        .as_ref()
-        .first_chunk::<8>()
-        .map_or(0, |b| u64::from_be_bytes(*b))
+    digest.as_ref().first_chunk::<8>().map_or(0, |b| u64::from_be_bytes(*b))
 }
 
 impl Table {
@@ -167,18 +164,12 @@ impl Table {
 
     /// All rows, tombstones included.
     pub fn iter(&self) -> impl Iterator<Item = &SignedRow> {
-        self.owners
-            .values()
-            .flat_map(|o| o.rows.values())
-            .map(|e| &e.signed)
+        self.owners.values().flat_map(|o| o.rows.values()).map(|e| &e.signed)
     }
 
     /// Forgets nodes that the intent no longer has: their ids are never used again. Gives those forgotten.
     pub fn retain(&mut self, intent: &Intent) -> Vec<NodeId> {
-        let gone: Vec<NodeId> = self
-            .owners()
-            .filter(|id| !intent.nodes.contains_key(id))
-            .collect();
+        let gone: Vec<NodeId> = self.owners().filter(|id| !intent.nodes.contains_key(id)).collect();
         for id in &gone {
             self.owners.remove(id);
         }
@@ -191,8 +182,7 @@ impl Table {
         for (_, owner) in self.owners.iter_mut().filter(|(id, _)| **id != me) {
             let Owner { rows, sum, .. } = owner;
             rows.retain(|_, e| {
-                let old = e.signed.row().body == RowBody::Tombstone
-                    && now.saturating_sub(e.since) >= TOMBSTONE_KEEP;
+                let old = e.signed.row().body == RowBody::Tombstone && now.saturating_sub(e.since) >= TOMBSTONE_KEEP;
                 if old {
                     *sum = sum.wrapping_sub(e.hash);
                 }

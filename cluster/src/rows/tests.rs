@@ -14,10 +14,7 @@ use super::{grant::Masked, *};
 const T0: Duration = Duration::ZERO;
 
 fn signer(node: u8) -> Signer {
-    Signer::new(
-        "c1",
-        Ed25519KeyPair::from_seed_unchecked(&[node; 32]).unwrap(),
-    )
+    Signer::new("c1", Ed25519KeyPair::from_seed_unchecked(&[node; 32]).unwrap())
 }
 
 fn vni() -> Vni {
@@ -158,16 +155,10 @@ fn malformed_rows_are_refused() {
     for (case, got) in [
         ("version 0", of(RowKey::Node, 0, RowBody::Node(node_row()))),
         ("long name", of(RowKey::Node, 1, RowBody::Node(node))),
-        (
-            "two kinds",
-            of(RowKey::Node, 1, RowBody::Endpoint(endpoint())),
-        ),
+        ("two kinds", of(RowKey::Node, 1, RowBody::Endpoint(endpoint()))),
         ("unsorted", of(key("a"), 1, RowBody::Endpoint(unsorted))),
     ] {
-        assert!(
-            matches!(got, Err(RowError::Malformed(_))),
-            "{case}: {got:?}"
-        );
+        assert!(matches!(got, Err(RowError::Malformed(_))), "{case}: {got:?}");
     }
 }
 
@@ -182,10 +173,7 @@ fn only_its_owner_changes_a_row() {
         ..up(1, "web.1", 6).row().clone()
     };
     let forged = signer(2).sign(forged).unwrap();
-    assert_eq!(
-        t.merge(T0, &i, forged.clone(), None),
-        Err(Refused::Forged(NodeId(1)))
-    );
+    assert_eq!(t.merge(T0, &i, forged.clone(), None), Err(Refused::Forged(NodeId(1))));
     // Also when n2 relays it over its own mTLS stream.
     assert_eq!(
         t.merge(T0, &i, forged, Some(NodeId(2))),
@@ -194,10 +182,7 @@ fn only_its_owner_changes_a_row() {
     // A row of another cluster with the same key.
     let other = Signer::new("c2", Ed25519KeyPair::from_seed_unchecked(&[1; 32]).unwrap());
     let foreign = other.sign(up(1, "web.1", 6).row().clone()).unwrap();
-    assert_eq!(
-        t.merge(T0, &i, foreign, None),
-        Err(Refused::Forged(NodeId(1)))
-    );
+    assert_eq!(t.merge(T0, &i, foreign, None), Err(Refused::Forged(NodeId(1))));
     assert_eq!(
         t.merge(T0, &i, up(9, "web.1", 6), None),
         Err(Refused::Stranger(NodeId(9)))
@@ -270,20 +255,10 @@ fn grants() {
     let table: Vec<(&str, u64, RowBody, Result<(), Masked>)> = vec![
         ("as placed", 1, e(|_| ()), Ok(())),
         ("by hand", 1, e(by_hand), Ok(())),
-        (
-            "no service",
-            1,
-            e(|e| (e.service, e.slot) = (None, None)),
-            Ok(()),
-        ),
+        ("no service", 1, e(|e| (e.service, e.slot) = (None, None)), Ok(())),
         ("tombstone", 1, RowBody::Tombstone, Ok(())),
         ("a stranger", 9, e(|_| ()), Err(Masked::Stranger)),
-        (
-            "another's block",
-            2,
-            e(by_hand),
-            Err(Masked::ForeignAddress),
-        ),
+        ("another's block", 2, e(by_hand), Err(Masked::ForeignAddress)),
         (
             "the VIP pool",
             1,
@@ -326,18 +301,8 @@ fn grants() {
             e(|e| e.service = Some("db".parse().unwrap())),
             Err(Masked::NoService),
         ),
-        (
-            "a slot of nothing",
-            1,
-            e(|e| e.service = None),
-            Err(Masked::NoService),
-        ),
-        (
-            "another slot",
-            1,
-            e(|e| e.slot = Some(2)),
-            Err(Masked::NotPlaced),
-        ),
+        ("a slot of nothing", 1, e(|e| e.service = None), Err(Masked::NoService)),
+        ("another slot", 1, e(|e| e.slot = Some(2)), Err(Masked::NotPlaced)),
         ("node", 1, n(|_| ()), Ok(())),
         (
             "loopback",
@@ -372,12 +337,7 @@ fn grants() {
         assert_eq!(grant::check(&i, &row), want, "{case}");
     }
     let mut closed = i.clone();
-    closed
-        .services
-        .get_mut(&name("web"))
-        .unwrap()
-        .spec
-        .attachable = false;
+    closed.services.get_mut(&name("web")).unwrap().spec.attachable = false;
     let row = Row {
         owner: NodeId(1),
         key: key("x"),
@@ -385,13 +345,7 @@ fn grants() {
         body: e(by_hand),
     };
     assert_eq!(grant::check(&closed, &row), Err(Masked::NotAttachable));
-    closed
-        .services
-        .get_mut(&name("web"))
-        .unwrap()
-        .spec
-        .networks
-        .clear();
+    closed.services.get_mut(&name("web")).unwrap().spec.networks.clear();
     assert_eq!(grant::check(&closed, &row), Err(Masked::OffNetwork));
 }
 

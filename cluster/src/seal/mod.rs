@@ -45,9 +45,7 @@ pub struct Key {
 impl std::fmt::Debug for Key {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // The secret must not get into a log.
-        f.debug_struct("Key")
-            .field("id", &self.id)
-            .finish_non_exhaustive()
+        f.debug_struct("Key").field("id", &self.id).finish_non_exhaustive()
     }
 }
 
@@ -55,24 +53,16 @@ impl std::fmt::Debug for Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
     /// Not a packet of ours.
-    #[error(
-        "a packet of {0} octets is too short or too long; try: look for a stranger on the gossip port"
-    )]
+    #[error("a packet of {0} octets is too short or too long; try: look for a stranger on the gossip port")]
     Length(usize),
     /// Another format.
-    #[error(
-        "a packet of format {0}, this netd speaks {FORMAT}; try: run the same version on all nodes"
-    )]
+    #[error("a packet of format {0}, this netd speaks {FORMAT}; try: run the same version on all nodes")]
     Format(u8),
     /// A key that is not in the ring.
-    #[error(
-        "a packet sealed with key {0}, which is not known here; try: wait for the key change to reach this node"
-    )]
+    #[error("a packet sealed with key {0}, which is not known here; try: wait for the key change to reach this node")]
     UnknownKey(u32),
     /// It was changed, or belongs to another cluster.
-    #[error(
-        "a packet does not open; try: look for a node of another cluster with the same address"
-    )]
+    #[error("a packet does not open; try: look for a node of another cluster with the same address")]
     Forged,
     /// A ring needs one to three keys.
     #[error("{0} gossip keys, 1 to {MAX_KEYS} are needed; try: cluster join again")]
@@ -137,12 +127,8 @@ impl Keyring {
         let aad = self.aad(&out);
         out.extend_from_slice(&nonce);
         let mut body = plain.to_vec();
-        key.seal_in_place_append_tag(
-            Nonce::assume_unique_for_key(nonce),
-            Aad::from(aad),
-            &mut body,
-        )
-        .map_err(|_| SealError::Length(plain.len()))?;
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(aad), &mut body)
+            .map_err(|_| SealError::Length(plain.len()))?;
         out.append(&mut body);
         Ok(out)
     }

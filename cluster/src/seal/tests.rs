@@ -42,15 +42,9 @@ fn a_ring_has_one_to_three_keys() {
 #[test]
 fn lengths_are_bounded() {
     let r = ring(&[1]);
-    assert_eq!(
-        r.seal([0; NONCE], &[0; MAX_PLAIN]).unwrap().len(),
-        MAX_PACKET
-    );
+    assert_eq!(r.seal([0; NONCE], &[0; MAX_PLAIN]).unwrap().len(), MAX_PACKET);
     assert!(r.seal([0; NONCE], &[0; MAX_PLAIN + 1]).is_err());
-    assert_eq!(
-        r.open(&[1; MAX_PACKET + 1]),
-        Err(SealError::Length(MAX_PACKET + 1))
-    );
+    assert_eq!(r.open(&[1; MAX_PACKET + 1]), Err(SealError::Length(MAX_PACKET + 1)));
     assert_eq!(r.open(&[]), Err(SealError::Length(0)));
 }
 

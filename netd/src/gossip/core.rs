@@ -36,7 +36,7 @@ const ALL_AT_ONCE: usize = 32;
 /// With more, the owner tells so many, ...
 const FIRST_FAN: usize = 8;
 /// ... and each that hears it for the first time so many more.
-const FAN: usize = 4;
+const FAN: usize = 6;
 /// News that wait for one peer, octets.
 const QUEUE: usize = 512 << 10;
 /// Datagrams of news for one peer in one go: more would only overflow its socket.
@@ -130,8 +130,11 @@ impl Core {
             self.membership
                 .refuse(now, move |id| id <= highest && !ids.contains(&id));
         }
-        for row in std::mem::take(&mut self.pending) {
-            self.merge(now, row, None);
+        // Rows of the disk wait for the first intent.
+        if self.intent.revision > 0 {
+            for row in std::mem::take(&mut self.pending) {
+                self.merge(now, row, None);
+            }
         }
         self.dirty.extend(self.table.owners());
     }
@@ -400,7 +403,7 @@ impl Core {
     }
 
     /// What to keep on disk, if it has changed.
-    pub(super) fn to_save(&mut self) -> Option<Save> {
+    pub(super) fn take_save(&mut self) -> Option<Save> {
         if !std::mem::take(&mut self.unsaved) || self.leaving {
             return None;
         }

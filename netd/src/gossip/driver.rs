@@ -107,7 +107,7 @@ pub(super) async fn run(shared: Arc<Shared>, udp: UdpSocket) {
                 let save = {
                     let mut core = shared.lock();
                     core.housekeeping(shared.now());
-                    core.to_save()
+                    core.take_save()
                 };
                 if let Some(save) = save {
                     let done = tokio::task::spawn_blocking(move || save.write()).await;

@@ -296,7 +296,7 @@ impl Gossip {
 
     /// Keeps the view on disk now; it is kept each second anyway.
     pub async fn flush(&self) -> Result<(), GossipError> {
-        let save = self.shared.lock().to_save();
+        let save = self.shared.lock().take_save();
         match save {
             Some(save) => tokio::task::spawn_blocking(move || save.write())
                 .await

@@ -66,7 +66,7 @@ pub enum IdentityError {
 impl From<IdentityError> for model::ApiError {
     fn from(e: IdentityError) -> Self {
         let code = match &e {
-            IdentityError::Token(_) => model::Code::Invalid,
+            IdentityError::Token(_) | IdentityError::Certificate { .. } => model::Code::Invalid,
             IdentityError::NotOurs(_) | IdentityError::NotMember(_) => model::Code::Forbidden,
             _ => model::Code::Internal,
         };

@@ -56,7 +56,7 @@ impl From<JoinError> for ApiError {
                 "the token and address that netctl cluster token worker shows on a manager",
             ),
             JoinError::Answer(_) => ApiError::new(Code::Internal, e.to_string(), ""),
-            JoinError::Identity(e) => ApiError::new(Code::Invalid, e.to_string(), ""),
+            JoinError::Identity(e) => e.into(),
         }
     }
 }

@@ -25,7 +25,7 @@ use super::{
     message::{JoinAnswer, JoinRequest},
     session,
 };
-use crate::identity::{Csr, Gate, IdentityError, PeerId, Tls};
+use crate::identity::{Csr, Gate, PeerId, Tls};
 
 /// How long a node that the log has just let in may be ahead of this manager's intent.
 const CATCH_UP: Duration = Duration::from_secs(2);
@@ -120,8 +120,7 @@ impl Hub {
                 "netctl cluster token worker (on a manager)",
             ));
         };
-        let invalid = |e: IdentityError| ApiError::new(Code::Invalid, e.to_string(), "");
-        let csr = Csr::parse(&r.csr).map_err(invalid)?;
+        let csr = Csr::parse(&r.csr)?;
         let good = |c: char| c.is_ascii_graphic();
         if r.hostname.is_empty() || r.hostname.len() > 253 || !r.hostname.chars().all(good) {
             return Err(ApiError::new(
@@ -137,7 +136,7 @@ impl Hub {
         };
         let node = self.port.add_node(newcomer).await?;
         let intent = self.port.intent().borrow().clone();
-        let certificate = secrets.sign(&csr, &intent.cluster, node, role).map_err(invalid)?;
+        let certificate = secrets.sign(&csr, &intent.cluster, node, role)?;
         let managers = intent.nodes.values().filter(|n| n.role == Role::Manager);
         tracing::info!(%node, %from, ?role, "a node has joined");
         Ok(JoinAnswer {

@@ -52,6 +52,7 @@ where
         out,
         sent: Arc::default(),
         keys: Vec::new(),
+        leaving: false,
     };
     let got = s.run(&mut wr, rd, revision).await;
     hub.close(node, number);
@@ -72,6 +73,8 @@ struct Session<'a> {
     /// What the node knows of the intent.
     sent: Arc<Intent>,
     keys: Vec<cluster::seal::Key>,
+    /// The node has asked to be taken out.
+    leaving: bool,
 }
 
 impl Session<'_> {
@@ -109,14 +112,19 @@ impl Session<'_> {
                 m = messages.recv() => {
                     let m = m.unwrap_or(Err(ErrorKind::UnexpectedEof.into()))?;
                     // Each message is checked: the node may have been removed since the last one.
-                    self.admit(&intent.borrow())?;
+                    let now = intent.borrow().clone();
+                    if let Err(e) = self.admit(&now) {
+                        return self.farewell(wr, &mut replies, e).await;
+                    }
                     self.take(m, &room, &replies_tx);
                 }
                 changed = intent.changed() => {
                     changed.map_err(Error::other)?;
                     let now = intent.borrow_and_update().clone();
                     self.hub.retain(&now);
-                    self.admit(&now)?;
+                    if let Err(e) = self.admit(&now) {
+                        return self.farewell(wr, &mut replies, e).await;
+                    }
                     self.send_keys(wr).await?;
                     self.send_intent(wr, now).await?;
                 }
@@ -137,6 +145,31 @@ impl Session<'_> {
         }
     }
 
+    /// The node is no member any more. If that is what it asked for, it hears so first.
+    async fn farewell(
+        &self,
+        wr: &mut (impl AsyncWrite + Unpin),
+        replies: &mut mpsc::Receiver<ToNode>,
+        refusal: Error,
+    ) -> Result<()> {
+        while self.leaving
+            && let Ok(Some(m)) = timeout(HANDSHAKE, replies.recv()).await
+        {
+            let left = matches!(
+                m,
+                ToNode::Reply {
+                    reply: Ok(Reply::Left),
+                    ..
+                }
+            );
+            send(wr, &frame::encode(&m)?).await?;
+            if left {
+                break;
+            }
+        }
+        Err(refusal)
+    }
+
     async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
         let keys = self.hub.port.secrets().map_err(Error::other)?.gossip;
         if keys != self.keys {
@@ -154,11 +187,12 @@ impl Session<'_> {
         Ok(())
     }
 
-    fn take(&self, m: ToManager, room: &Arc<Semaphore>, replies: &mpsc::Sender<ToNode>) {
+    fn take(&mut self, m: ToManager, room: &Arc<Semaphore>, replies: &mpsc::Sender<ToNode>) {
         match m {
             ToManager::Report(r) => self.hub.report(self.node, r),
             ToManager::Answer { id, answer } => self.hub.answered(self.node, id, answer),
             ToManager::Request { id, request } => {
+                self.leaving |= matches!(request, Request::Leave);
                 let (hub, node, peer) = (self.hub.clone(), self.node, self.peer.clone());
                 let (replies, permit) = (replies.clone(), room.clone().try_acquire_owned());
                 tokio::spawn(async move {
@@ -206,9 +240,8 @@ async fn answer(
         }
         Request::Leave => port.remove_node(node).await.map(|()| Reply::Left),
         Request::Renew { csr } => {
-            let invalid = |e: IdentityError| ApiError::new(Code::Invalid, e.to_string(), "");
             let intent = port.intent().borrow().clone();
-            let csr = Csr::parse(&csr).map_err(invalid)?;
+            let csr = Csr::parse(&csr)?;
             let known = intent.nodes.get(&node).filter(|n| n.key == csr.key());
             let role = known.map(|n| n.role).ok_or_else(|| {
                 ApiError::new(
@@ -219,7 +252,7 @@ async fn answer(
             })?;
             debug_assert!(peer.is_none_or(|p| p.node == node));
             let secrets = port.secrets()?;
-            let certificate = secrets.sign(&csr, &intent.cluster, node, role).map_err(invalid)?;
+            let certificate = secrets.sign(&csr, &intent.cluster, node, role)?;
             Ok(Reply::Certificate {
                 certificate,
                 ca: secrets.ca().to_owned(),
