@@ -1,6 +1,9 @@
 //! The lookup table: Maglev rows, written through memory that the programs read.
 
-use std::{os::fd::AsFd, sync::atomic::Ordering};
+use std::{
+    os::fd::AsFd,
+    sync::atomic::{AtomicU32, Ordering},
+};
 
 use super::{BpfError, sys::Words};
 
@@ -18,13 +21,12 @@ impl Lut {
 
     /// Cells of the whole table.
     pub fn cells(&self) -> u32 {
-        self.words.cells().len() as u32
+        self.words.len() as u32
     }
 
-    fn row(&self, off: u32, len: usize) -> Result<&[std::sync::atomic::AtomicU32], BpfError> {
-        let end = u64::from(off) + len as u64;
-        let cells = self.words.cells();
-        cells.get(off as usize..end as usize).ok_or(BpfError::Row { off, end, cells: cells.len() as u32 })
+    fn row(&self, off: u32, len: usize) -> Result<impl Iterator<Item = &AtomicU32>, BpfError> {
+        let outside = || BpfError::Row { off, end: u64::from(off) + len as u64, cells: self.cells() };
+        self.words.row(off as usize, len).ok_or_else(outside)
     }
 
     /// Writes a row of backend cells from cell `off` on; gives how many cells were not that already.
@@ -35,7 +37,14 @@ impl Lut {
     /// # Errors
     /// The row lies outside the table.
     pub fn write_row(&mut self, off: u32, row: &[u32]) -> Result<usize, BpfError> {
-        Ok(Words::write(self.row(off, row.len())?, row))
+        let mut changed = 0;
+        for (cell, wanted) in self.row(off, row.len())?.zip(row) {
+            if cell.load(Ordering::Relaxed) != *wanted {
+                cell.store(*wanted, Ordering::Relaxed);
+                changed += 1;
+            }
+        }
+        Ok(changed)
     }
 
     /// Reads a row.
@@ -43,6 +52,6 @@ impl Lut {
     /// # Errors
     /// The row lies outside the table.
     pub fn read_row(&self, off: u32, len: u32) -> Result<Vec<u32>, BpfError> {
-        Ok(self.row(off, len as usize)?.iter().map(|c| c.load(Ordering::Relaxed)).collect())
+        Ok(self.row(off, len as usize)?.map(|c| c.load(Ordering::Relaxed)).collect())
     }
 }

@@ -12,7 +12,7 @@ use std::{
     },
     path::Path,
     ptr::NonNull,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::AtomicU32,
 };
 
 const MAP_LOOKUP_ELEM: libc::c_int = 1;
@@ -430,6 +430,9 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
     unsafe { bpf(LINK_UPDATE, &mut a) }.map(drop)
 }
 
+/// Octets from one element of an array to the next, for values of up to eight (`array_map_alloc`, kernel/bpf/arraymap.c).
+const CELL: usize = 8;
+
 /// An array of words, mapped.
 #[derive(Debug)]
 pub(super) struct Words {
@@ -446,10 +449,9 @@ impl Words {
     /// Maps an array of `cells` 32-bit values made with `BPF_F_MMAPABLE` (Linux 5.5).
     pub(super) fn map(fd: impl AsFd, cells: usize) -> io::Result<Words> {
         let fd = fd.as_fd();
+        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, fd.as_raw_fd());
         // SAFETY: a new mapping, at an address of the kernel's choice.
-        let at = unsafe {
-            libc::mmap(std::ptr::null_mut(), cells * 4, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd.as_raw_fd(), 0)
-        };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), cells * CELL, protection, libc::MAP_SHARED, fd, 0) };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
@@ -457,22 +459,26 @@ impl Words {
         Ok(Words { at, cells })
     }
 
-    /// The cells.
-    pub(super) fn cells(&self) -> &[AtomicU32] {
-        // SAFETY: mapped for `cells` words, page-aligned, until drop.
-        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.cells) }
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.cells
     }
 
-    /// Writes what differs; gives how many cells did.
-    pub(super) fn write(cells: &[AtomicU32], row: &[u32]) -> usize {
-        cells.iter().zip(row).filter(|(c, v)| c.load(Ordering::Relaxed) != **v).map(|(c, v)| c.store(*v, Ordering::Relaxed)).count()
+    /// The cells from `off` on, `len` of them; `None`: they are not all there.
+    pub(super) fn row(&self, off: usize, len: usize) -> Option<impl Iterator<Item = &AtomicU32>> {
+        if off.checked_add(len)? > self.cells {
+            return None;
+        }
+        // SAFETY: mapped for two words per cell, page-aligned, until drop.
+        let words = unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.cells * 2) };
+        Some(words.get(2 * off..2 * (off + len))?.iter().step_by(2))
     }
 }
 
 impl Drop for Words {
     fn drop(&mut self) {
         // SAFETY: our own mapping, not used afterwards.
-        unsafe { libc::munmap(self.at.as_ptr().cast(), self.cells * 4) };
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.cells * CELL) };
     }
 }
 

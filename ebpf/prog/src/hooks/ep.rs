@@ -118,7 +118,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
         Picked::Backend(b) => {
             count(C_EP_SERVICE);
             let c = Client { vtep: 0, ifindex: skb.ifindex(), mac: [0; 3], flags: 0 };
-            forward(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
+            forward::<true>(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
         }
         Picked::Nobody => answer::refuse(skb, &p),
         Picked::Spoofed => SHOT,

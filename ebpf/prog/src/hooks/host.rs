@@ -34,18 +34,14 @@ pub(crate) fn run(skb: Skb) -> i32 {
     if loopback {
         // 127.0.0.1 means nothing to the backend: it sees the node.
         seen = Addr::v4_word(cfg.vtep);
-        if b.vtep != 0 && !too_big(skb, u32::from(cfg.mtu), &p) {
+        if b.vtep != 0 {
             let to = Flow { saddr: seen, ..p.flow };
             if !nat::rewrite(skb, &p, &to) {
                 return drop(D_CHECKSUM);
             }
         }
     }
-    forward(skb, cfg, &p, tport, b, seen, c)
-}
-
-/// Will be answered, not sent: must keep the source that the process knows.
-#[inline(always)]
-fn too_big(skb: Skb, mtu: u32, p: &Packet) -> bool {
-    skb.len() > mtu + 14 && skb.gso_size() == 0 && p.df
+    // The loopback's packets are of any size, and its routes to the host's own addresses take no path MTU from an answer
+    // of ours: what is too big travels as fragments of the outer packet.
+    forward::<false>(skb, cfg, &p, tport, b, seen, c)
 }

@@ -32,7 +32,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
     match pick::<true>(&p, svc) {
         Picked::Backend(b) => {
             let c = Client { vtep: 0, ifindex: 0, mac: [0; 3], flags: REV_OUTSIDE };
-            forward(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
+            forward::<true>(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
         }
         Picked::Nobody => answer::refuse(skb, &p),
         Picked::Spoofed => SHOT,

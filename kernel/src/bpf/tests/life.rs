@@ -43,6 +43,8 @@ fn a_second_open_adopts_everything_and_writes_nothing() {
         assert!(second.services.sync(&want).unwrap().is_empty());
         assert_eq!(second.lut().write_row(100, &[1, 2, 3]).unwrap(), 0);
         assert_eq!(second.lut().read_row(99, 5).unwrap(), [0, 1, 2, 3, 0]);
+        let lut = sys::get(&object::map_pin(&w.folder("netd"), "lut")).unwrap();
+        assert_eq!(sys::lookup::<u32, u32>(lut.as_fd(), &102).unwrap(), Some(3), "as the programs see it");
         assert_eq!(second.attach(Hook::Host, 1).unwrap(), Attached::Kept);
         assert_eq!(second.attached().into_iter().collect::<Vec<_>>(), [(Hook::Host, 1)]);
         second.unload().unwrap();

@@ -1,6 +1,8 @@
 //! Tests on the running kernel: they need root, and make mount and network namespaces of their own, which vanish with
 //! the thread that a test runs in, however it ends.
 
+mod flows;
+mod lab;
 mod life;
 mod packets;
 mod programs;
