@@ -83,7 +83,10 @@ pub struct Endpoints {
 }
 
 fn now_s() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
 }
 
 impl Endpoints {
@@ -92,8 +95,12 @@ impl Endpoints {
     pub fn open(state_dir: &Path) -> std::io::Result<Endpoints> {
         let file = state_dir.join("endpoints.json");
         let kept = match std::fs::read(&file) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map_err(|e| std::io::Error::other(format!("{}: {e}; try: remove it when no endpoint is attached", file.display())))?,
+            Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| {
+                std::io::Error::other(format!(
+                    "{}: {e}; try: remove it when no endpoint is attached",
+                    file.display()
+                ))
+            })?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Kept::default(),
             Err(e) => return Err(e),
         };
@@ -126,10 +133,21 @@ impl Endpoints {
             .values()
             .filter(|e| e.vni == vni)
             .map(|e| e.offset)
-            .chain(self.kept.resting.iter().filter(|(v, _, until)| *v == vni && *until > now).map(|(_, o, _)| *o))
+            .chain(
+                self.kept
+                    .resting
+                    .iter()
+                    .filter(|(v, _, until)| *v == vni && *until > now)
+                    .map(|(_, o, _)| *o),
+            )
             .collect();
         let size = intent.network_by_vni(vni).map_or(0, |(_, n)| n.size());
-        let blocks = intent.blocks.get(&vni).into_iter().flatten().filter(|(_, owner)| **owner == me);
+        let blocks = intent
+            .blocks
+            .get(&vni)
+            .into_iter()
+            .flatten()
+            .filter(|(_, owner)| **owner == me);
         blocks
             .flat_map(|(k, _)| k * BLOCK..(k + 1) * BLOCK)
             // The last address of a subnet is its broadcast address.
@@ -139,7 +157,13 @@ impl Endpoints {
 
     /// Addresses left in this node's blocks of a network.
     pub fn room(&self, intent: &Intent, me: NodeId, vni: Vni) -> u32 {
-        let blocks = intent.blocks.get(&vni).into_iter().flatten().filter(|(_, owner)| **owner == me).count() as u32;
+        let blocks = intent
+            .blocks
+            .get(&vni)
+            .into_iter()
+            .flatten()
+            .filter(|(_, owner)| **owner == me)
+            .count() as u32;
         let used = self.kept.endpoints.values().filter(|e| e.vni == vni).count() as u32;
         (blocks * BLOCK).saturating_sub(used)
     }
@@ -159,7 +183,9 @@ impl Endpoints {
     /// Takes one out; its address rests.
     pub fn remove(&mut self, id: &EndpointId) -> std::io::Result<Option<Endpoint>> {
         let now = now_s();
-        let Some(e) = self.kept.endpoints.remove(id) else { return Ok(None) };
+        let Some(e) = self.kept.endpoints.remove(id) else {
+            return Ok(None);
+        };
         self.kept.resting.retain(|(_, _, until)| *until > now);
         self.kept.resting.push((e.vni, e.offset, now + QUARANTINE.as_secs()));
         self.save()?;
@@ -180,9 +206,15 @@ impl Endpoint {
         }
         let service = self.service.as_ref().and_then(|s| intent.services.get(s));
         let missing = service.is_some_and(|s| {
-            s.ports.values().any(|p| !self.listening.contains(&(p.spec.proto, p.spec.target)))
+            s.ports
+                .values()
+                .any(|p| !self.listening.contains(&(p.spec.proto, p.spec.target)))
         });
-        if !self.attached || missing { EndpointState::Starting } else { EndpointState::Ready }
+        if !self.attached || missing {
+            EndpointState::Starting
+        } else {
+            EndpointState::Ready
+        }
     }
 }
 
@@ -192,10 +224,17 @@ mod tests {
 
     fn intent() -> (Intent, Vni) {
         let vni = Vni::try_from(4096).unwrap();
-        let net = Network { vni, subnet: "10.77.0.0/24".parse().unwrap(), subnet6: None, internal: false, mtu: None };
+        let net = Network {
+            vni,
+            subnet: "10.77.0.0/24".parse().unwrap(),
+            subnet6: None,
+            internal: false,
+            mtu: None,
+        };
         let mut i = Intent::default();
         i.networks.insert("app".parse().unwrap(), net);
-        i.blocks.insert(vni, BTreeMap::from([(2, NodeId(1)), (3, NodeId(2)), (15, NodeId(1))]));
+        i.blocks
+            .insert(vni, BTreeMap::from([(2, NodeId(1)), (3, NodeId(2)), (15, NodeId(1))]));
         (i, vni)
     }
 
@@ -234,7 +273,11 @@ mod tests {
         assert_eq!(t.free_offset(&intent, me, vni), Err(NoAddress::NeedBlock), "40 rests");
         let again = Endpoints::open(&dir).unwrap();
         assert_eq!(again.all().len(), 30);
-        assert_eq!(again.free_offset(&intent, me, vni), Err(NoAddress::NeedBlock), "also after a restart");
+        assert_eq!(
+            again.free_offset(&intent, me, vni),
+            Err(NoAddress::NeedBlock),
+            "also after a restart"
+        );
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

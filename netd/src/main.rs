@@ -5,12 +5,21 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context;
 use clap::Parser;
-use netd::{api, config::{Config, LogFormat}, daemon::Daemon, notify};
+use netd::{
+    api,
+    config::{Config, LogFormat},
+    daemon::Daemon,
+    notify,
+};
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The networking daemon of a node: overlay, names, published ports, placement.
 #[derive(Parser)]
-#[command(version, about, after_help = "Every setting of the file can be given as NETD_<SECTION>__<KEY>, e.g. NETD_DATAPATH__PORT=4790.\nSIGTERM stops the daemon and leaves the data path standing.")]
+#[command(
+    version,
+    about,
+    after_help = "Every setting of the file can be given as NETD_<SECTION>__<KEY>, e.g. NETD_DATAPATH__PORT=4790.\nSIGTERM stops the daemon and leaves the data path standing."
+)]
 struct Args {
     /// Settings (TOML). Without it: defaults and the environment.
     #[arg(long, value_name = "FILE", env = "NETD_CONFIG")]
@@ -39,7 +48,9 @@ fn run(args: Args) -> anyhow::Result<()> {
     }
     logs(&config)?;
     if !nix::unistd::geteuid().is_root() {
-        anyhow::bail!("netd makes namespaces and loads kernel programs: it needs root; try: sudo netd, or systemctl start netd");
+        anyhow::bail!(
+            "netd makes namespaces and loads kernel programs: it needs root; try: sudo netd, or systemctl start netd"
+        );
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -57,7 +68,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
     let mut term = signal(SignalKind::terminate())?;
     let mut int = signal(SignalKind::interrupt())?;
     let socket = config.socket();
-    let listener = api::listen(&socket).await.with_context(|| format!("socket {}", socket.display()))?;
+    let listener = api::listen(&socket)
+        .await
+        .with_context(|| format!("socket {}", socket.display()))?;
     let (daemon, mut fatal) = Daemon::start(config).await?;
     let served = tokio::spawn(api::serve(listener, api::router(daemon.clone())));
     let ready = {
@@ -87,7 +100,9 @@ async fn serve(config: Config) -> anyhow::Result<()> {
 fn logs(config: &Config) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
         .with_context(|| format!("[log] level {:?}; try: info", config.log.level))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match config.log.format {
         LogFormat::Json => builder.json().init(),
         LogFormat::Text => builder.with_ansi(false).init(),

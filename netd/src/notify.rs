@@ -16,7 +16,9 @@ pub fn stopping() {
 }
 
 fn send(text: &str) {
-    let Ok(path) = std::env::var("NOTIFY_SOCKET") else { return };
+    let Ok(path) = std::env::var("NOTIFY_SOCKET") else {
+        return;
+    };
     if let Err(e) = try_send(&path, text) {
         tracing::warn!("NOTIFY_SOCKET {path}: {e}");
     }

@@ -39,7 +39,8 @@ impl TaskBoard {
     /// Follows the placement: a slot that moved gets a new line, a slot that is gone is closed. A service that was removed
     /// is forgotten.
     pub fn place(&mut self, intent: &Intent, now: Instant) {
-        self.slots.retain(|(service, _), _| intent.services.contains_key(service));
+        self.slots
+            .retain(|(service, _), _| intent.services.contains_key(service));
         let mut wanted: BTreeMap<(Name, u32), NodeId> = BTreeMap::new();
         for (service, nodes) in &intent.placements {
             for (node, slots) in nodes {
@@ -82,9 +83,15 @@ impl TaskBoard {
     /// Takes what a node says of its tasks. What it says of slots placed elsewhere is not believed.
     pub fn reported(&mut self, node: NodeId, tasks: &BTreeMap<EndpointId, TaskStatus>, now: Instant) {
         for (id, status) in tasks {
-            let Some((service, slot)) = id.as_str().rsplit_once('.') else { continue };
-            let (Ok(service), Ok(slot)) = (service.parse::<Name>(), slot.parse::<u32>()) else { continue };
-            let Some(e) = self.slots.get_mut(&(service, slot)).and_then(|e| e.front_mut()) else { continue };
+            let Some((service, slot)) = id.as_str().rsplit_once('.') else {
+                continue;
+            };
+            let (Ok(service), Ok(slot)) = (service.parse::<Name>(), slot.parse::<u32>()) else {
+                continue;
+            };
+            let Some(e) = self.slots.get_mut(&(service, slot)).and_then(|e| e.front_mut()) else {
+                continue;
+            };
             if e.node != node || !e.desired {
                 continue;
             }
@@ -133,7 +140,10 @@ pub fn endpoint<'a>(facts: &'a Facts, node: NodeId, id: &EndpointId) -> Option<&
 }
 
 fn addresses(e: &EndpointRow) -> Vec<String> {
-    e.v4.map(|a| a.to_string()).into_iter().chain(e.v6.map(|a| a.to_string())).collect()
+    e.v4.map(|a| a.to_string())
+        .into_iter()
+        .chain(e.v6.map(|a| a.to_string()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -165,7 +175,8 @@ mod tests {
             problem: None,
         };
         i.services.insert(web.clone(), service);
-        i.placements.insert(web, BTreeMap::from([(NodeId(on), SlotSet::from_iter([1]))]));
+        i.placements
+            .insert(web, BTreeMap::from([(NodeId(on), SlotSet::from_iter([1]))]));
         i
     }
 
@@ -174,15 +185,36 @@ mod tests {
         let t0 = Instant::now();
         let mut b = TaskBoard::default();
         b.place(&intent(1, false), t0);
-        let running = TaskStatus { state: TaskState::Running, message: String::new(), pid: Some(7), restarts: 0 };
+        let running = TaskStatus {
+            state: TaskState::Running,
+            message: String::new(),
+            pid: Some(7),
+            restarts: 0,
+        };
         let web1: EndpointId = "web.1".parse().unwrap();
         b.reported(NodeId(1), &BTreeMap::from([(web1.clone(), running.clone())]), t0);
         // A node that does not hold the slot is not believed.
-        b.reported(NodeId(2), &BTreeMap::from([(web1, TaskStatus { state: TaskState::Failed, ..running })]), t0);
+        b.reported(
+            NodeId(2),
+            &BTreeMap::from([(
+                web1,
+                TaskStatus {
+                    state: TaskState::Failed,
+                    ..running
+                },
+            )]),
+            t0,
+        );
         b.place(&intent(2, true), t0 + Duration::from_secs(9));
         let lines = b.view(&"web".parse().unwrap(), &Facts::default(), t0 + Duration::from_secs(10));
-        let told: Vec<_> = lines.iter().map(|l| (l.node.0, l.desired, l.state, l.since_s)).collect();
-        assert_eq!(told, [(2, true, TaskState::Assigned, 1), (1, false, TaskState::Orphaned, 1)]);
+        let told: Vec<_> = lines
+            .iter()
+            .map(|l| (l.node.0, l.desired, l.state, l.since_s))
+            .collect();
+        assert_eq!(
+            told,
+            [(2, true, TaskState::Assigned, 1), (1, false, TaskState::Orphaned, 1)]
+        );
         b.place(&Intent::default(), t0);
         assert!(b.view(&"web".parse().unwrap(), &Facts::default(), t0).is_empty());
     }

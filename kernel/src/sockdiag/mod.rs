@@ -18,6 +18,10 @@ const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const LISTEN: u32 = 1 << 10;
 /// `TCP_CLOSE`: a UDP socket that is bound and not connected.
 const UNCONNECTED: u32 = 1 << 7;
+/// `TCP_ESTABLISHED`; of UDP: connected.
+const ESTABLISHED: u32 = 1 << 1;
+/// `TCP_ESTABLISHED`, `TCP_SYN_SENT`, `TCP_SYN_RECV`, `TCP_CLOSE_WAIT`. What only waits to be forgotten does not count.
+const LIVING: u32 = ESTABLISHED | 1 << 2 | 1 << 3 | 1 << 8;
 /// Octets of `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 
@@ -50,16 +54,29 @@ pub struct Listener {
 
 /// Everything that listens (TCP) or is bound without being connected (UDP) in the calling thread's namespace.
 pub fn listeners() -> Result<BTreeSet<Listener>, SockDiagError> {
+    sockets(LISTEN, UNCONNECTED)
+}
+
+fn sockets(tcp: u32, udp: u32) -> Result<BTreeSet<Listener>, SockDiagError> {
     let mut socket = Socket::open(NETLINK_SOCK_DIAG)?;
     let mut out = BTreeSet::new();
-    for (proto, states, option) in [(Proto::Tcp, LISTEN, "CONFIG_INET_TCP_DIAG"), (Proto::Udp, UNCONNECTED, "CONFIG_INET_UDP_DIAG")] {
+    for (proto, states, option) in [
+        (Proto::Tcp, tcp, "CONFIG_INET_TCP_DIAG"),
+        (Proto::Udp, udp, "CONFIG_INET_UDP_DIAG"),
+    ] {
         for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
             // struct inet_diag_req_v2: family, protocol, extensions, padding, states, and an id of zeros.
             let mut body = vec![family, proto.number(), 0, 0];
             body.extend_from_slice(&states.to_ne_bytes());
             body.resize(body.len() + 48, 0);
-            let answers = match socket.dump(&Request { kind: SOCK_DIAG_BY_FAMILY, flags: 0, body }) {
-                Err(e) if e.is(Errno::ENOENT) || e.is(Errno::EINVAL) => return Err(SockDiagError::Missing { proto, option }),
+            let answers = match socket.dump(&Request {
+                kind: SOCK_DIAG_BY_FAMILY,
+                flags: 0,
+                body,
+            }) {
+                Err(e) if e.is(Errno::ENOENT) || e.is(Errno::EINVAL) => {
+                    return Err(SockDiagError::Missing { proto, option });
+                }
                 other => other?,
             };
             out.extend(answers.iter().filter_map(|a| parse(proto, &a.body)));
@@ -71,7 +88,11 @@ pub fn listeners() -> Result<BTreeSet<Listener>, SockDiagError> {
 /// The ports among them: what an endpoint offers (run in its namespace).
 pub fn listening_ports() -> Result<BTreeSet<(Proto, u16)>, SockDiagError> {
     let usable = |l: &Listener| !l.at.ip().is_loopback();
-    Ok(listeners()?.iter().filter(|l| usable(l)).map(|l| (l.proto, l.at.port())).collect())
+    Ok(listeners()?
+        .iter()
+        .filter(|l| usable(l))
+        .map(|l| (l.proto, l.at.port()))
+        .collect())
 }
 
 /// `struct inet_diag_msg`: family, state, timer, retransmissions, then the id (ports, addresses, ...), ..., inode last.
@@ -85,7 +106,11 @@ fn parse(proto: Proto, body: &[u8]) -> Option<Listener> {
         _ => return None,
     };
     let inode = u32::from_ne_bytes(*body.get(MESSAGE - 4..)?.first_chunk()?);
-    Some(Listener { proto, at: SocketAddr::new(ip, port), inode })
+    Some(Listener {
+        proto,
+        at: SocketAddr::new(ip, port),
+        inode,
+    })
 }
 
 /// Who holds a port.
@@ -110,14 +135,24 @@ impl std::fmt::Display for Holder {
     }
 }
 
-/// Who listens on a port in the calling thread's namespace. Looking for processes costs one directory each, so it is done
+/// Who uses a port in the calling thread's namespace, as a listener or as the near end of a living connection: its packets
+/// would be taken for a published port's. Looking for processes costs one directory each, so it is done
 /// only when something does.
 pub fn holders(proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
-    let found: Vec<Listener> = listeners()?.into_iter().filter(|l| l.proto == proto && l.at.port() == port).collect();
-    let owners = if found.is_empty() { BTreeMap::new() } else { owners(&found.iter().map(|l| l.inode).collect()) };
+    let found: Vec<Listener> = sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?
+        .into_iter()
+        .filter(|l| l.proto == proto && l.at.port() == port)
+        .collect();
+    let owners = if found.is_empty() {
+        BTreeMap::new()
+    } else {
+        owners(&found.iter().map(|l| l.inode).collect())
+    };
     let holder = |l: Listener| {
         let pid = owners.get(&l.inode).copied();
-        let command = pid.and_then(|p| fs::read_to_string(format!("/proc/{p}/comm")).ok()).map(|c| c.trim_end().to_owned());
+        let command = pid
+            .and_then(|p| fs::read_to_string(format!("/proc/{p}/comm")).ok())
+            .map(|c| c.trim_end().to_owned());
         Holder { at: l.at, pid, command }
     };
     Ok(found.into_iter().map(holder).collect())
@@ -131,7 +166,9 @@ fn owners(inodes: &BTreeSet<u32>) -> BTreeMap<u32, u32> {
     for pid in pids.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok()) {
         let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         for link in fds.filter_map(|fd| fs::read_link(fd.path()).ok()) {
-            let inode = link.to_str().and_then(|l| l.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok());
+            let inode = link
+                .to_str()
+                .and_then(|l| l.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u32>().ok());
             if let Some(inode) = inode.filter(|i| inodes.contains(i)) {
                 let lowest = out.entry(inode).or_insert(pid);
                 *lowest = pid.min(*lowest);
@@ -162,11 +199,23 @@ mod tests {
             connected.connect("127.0.0.1:5353").unwrap();
             let client = TcpStream::connect("127.0.0.1:8080").unwrap();
             let ports = listening_ports().unwrap();
-            assert_eq!(ports, [(Proto::Tcp, 8080), (Proto::Tcp, 8081), (Proto::Udp, 5353)].into());
+            assert_eq!(
+                ports,
+                [(Proto::Tcp, 8080), (Proto::Tcp, 8081), (Proto::Udp, 5353)].into()
+            );
             let holder = holders(Proto::Tcp, 8082).unwrap();
             assert_eq!(holder.len(), 1);
-            assert_eq!((holder[0].at, holder[0].pid), ("127.0.0.1:8082".parse().unwrap(), Some(std::process::id())));
-            assert!(holder[0].to_string().contains(&format!("(pid {}) on 127.0.0.1:8082", std::process::id())), "{}", holder[0]);
+            assert_eq!(
+                (holder[0].at, holder[0].pid),
+                ("127.0.0.1:8082".parse().unwrap(), Some(std::process::id()))
+            );
+            assert!(
+                holder[0]
+                    .to_string()
+                    .contains(&format!("(pid {}) on 127.0.0.1:8082", std::process::id())),
+                "{}",
+                holder[0]
+            );
             assert_eq!(holders(Proto::Udp, 8082).unwrap(), []);
             drop((all, six, own, udp, connected, client));
             assert_eq!(listening_ports().unwrap(), BTreeSet::new());

@@ -115,8 +115,8 @@ impl Cluster {
         let key = NodeKey::load_or_create(&state)?;
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
-            let bpffs = config.node.bpffs_dir.clone();
-            tokio::task::spawn_blocking(move || Kernel::open(&bpffs))
+            let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
+            tokio::task::spawn_blocking(move || Kernel::open(&bpffs, &state))
                 .await
                 .map_err(|e| internal("the kernel", e))??
         };

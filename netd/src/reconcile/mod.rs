@@ -6,6 +6,7 @@
 
 pub mod host;
 mod pass;
+mod reserve;
 
 use std::{
     collections::BTreeMap,

@@ -1,17 +1,21 @@
 //! One pass: look, plan, write, and say what came of it.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use ebpf_abi::{Backend, NodeCfg};
 use kernel::{
     bpf::{Attached, BpfError, DataPath, Hook},
     fabric::{self, ObserveError},
     rtnl::{Rtnl, RtnlError},
+    sysctl::SysctlError,
 };
 use mesh::ebpf::{Observed, Sizes, Step};
 use model::{ApiError, Code, EndpointId, Intent};
 
-use super::{Inputs, host};
+use super::{Inputs, host, reserve::Reserve};
 use crate::{
     endpoints::Endpoint,
     gossip::Facts,
@@ -33,6 +37,9 @@ pub enum KernelError {
     /// The host could not be looked at.
     #[error(transparent)]
     Rtnl(#[from] RtnlError),
+    /// Reserved ports.
+    #[error(transparent)]
+    Sysctl(#[from] SysctlError),
 }
 
 impl From<KernelError> for ApiError {
@@ -63,6 +70,7 @@ fn chain(e: &dyn std::error::Error) -> String {
 pub struct Kernel {
     rtnl: Rtnl,
     datapath: Option<DataPath>,
+    reserve: Reserve,
     stale: bool,
 }
 
@@ -83,7 +91,7 @@ pub struct Done {
 
 impl Kernel {
     /// Opens the data path below a folder of a bpffs, adopting what is there. In the calling thread's namespace.
-    pub fn open(bpffs: &Path) -> Result<Kernel, KernelError> {
+    pub fn open(bpffs: &Path, state_dir: &Path) -> Result<Kernel, KernelError> {
         let (datapath, report) = DataPath::open(bpffs)?;
         tracing::info!(
             adopted = report.adopted_maps,
@@ -93,6 +101,7 @@ impl Kernel {
         Ok(Kernel {
             rtnl: Rtnl::open()?,
             datapath: Some(datapath),
+            reserve: Reserve::open(state_dir),
             stale: false,
         })
     }
@@ -121,6 +130,7 @@ impl Kernel {
         for (step, e) in &round.report.failed {
             tracing::warn!("{step}: {}", chain(e));
         }
+        self.reserve.sync(&BTreeSet::new())?;
         if let Some(dp) = self.datapath.take() {
             dp.unload()?;
         }
@@ -243,6 +253,11 @@ impl Kernel {
             {
                 done.attached.insert(id.clone(), index);
             }
+        }
+        let published = intent.services.values().flat_map(|s| s.ports.values());
+        match self.reserve.sync(&published.map(|p| p.spec.published).collect()) {
+            Ok(n) => done.writes += n,
+            Err(e) => done.problems.push(chain(&e)),
         }
         here.ifindex = done.attached.clone();
         let wanted = view::mesh_wanted(intent, facts, &here);
