@@ -26,7 +26,7 @@ pub use objects::{
 };
 pub use plan::{Conflict, Plan, plan};
 pub use rows::{Rows, rows};
-pub use step::{Change, Step};
+pub use step::{Change, Step, device_of};
 pub use want::{Abilities, want};
 
 #[cfg(test)]

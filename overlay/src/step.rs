@@ -189,11 +189,15 @@ impl Step {
             | Step::SetNeighbour { link, .. }
             | Step::DeleteNeighbour { link, .. } => Some(link),
             Step::AddRoute { route, .. } | Step::DeleteRoute { route, .. } => Some(&route.link),
-            // net/ipv4/conf/<device>/key
-            Step::SetSysctl { key, .. } => key.split('/').nth(3).filter(|name| !matches!(*name, "all" | "default")),
+            Step::SetSysctl { key, .. } => device_of(key),
             Step::AddRule { .. } | Step::DeleteRule { .. } | Step::SetFilter(_) | Step::RemoveFilter => None,
         }
     }
+}
+
+/// The device that a setting belongs to: `net/ipv4/conf/<device>/forwarding`.
+pub fn device_of(key: &str) -> Option<&str> {
+    key.split('/').nth(3).filter(|name| !matches!(*name, "all" | "default"))
 }
 
 impl fmt::Display for Change {

@@ -27,7 +27,9 @@ pub fn apply(plan: &Plan) -> Report {
     let mut report = Report::default();
     let mut broken = Broken::default();
     for group in plan.steps.chunk_by(|a, b| a.ns() == b.ns()) {
-        let Some(ns) = group.first().map(Step::ns) else { continue };
+        let Some(ns) = group.first().map(Step::ns) else {
+            continue;
+        };
         let outcome = match ns {
             Ns::Host => in_namespace(group, &mut broken),
             Ns::Task(path) => in_task(path, group, &mut broken),
@@ -52,7 +54,11 @@ fn in_task(path: &Path, group: &[Step], broken: &mut Broken) -> Outcome {
         // It is gone in the meantime: the next look says so. One failure tells it, the others refer to it.
         Err(e) => {
             let mut first = Some(e);
-            let each = |_| Err(first.take().map_or_else(|| StepError::Skipped(path.display().to_string()), StepError::Netns));
+            let each = |_| {
+                Err(first
+                    .take()
+                    .map_or_else(|| StepError::Skipped(path.display().to_string()), StepError::Netns))
+            };
             group.iter().map(each).collect()
         }
     }
@@ -61,15 +67,23 @@ fn in_task(path: &Path, group: &[Step], broken: &mut Broken) -> Outcome {
 fn in_namespace(group: &[Step], broken: &mut Broken) -> Outcome {
     match Rtnl::open() {
         Ok(rtnl) => {
-            let mut hand = Hand { rtnl, indices: None, pending: Vec::new(), requests: Vec::new(), results: Vec::new() };
+            let mut hand = Hand {
+                rtnl,
+                indices: None,
+                pending: Vec::new(),
+                requests: Vec::new(),
+                results: Vec::new(),
+            };
             hand.results.resize_with(group.len(), || None);
             let mut at = 0;
             for run in group.chunk_by(|a, b| is_removal(a) == is_removal(b)) {
-                if is_removal(&run[0]) && run.len() > 1 {
+                if run.len() > 1 && run.iter().all(is_removal) {
                     hand.flush(group, broken);
                     hand.delete_links(at, run, broken);
                 } else {
-                    run.iter().enumerate().for_each(|(i, step)| hand.step(at + i, step, group, broken));
+                    run.iter()
+                        .enumerate()
+                        .for_each(|(i, step)| hand.step(at + i, step, group, broken));
                 }
                 at += run.len();
             }
@@ -80,7 +94,11 @@ fn in_namespace(group: &[Step], broken: &mut Broken) -> Outcome {
         }
         Err(e) => {
             let mut first = Some(e);
-            let each = |_| Err(first.take().map_or_else(|| StepError::Skipped("an rtnetlink socket".to_owned()), StepError::Rtnl));
+            let each = |_| {
+                Err(first
+                    .take()
+                    .map_or_else(|| StepError::Skipped("an rtnetlink socket".to_owned()), StepError::Rtnl))
+            };
             group.iter().map(each).collect()
         }
     }
@@ -175,7 +193,10 @@ impl Hand {
 
     /// Whether a step may be queued behind those that wait.
     fn waits(&self, step: &Step) -> bool {
-        !matches!(step, Step::SetSysctl { .. } | Step::SetFilter(_) | Step::RemoveFilter | Step::CreateVeth { .. })
+        !matches!(
+            step,
+            Step::SetSysctl { .. } | Step::SetFilter(_) | Step::RemoveFilter | Step::CreateVeth { .. }
+        )
     }
 
     fn flush(&mut self, group: &[Step], broken: &mut Broken) {
@@ -198,7 +219,9 @@ impl Hand {
                 let mut first = Some(StepError::from(e));
                 for (i, _) in pending {
                     let Some(step) = group.get(i) else { continue };
-                    let error = first.take().unwrap_or_else(|| StepError::Skipped("an answer of the kernel".to_owned()));
+                    let error = first
+                        .take()
+                        .unwrap_or_else(|| StepError::Skipped("an answer of the kernel".to_owned()));
                     self.settle(i, step, Err(error), broken);
                 }
             }
@@ -207,7 +230,10 @@ impl Hand {
 
     /// Removes devices in groups.
     fn delete_links(&mut self, at: usize, run: &[Step], broken: &mut Broken) {
-        for (chunk, from) in run.chunks(request::DELETE_AT_ONCE).zip((at..).step_by(request::DELETE_AT_ONCE)) {
+        for (chunk, from) in run
+            .chunks(request::DELETE_AT_ONCE)
+            .zip((at..).step_by(request::DELETE_AT_ONCE))
+        {
             let mut there = Vec::new();
             for (i, step) in (from..).zip(chunk) {
                 match self.index(step.link().unwrap_or_default()) {
@@ -221,11 +247,17 @@ impl Hand {
                 continue;
             }
             // The last result, that of the removal, is everybody's.
-            let mut results = self.rtnl.execute(&request::delete_links(&indices)).map_err(|e| e.to_string());
+            let mut results = self
+                .rtnl
+                .execute(&request::delete_links(&indices))
+                .map_err(|e| e.to_string());
             let removal = results.as_mut().ok().and_then(Vec::pop).unwrap_or(Ok(()));
             for (n, (i, step, _)) in there.into_iter().enumerate() {
                 let result = match &results {
-                    Ok(each) => verdict(step, each.get(n).cloned().into_iter().chain([removal.clone()]).collect()),
+                    Ok(each) => verdict(
+                        step,
+                        each.get(n).cloned().into_iter().chain([removal.clone()]).collect(),
+                    ),
                     Err(e) => Err(StepError::Skipped(e.clone())),
                 };
                 self.settle(i, step, result, broken);
@@ -244,27 +276,63 @@ impl Hand {
 
     fn requests(&mut self, step: &Step) -> Result<Vec<Request>, StepError> {
         Ok(match step {
-            Step::CreateVxlan { name, port, mac, mtu, alias } => {
+            Step::CreateVxlan {
+                name,
+                port,
+                mac,
+                mtu,
+                alias,
+            } => {
                 self.indices = None;
-                vec![request::create_external_vxlan(name, *port, *mac, *mtu), mark(name, alias)]
+                vec![
+                    request::create_external_vxlan(name, *port, *mac, *mtu),
+                    mark(name, alias),
+                ]
             }
             Step::ChangeLink { name, change, .. } => changes(name, change),
             Step::DeleteLink { name, .. } => vec![request::delete_link(&Which::Name(name))],
             Step::AddAddress { link, net, .. } | Step::DeleteAddress { link, net, .. } => {
-                let address = Address { index: self.index(link)?, net: *net, no_prefix_route: true, tentative: false };
-                vec![if matches!(step, Step::AddAddress { .. }) { request::add_address(&address) } else { request::delete_address(&address) }]
+                let address = Address {
+                    index: self.index(link)?,
+                    net: *net,
+                    no_prefix_route: true,
+                    tentative: false,
+                };
+                vec![if matches!(step, Step::AddAddress { .. }) {
+                    request::add_address(&address)
+                } else {
+                    request::delete_address(&address)
+                }]
             }
             Step::SetNeighbour { link, address, mac, .. } => {
-                let n = Neighbour { index: self.index(link)?, address: *address, mac: *mac, permanent: true, protocol: PROTOCOL };
+                let n = Neighbour {
+                    index: self.index(link)?,
+                    address: *address,
+                    mac: *mac,
+                    permanent: true,
+                    protocol: PROTOCOL,
+                };
                 vec![request::set_neighbour(&n)]
             }
             Step::DeleteNeighbour { link, address, .. } => {
-                let n = Neighbour { index: self.index(link)?, address: *address, mac: model::Mac([0; 6]), permanent: true, protocol: PROTOCOL };
+                let n = Neighbour {
+                    index: self.index(link)?,
+                    address: *address,
+                    mac: model::Mac([0; 6]),
+                    permanent: true,
+                    protocol: PROTOCOL,
+                };
                 vec![request::delete_neighbour(&n)]
             }
-            Step::AddRoute { key, route, replace, .. } => {
+            Step::AddRoute {
+                key, route, replace, ..
+            } => {
                 let route = self.route(key, route)?;
-                vec![if *replace { request::replace_route(&route) } else { request::add_route(&route) }]
+                vec![if *replace {
+                    request::replace_route(&route)
+                } else {
+                    request::add_route(&route)
+                }]
             }
             Step::DeleteRoute { key, route, .. } => vec![request::delete_route(&self.route(key, route)?)],
             Step::AddRule { rule, .. } => vec![request::add_rule(&to_rule(rule))],
@@ -289,19 +357,51 @@ impl Hand {
 }
 
 fn to_rule(rule: &Rule) -> rtnl::Rule {
-    rtnl::Rule { from: rule.from, table: rule.table, priority: rule.priority, protocol: PROTOCOL }
+    rtnl::Rule {
+        from: rule.from,
+        table: rule.table,
+        priority: rule.priority,
+        protocol: PROTOCOL,
+    }
 }
 
 /// The kernel takes no alias when it makes a device, so the mark follows in the same system call: no kill can come
 /// between.
 fn mark(name: &str, alias: &str) -> Request {
-    request::change_link(&Which::Name(name), &LinkChange { alias: Some(alias), ..LinkChange::default() })
+    request::change_link(
+        &Which::Name(name),
+        &LinkChange {
+            alias: Some(alias),
+            ..LinkChange::default()
+        },
+    )
 }
 
 fn create_veth(step: &Step, netns: &Netns) -> Vec<Request> {
-    let Step::CreateVeth { name, mac, mtu, alias, peer, peer_mac, .. } = step else { return Vec::new() };
-    let near = VethEnd { name, mac: Some(*mac), mtu: Some(*mtu), netns: None };
-    let far = VethEnd { name: peer, mac: Some(*peer_mac), mtu: Some(*mtu), netns: Some(netns.as_fd()) };
+    let Step::CreateVeth {
+        name,
+        mac,
+        mtu,
+        alias,
+        peer,
+        peer_mac,
+        ..
+    } = step
+    else {
+        return Vec::new();
+    };
+    let near = VethEnd {
+        name,
+        mac: Some(*mac),
+        mtu: Some(*mtu),
+        netns: None,
+    };
+    let far = VethEnd {
+        name: peer,
+        mac: Some(*peer_mac),
+        mtu: Some(*mtu),
+        netns: Some(netns.as_fd()),
+    };
     vec![request::create_veth(&near, &far), mark(name, alias)]
 }
 
@@ -316,19 +416,30 @@ fn changes(name: &str, change: &Change) -> Vec<Request> {
         generates_addresses: change.no_generated_addresses.then_some(false),
         ..LinkChange::default()
     };
-    let up = LinkChange { up: Some(true), ..LinkChange::default() };
+    let up = LinkChange {
+        up: Some(true),
+        ..LinkChange::default()
+    };
     let all = [(rest != LinkChange::default(), rest), (change.up, up)];
-    all.iter().filter(|(due, _)| *due).map(|(_, c)| request::change_link(&which, c)).collect()
+    all.iter()
+        .filter(|(due, _)| *due)
+        .map(|(_, c)| request::change_link(&which, c))
+        .collect()
 }
 
 /// One result for a step's requests. What is gone needs no removal; a rule that is there needs no adding.
 fn verdict(step: &Step, results: Vec<Result<(), Refusal>>) -> Result<(), StepError> {
     let removal = matches!(
         step,
-        Step::DeleteLink { .. } | Step::DeleteAddress { .. } | Step::DeleteNeighbour { .. } | Step::DeleteRoute { .. } | Step::DeleteRule { .. }
+        Step::DeleteLink { .. }
+            | Step::DeleteAddress { .. }
+            | Step::DeleteNeighbour { .. }
+            | Step::DeleteRoute { .. }
+            | Step::DeleteRule { .. }
     );
     for refusal in results.into_iter().filter_map(Result::err) {
-        let harmless = removal && refusal.is_absent() || matches!(step, Step::AddRule { .. }) && refusal.errno == Errno::EEXIST;
+        let harmless =
+            removal && refusal.is_absent() || matches!(step, Step::AddRule { .. }) && refusal.errno == Errno::EEXIST;
         if !harmless {
             return Err(StepError::Refused(refusal));
         }

@@ -138,11 +138,21 @@ fn round(desired: &Desired, only: Option<&BTreeSet<PathBuf>>) -> Result<Round, O
     let survey = observe(&wanted, only)?;
     let plan = overlay::plan(&wanted, &survey.observed);
     if plan.is_empty() {
-        return Ok(Round { wanted, plan, report: Report::default(), survey });
+        return Ok(Round {
+            wanted,
+            plan,
+            report: Report::default(),
+            survey,
+        });
     }
     let report = apply(&plan);
     let survey = observe(&wanted, only)?;
-    Ok(Round { wanted, plan, report, survey })
+    Ok(Round {
+        wanted,
+        plan,
+        report,
+        survey,
+    })
 }
 
 #[cfg(test)]

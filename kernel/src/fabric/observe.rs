@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use overlay::{Observed, Route, RouteKey, Rule, SeenLink, SeenSpace, Space, Wanted, names};
+use overlay::{LinkKind, Observed, Route, RouteKey, Rule, SeenLink, SeenSpace, Space, Wanted, names};
 
 use super::{ObserveError, StepError, Survey};
 use crate::{
@@ -17,8 +17,16 @@ use crate::{
 
 /// Reads the calling thread's namespace as the host's, and those of the tasks in `wanted`; with `only`, of those alone.
 pub fn observe(wanted: &Wanted, only: Option<&BTreeSet<PathBuf>>) -> Result<Survey, ObserveError> {
+    // The plan leaves the devices of other tasks alone, so their settings (most of the work) are not read.
+    let passed_over = |device: &str| match wanted.host.links.get(device).map(|l| &l.kind) {
+        Some(LinkKind::Veth { task, .. }) => only.is_some_and(|o| !o.contains(task)),
+        _ => false,
+    };
     let mut observed = Observed {
-        host: SeenSpace { sysctls: sysctls(&wanted.host)?, ..space(&mut Rtnl::open()?)? },
+        host: SeenSpace {
+            sysctls: sysctls(&wanted.host, passed_over)?,
+            ..space(&mut Rtnl::open()?)?
+        },
         ..Observed::default()
     };
     match netfilter::observe() {
@@ -30,7 +38,11 @@ pub fn observe(wanted: &Wanted, only: Option<&BTreeSet<PathBuf>>) -> Result<Surv
         Err(e) => return Err(e.into()),
     }
     let mut unreadable = Vec::new();
-    for (path, wanted) in wanted.tasks.iter().filter(|(path, _)| only.is_none_or(|o| o.contains(*path))) {
+    for (path, wanted) in wanted
+        .tasks
+        .iter()
+        .filter(|(path, _)| only.is_none_or(|o| o.contains(*path)))
+    {
         match task(path, wanted) {
             Ok(seen) => {
                 observed.tasks.insert(path.clone(), Some(seen));
@@ -46,14 +58,21 @@ pub fn observe(wanted: &Wanted, only: Option<&BTreeSet<PathBuf>>) -> Result<Surv
 
 fn task(path: &Path, wanted: &Space) -> Result<SeenSpace, StepError> {
     netns::run_in(&Netns::open(path)?, || {
-        Ok(SeenSpace { sysctls: sysctls(wanted)?, ..space(&mut Rtnl::open()?)? })
+        Ok(SeenSpace {
+            sysctls: sysctls(wanted, |_| false)?,
+            ..space(&mut Rtnl::open()?)?
+        })
     })?
 }
 
 /// The wanted settings, as they are in the calling thread's namespace.
-fn sysctls(wanted: &Space) -> Result<BTreeMap<String, String>, SysctlError> {
+fn sysctls(wanted: &Space, passed_over: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>, SysctlError> {
     let mut out = BTreeMap::new();
-    for key in wanted.sysctls.keys() {
+    for key in wanted
+        .sysctls
+        .keys()
+        .filter(|k| !overlay::device_of(k).is_some_and(&passed_over))
+    {
         if let Some(value) = sysctl::read(key)? {
             out.insert(key.clone(), value);
         }
@@ -81,23 +100,50 @@ fn space(rtnl: &mut Rtnl) -> Result<SeenSpace, RtnlError> {
     let links = rtnl.links()?;
     let name: BTreeMap<u32, &str> = links.iter().map(|l| (l.index, l.name.as_str())).collect();
     let name_of = |index: u32| name.get(&index).map(|n| (*n).to_owned());
-    let ours: BTreeMap<u32, &str> =
-        links.iter().filter(|l| names::is_ours(l.alias.as_deref())).map(|l| (l.index, l.name.as_str())).collect();
+    let ours: BTreeMap<u32, &str> = links
+        .iter()
+        .filter(|l| names::is_ours(l.alias.as_deref()))
+        .map(|l| (l.index, l.name.as_str()))
+        .collect();
     let mut out = SeenSpace {
         links: links.iter().map(|l| (l.name.clone(), seen_link(l))).collect(),
         ..SeenSpace::default()
     };
     for a in rtnl.addresses()?.into_iter().filter(|a| a.no_prefix_route) {
-        out.addresses.extend(ours.get(&a.index).map(|n| ((*n).to_owned(), a.net)));
+        out.addresses
+            .extend(ours.get(&a.index).map(|n| ((*n).to_owned(), a.net)));
     }
-    for n in rtnl.neighbours()?.into_iter().filter(|n| n.protocol == PROTOCOL && n.permanent) {
-        out.neighbours.extend(name_of(n.index).map(|link| ((link, n.address), n.mac)));
+    for n in rtnl
+        .neighbours()?
+        .into_iter()
+        .filter(|n| n.protocol == PROTOCOL && n.permanent)
+    {
+        out.neighbours
+            .extend(name_of(n.index).map(|link| ((link, n.address), n.mac)));
     }
     for r in rtnl.routes()?.into_iter().filter(|r| r.protocol == PROTOCOL) {
-        let key = RouteKey { table: r.table, to: r.to };
-        out.routes.extend(name_of(r.index).map(|link| (key, Route { link, via: r.via, source: r.source })));
+        let key = RouteKey {
+            table: r.table,
+            to: r.to,
+        };
+        out.routes.extend(name_of(r.index).map(|link| {
+            (
+                key,
+                Route {
+                    link,
+                    via: r.via,
+                    source: r.source,
+                },
+            )
+        }));
     }
     let rules = rtnl.rules()?.into_iter().filter(|r| r.protocol == PROTOCOL);
-    out.rules = rules.map(|r| Rule { from: r.from, table: r.table, priority: r.priority }).collect();
+    out.rules = rules
+        .map(|r| Rule {
+            from: r.from,
+            table: r.table,
+            priority: r.priority,
+        })
+        .collect();
     Ok(out)
 }

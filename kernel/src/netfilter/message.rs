@@ -49,11 +49,20 @@ pub(super) struct Part {
 pub(super) fn request(kind: u16, flags: u16, build: impl FnOnce(&mut Writer)) -> Request {
     let mut w = Writer(vec![INET, 0, 0, 0]);
     build(&mut w);
-    Request { kind: SUBSYSTEM | kind, flags, body: w.0 }
+    Request {
+        kind: SUBSYSTEM | kind,
+        flags,
+        body: w.0,
+    }
 }
 
 fn part(kind: u16, flags: u16, what: &'static str, build: impl FnOnce(&mut Writer)) -> Part {
-    Part { request: request(kind, flags | NLM_F_ACK, build), what, option: "CONFIG_NF_TABLES", module: "nf_tables" }
+    Part {
+        request: request(kind, flags | NLM_F_ACK, build),
+        what,
+        option: "CONFIG_NF_TABLES",
+        module: "nf_tables",
+    }
 }
 
 /// Parts within a transaction that fails if nf_tables is no longer of `generation` (`NFNL_BATCH_GENID`).
@@ -92,7 +101,12 @@ pub(super) fn rebuild(filter: &Filter) -> Vec<Part> {
     for (i, (name, octets, type_number)) in (1u32..).zip(SETS) {
         // Flags: NFT_SET_INTERVAL. The id names the set within the transaction.
         out.push(part(kind::NEW_SET, NLM_F_CREATE, "an interval set", |w| {
-            w.string(1, TABLE).string(2, name).be32(3, 4).be32(4, type_number).be32(5, octets).be32(10, i);
+            w.string(1, TABLE)
+                .string(2, name)
+                .be32(3, 4)
+                .be32(4, type_number)
+                .be32(5, octets)
+                .be32(10, i);
         }));
         out.extend(fill(name, filter));
     }
@@ -110,7 +124,10 @@ pub(super) fn rebuild(filter: &Filter) -> Vec<Part> {
             let mark = rule.mark();
             let mut p = part(kind::NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, "a rule", |w| {
                 // NFTA_RULE_EXPRESSIONS is a nested list; NFTA_RULE_USERDATA comes back as it was given.
-                w.string(1, TABLE).string(2, chain.name).nest(4, |w| w.0.extend_from_slice(&rule.expressions)).bytes(7, &mark);
+                w.string(1, TABLE)
+                    .string(2, chain.name)
+                    .nest(4, |w| w.0.extend_from_slice(&rule.expressions))
+                    .bytes(7, &mark);
             });
             (p.option, p.module) = (rule.option, rule.module);
             out.push(p);
@@ -135,7 +152,11 @@ pub(super) fn refill(now: &Filter, filter: &Filter) -> Vec<Part> {
 
 /// The ranges that belong into a set.
 fn content<'a>(set: &str, filter: &'a Filter) -> Vec<&'a Range> {
-    let ranges = if set.starts_with("pools") { &filter.pools } else { &filter.outside };
+    let ranges = if set.starts_with("pools") {
+        &filter.pools
+    } else {
+        &filter.outside
+    };
     family(ranges, set.ends_with('4')).collect()
 }
 
@@ -143,7 +164,9 @@ fn fill(set: &'static str, filter: &Filter) -> Vec<Part> {
     let ranges = content(set, filter);
     let message = |chunk: &[&Range]| {
         part(kind::NEW_ELEMENT, NLM_F_CREATE, "addresses", |w| {
-            w.string(1, TABLE).string(2, set).nest(3, |w| chunk.iter().for_each(|r| range(w, r)));
+            w.string(1, TABLE)
+                .string(2, set)
+                .nest(3, |w| chunk.iter().for_each(|r| range(w, r)));
         })
     };
     ranges.chunks(ELEMENTS).map(message).collect()

@@ -66,7 +66,9 @@ pub enum FilterError {
         source: NetlinkError,
     },
     /// Others change nf_tables all the time.
-    #[error("nf_tables was changed by others during each of {RETRIES} attempts; try: find who reloads rules in a loop (nft monitor)")]
+    #[error(
+        "nf_tables was changed by others during each of {RETRIES} attempts; try: find who reloads rules in a loop (nft monitor)"
+    )]
     Busy,
 }
 
@@ -130,13 +132,18 @@ pub fn remove() -> Result<bool, FilterError> {
 
 /// One transaction. `Ok(false)`: somebody else was faster.
 fn commit(socket: &mut Socket, generation: u32, parts: Vec<Part>) -> Result<bool, FilterError> {
-    let names: Vec<(&'static str, &'static str, &'static str)> = parts.iter().map(|p| (p.what, p.option, p.module)).collect();
+    let names: Vec<(&'static str, &'static str, &'static str)> =
+        parts.iter().map(|p| (p.what, p.option, p.module)).collect();
     match socket.transaction(&message::batch(generation, parts)) {
         Ok(()) => Ok(true),
         Err((_, e)) if e.is(Errno::ERESTART) => Ok(false),
         Err((at, source)) => {
             // The batch begins with a header that is not a part.
-            let (what, option, module) = at.and_then(|i| i.checked_sub(1)).and_then(|i| names.get(i)).copied().unwrap_or(("a change", "CONFIG_NF_TABLES", "nf_tables"));
+            let (what, option, module) = at
+                .and_then(|i| i.checked_sub(1))
+                .and_then(|i| names.get(i))
+                .copied()
+                .unwrap_or(("a change", "CONFIG_NF_TABLES", "nf_tables"));
             Err(missing(what, option, module, source))
         }
     }
@@ -144,11 +151,26 @@ fn commit(socket: &mut Socket, generation: u32, parts: Vec<Part>) -> Result<bool
 
 /// Tells what the kernel lacks from other refusals: an unknown family, chain type or expression.
 fn missing(what: &'static str, option: &'static str, module: &'static str, source: NetlinkError) -> FilterError {
-    let lacks = [Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT, Errno::EPROTONOSUPPORT, Errno::ENOENT, Errno::EINVAL];
+    let lacks = [
+        Errno::EOPNOTSUPP,
+        Errno::EAFNOSUPPORT,
+        Errno::EPROTONOSUPPORT,
+        Errno::ENOENT,
+        Errno::EINVAL,
+    ];
     if source.refusal().is_some_and(|r| lacks.contains(&r.errno)) {
-        FilterError::Missing { what, option, module, source }
+        FilterError::Missing {
+            what,
+            option,
+            module,
+            source,
+        }
     } else {
-        FilterError::Netlink { doing: "change", what, source }
+        FilterError::Netlink {
+            doing: "change",
+            what,
+            source,
+        }
     }
 }
 

@@ -24,7 +24,11 @@ fn attrs(a: &Answer) -> Attrs<'_> {
 }
 
 fn failed(what: &'static str) -> impl Fn(NetlinkError) -> FilterError {
-    move |source| FilterError::Netlink { doing: "read", what, source }
+    move |source| FilterError::Netlink {
+        doing: "read",
+        what,
+        source,
+    }
 }
 
 /// The generation of nf_tables, and the table as it was then (a change in between fails the transaction).
@@ -32,7 +36,9 @@ pub(super) fn table(socket: &mut Socket) -> Result<(u32, Seen), FilterError> {
     let answer = socket
         .get(&request(kind::GET_GENERATION, 0, |_| {}))
         .map_err(|e| missing("the generation", "CONFIG_NF_TABLES", "nf_tables", e))?;
-    let generation = attrs(&answer).be32(1).ok_or_else(|| failed("the generation")(NetlinkError::Short))?;
+    let generation = attrs(&answer)
+        .be32(1)
+        .ok_or_else(|| failed("the generation")(NetlinkError::Short))?;
     let seen = match socket.get(&request(kind::GET_TABLE, 0, name_table)) {
         Ok(_) => content(socket)?,
         Err(e) if e.is(Errno::ENOENT) => Seen::Absent,
@@ -60,37 +66,68 @@ fn content(socket: &mut Socket) -> Result<Seen, FilterError> {
             Err(e) if e.is(Errno::ENOENT) => return Ok(Seen::Other),
             other => other.map_err(failed("addresses"))?,
         };
-        let Some(ranges) = ranges(&answers, octets as usize) else { return Ok(Seen::Other) };
-        if name.starts_with("pools") { &mut filter.pools } else { &mut filter.outside }.extend(ranges);
+        let Some(ranges) = ranges(&answers, octets as usize) else {
+            return Ok(Seen::Other);
+        };
+        if name.starts_with("pools") {
+            &mut filter.pools
+        } else {
+            &mut filter.outside
+        }
+        .extend(ranges);
     }
     Ok(Seen::Ours(filter))
 }
 
 fn of_table(answers: Vec<Answer>, table_attr: u16) -> Vec<Answer> {
     // Older kernels do not filter dumps by table.
-    answers.into_iter().filter(|a| attrs(a).string(table_attr).as_deref() == Some(TABLE)).collect()
+    answers
+        .into_iter()
+        .filter(|a| attrs(a).string(table_attr).as_deref() == Some(TABLE))
+        .collect()
 }
 
 fn chains_match(socket: &mut Socket) -> Result<bool, FilterError> {
-    let answers = socket.dump(&request(kind::GET_CHAIN, 0, name_table)).map_err(failed("chains"))?;
+    let answers = socket
+        .dump(&request(kind::GET_CHAIN, 0, name_table))
+        .map_err(failed("chains"))?;
     let seen: BTreeSet<_> = of_table(answers, 1)
         .iter()
         .map(|c| {
             let c = attrs(c);
             let hook = c.get(4).map(Attrs);
-            (c.string(3), c.string(7), hook.and_then(|h| h.be32(1)), hook.and_then(|h| h.be32(2)), c.be32(5))
+            (
+                c.string(3),
+                c.string(7),
+                hook.and_then(|h| h.be32(1)),
+                hook.and_then(|h| h.be32(2)),
+                c.be32(5),
+            )
         })
         .collect();
-    let wanted = CHAINS.map(|c| (Some(c.name.to_owned()), Some(c.kind.to_owned()), Some(c.hook), Some(c.priority as u32), Some(1)));
+    let wanted = CHAINS.map(|c| {
+        (
+            Some(c.name.to_owned()),
+            Some(c.kind.to_owned()),
+            Some(c.hook),
+            Some(c.priority as u32),
+            Some(1),
+        )
+    });
     Ok(seen == BTreeSet::from(wanted))
 }
 
 fn rules_match(socket: &mut Socket) -> Result<bool, FilterError> {
-    let answers = socket.dump(&request(kind::GET_RULE, 0, name_table)).map_err(failed("rules"))?;
+    let answers = socket
+        .dump(&request(kind::GET_RULE, 0, name_table))
+        .map_err(failed("rules"))?;
     let answers = of_table(answers, 1);
     Ok(CHAINS.iter().all(|chain| {
         // In the kernel's order, which counts.
-        let of_chain = answers.iter().map(attrs).filter(|r| r.string(2).as_deref() == Some(chain.name));
+        let of_chain = answers
+            .iter()
+            .map(attrs)
+            .filter(|r| r.string(2).as_deref() == Some(chain.name));
         let seen: Vec<Option<&[u8]>> = of_chain.map(|r| r.get(7)).collect();
         let marks: Vec<[u8; 8]> = (chain.rules)().iter().map(|r| r.mark()).collect();
         seen == marks.iter().map(|m| Some(&m[..])).collect::<Vec<_>>()
@@ -98,8 +135,14 @@ fn rules_match(socket: &mut Socket) -> Result<bool, FilterError> {
 }
 
 fn sets_match(socket: &mut Socket) -> Result<bool, FilterError> {
-    let answers = socket.dump(&request(kind::GET_SET, 0, name_table)).map_err(failed("sets"))?;
-    let seen: BTreeSet<_> = of_table(answers, 1).iter().map(attrs).map(|s| (s.string(2), s.be32(5), s.be32(3))).collect();
+    let answers = socket
+        .dump(&request(kind::GET_SET, 0, name_table))
+        .map_err(failed("sets"))?;
+    let seen: BTreeSet<_> = of_table(answers, 1)
+        .iter()
+        .map(attrs)
+        .map(|s| (s.string(2), s.be32(5), s.be32(3)))
+        .collect();
     Ok(seen == BTreeSet::from(SETS.map(|(name, octets, _)| (Some(name.to_owned()), Some(octets), Some(4)))))
 }
 
@@ -116,7 +159,13 @@ fn ranges(answers: &[Answer], octets: usize) -> Option<BTreeSet<Range>> {
     }
     // An end sorts before a start at the same place.
     elements.sort_unstable();
-    let address = |n: u128| if octets == 4 { u32::try_from(n).ok().map(|n| IpAddr::V4(Ipv4Addr::from(n))) } else { Some(IpAddr::V6(Ipv6Addr::from(n))) };
+    let address = |n: u128| {
+        if octets == 4 {
+            u32::try_from(n).ok().map(|n| IpAddr::V4(Ipv4Addr::from(n)))
+        } else {
+            Some(IpAddr::V6(Ipv6Addr::from(n)))
+        }
+    };
     let mut out = BTreeSet::new();
     let mut open: Option<u128> = None;
     for (n, is_start) in elements {
@@ -130,7 +179,10 @@ fn ranges(answers: &[Answer], octets: usize) -> Option<BTreeSet<Range>> {
         }
     }
     if let Some(start) = open {
-        out.insert((address(start)?, address(if octets == 4 { u128::from(u32::MAX) } else { u128::MAX })?));
+        out.insert((
+            address(start)?,
+            address(if octets == 4 { u128::from(u32::MAX) } else { u128::MAX })?,
+        ));
     }
     Some(out)
 }

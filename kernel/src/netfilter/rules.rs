@@ -32,26 +32,67 @@ impl Rule {
     /// The mark that the rule bears in the kernel: a hash of itself (FNV-1a), so that an older netd's rule is known for
     /// what it is.
     pub(super) fn mark(&self) -> [u8; 8] {
-        self.expressions.iter().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)).to_be_bytes()
+        self.expressions
+            .iter()
+            .fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+                (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
+            })
+            .to_be_bytes()
     }
 }
 
 pub(super) const CHAINS: [Chain; 3] = [
-    Chain { name: "spoof", kind: "filter", hook: 0, priority: -300, rules: spoof, option: "CONFIG_NF_TABLES_INET", module: "nf_tables" },
-    Chain { name: "guard", kind: "filter", hook: 2, priority: 0, rules: guard, option: "CONFIG_NF_TABLES_INET", module: "nf_tables" },
-    Chain { name: "outside", kind: "nat", hook: 4, priority: 100, rules: outside, option: "CONFIG_NFT_NAT", module: "nft_chain_nat" },
+    Chain {
+        name: "spoof",
+        kind: "filter",
+        hook: 0,
+        priority: -300,
+        rules: spoof,
+        option: "CONFIG_NF_TABLES_INET",
+        module: "nf_tables",
+    },
+    Chain {
+        name: "guard",
+        kind: "filter",
+        hook: 2,
+        priority: 0,
+        rules: guard,
+        option: "CONFIG_NF_TABLES_INET",
+        module: "nf_tables",
+    },
+    Chain {
+        name: "outside",
+        kind: "nat",
+        hook: 4,
+        priority: 100,
+        rules: outside,
+        option: "CONFIG_NFT_NAT",
+        module: "nft_chain_nat",
+    },
 ];
 
 /// A set: name, octets of its keys, and nft's number for their type, which makes `nft list` print addresses
 /// (TYPE_IPADDR, TYPE_IP6ADDR of nft's datatype.h).
-pub(super) const SETS: [(&str, u32, u32); 4] = [("pools4", 4, 7), ("pools6", 16, 8), ("outside4", 4, 7), ("outside6", 16, 8)];
+pub(super) const SETS: [(&str, u32, u32); 4] = [
+    ("pools4", 4, 7),
+    ("pools6", 16, 8),
+    ("outside4", 4, 7),
+    ("outside6", 16, 8),
+];
 
 fn spoof() -> Vec<Rule> {
-    let drop = |v4, set| rule(|e| {
-        source_in(e, v4, set);
-        verdict(e, Verdict::Drop);
-    });
-    vec![from_device("lo", true), from_device(VETH_PREFIX, false), drop(true, "pools4"), drop(false, "pools6")]
+    let drop = |v4, set| {
+        rule(|e| {
+            source_in(e, v4, set);
+            verdict(e, Verdict::Drop);
+        })
+    };
+    vec![
+        from_device("lo", true),
+        from_device(VETH_PREFIX, false),
+        drop(true, "pools4"),
+        drop(false, "pools6"),
+    ]
 }
 
 fn guard() -> Vec<Rule> {
@@ -90,7 +131,11 @@ fn from_device(name: &str, whole: bool) -> Rule {
 fn rule(build: impl FnOnce(&mut Writer)) -> Rule {
     let mut w = Writer::default();
     build(&mut w);
-    Rule { expressions: w.0, option: "CONFIG_NF_TABLES", module: "nf_tables" }
+    Rule {
+        expressions: w.0,
+        option: "CONFIG_NF_TABLES",
+        module: "nf_tables",
+    }
 }
 
 /// `NFTA_LIST_ELEM` with `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
@@ -132,7 +177,11 @@ fn device(w: &mut Writer, key: u32, name: &str, whole: bool) {
 
 /// `NFTA_PAYLOAD_DREG`, `_BASE` (1: network header), `_OFFSET`, `_LEN`; `NFTA_LOOKUP_SET`, `_SREG`.
 fn source_in(w: &mut Writer, v4: bool, set: &str) {
-    let (family, offset, length) = if v4 { (libc::AF_INET, 12, 4) } else { (libc::AF_INET6, 8, 16) };
+    let (family, offset, length) = if v4 {
+        (libc::AF_INET, 12, 4)
+    } else {
+        (libc::AF_INET6, 8, 16)
+    };
     meta(w, META_NFPROTO);
     equal(w, &[family as u8]);
     expression(w, "payload", |w| {

@@ -22,7 +22,10 @@ use crate::{
 
 fn filter(pools: &[&str], outside: &[&str]) -> Filter {
     let nets = |l: &[&str]| overlay::ranges(l.iter().map(|n| n.parse::<IpNet>().unwrap()));
-    Filter { pools: nets(pools), outside: nets(outside) }
+    Filter {
+        pools: nets(pools),
+        outside: nets(outside),
+    }
 }
 
 fn generation() -> u32 {
@@ -36,7 +39,16 @@ fn it_is_written_once_read_back_and_repaired() {
     netns::run_in(&ns, || {
         assert_eq!(observe().unwrap(), Seen::Absent);
         assert!(!remove().unwrap());
-        let one = filter(&["10.77.0.0/16", "10.78.0.0/16", "10.99.0.0/16", "255.255.255.0/24", "fd00:77::/64"], &["10.77.0.0/16", "fd00:77::/64"]);
+        let one = filter(
+            &[
+                "10.77.0.0/16",
+                "10.78.0.0/16",
+                "10.99.0.0/16",
+                "255.255.255.0/24",
+                "fd00:77::/64",
+            ],
+            &["10.77.0.0/16", "fd00:77::/64"],
+        );
         assert!(set(&one).unwrap());
         assert_eq!(observe().unwrap(), Seen::Ours(one.clone()));
         let at = generation();
@@ -72,7 +84,12 @@ fn it_is_written_once_read_back_and_repaired() {
             assert_eq!(observe().unwrap(), Seen::Ours(two.clone()));
         }
         // Many ranges, over several messages.
-        let many = Filter { pools: overlay::ranges((0..3000u32).map(|i| IpNet::new(IpAddr::V4((0x0a00_0000 + i * 512).into()), 24).unwrap())), ..two };
+        let many = Filter {
+            pools: overlay::ranges(
+                (0..3000u32).map(|i| IpNet::new(IpAddr::V4((0x0a00_0000 + i * 512).into()), 24).unwrap()),
+            ),
+            ..two
+        };
         assert!(set(&many).unwrap());
         assert_eq!(observe().unwrap(), Seen::Ours(many.clone()));
         assert_eq!(many.pools.len(), 3000);
@@ -118,25 +135,66 @@ const OUTSIDER: &str = "198.18.0.9";
 /// task (10.77.0.5) - nv1 [node: 198.18.0.1] up0 - eth0 [outsider: 198.18.0.9], IPv4 and IPv6, all routed.
 fn world(folder: &Folder) -> (Netns, Netns, Netns) {
     let [task, node, outsider] = ["task", "node", "outsider"].map(|n| netns::create(&folder.path().join(n)).unwrap());
-    let end = |name, netns| VethEnd { name, mac: None, mtu: None, netns };
-    let veths = [create_veth(&end("nv1", None), &end("eth0", Some(task.as_fd()))), create_veth(&end("up0", None), &end("eth0", Some(outsider.as_fd())))];
+    let end = |name, netns| VethEnd {
+        name,
+        mac: None,
+        mtu: None,
+        netns,
+    };
+    let veths = [
+        create_veth(&end("nv1", None), &end("eth0", Some(task.as_fd()))),
+        create_veth(&end("up0", None), &end("eth0", Some(outsider.as_fd()))),
+    ];
     Rtnl::open_in(&node).unwrap().execute_all(&veths).unwrap();
     let set_up = |ns: &Netns, link: &str, nets: &[&str], gateways: &[&str]| {
         let mut rtnl = Rtnl::open_in(ns).unwrap();
         let index = rtnl.link(link).unwrap().unwrap().index;
-        let mut requests = vec![change_link(&Which::Index(index), &LinkChange { up: Some(true), ..LinkChange::default() })];
-        requests.extend(nets.iter().map(|n| add_address(&Address { index, net: n.parse().unwrap(), no_prefix_route: false, tentative: false })));
+        let mut requests = vec![change_link(
+            &Which::Index(index),
+            &LinkChange {
+                up: Some(true),
+                ..LinkChange::default()
+            },
+        )];
+        requests.extend(nets.iter().map(|n| {
+            add_address(&Address {
+                index,
+                net: n.parse().unwrap(),
+                no_prefix_route: false,
+                tentative: false,
+            })
+        }));
         requests.extend(gateways.iter().map(|g| {
             let via: IpAddr = g.parse().unwrap();
             let to = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().unwrap();
-            crate::rtnl::request::add_route(&crate::rtnl::Route { table: crate::rtnl::TABLE_MAIN, to, via: Some(via), index, source: None, onlink: true, protocol: 4, metric: 0, mtu: None })
+            crate::rtnl::request::add_route(&crate::rtnl::Route {
+                table: crate::rtnl::TABLE_MAIN,
+                to,
+                via: Some(via),
+                index,
+                source: None,
+                onlink: true,
+                protocol: 4,
+                metric: 0,
+                mtu: None,
+            })
         }));
         rtnl.execute_all(&requests).unwrap();
     };
     set_up(&node, "nv1", &["10.77.0.1/24", "fd00:77::1/64"], &[]);
     set_up(&node, "up0", &["198.18.0.1/24", "fd18::1/64"], &[]);
-    set_up(&task, "eth0", &["10.77.0.5/24", "fd00:77::5/64"], &["10.77.0.1", "fd00:77::1"]);
-    set_up(&outsider, "eth0", &["198.18.0.9/24", "fd18::9/64", "10.77.0.66/32"], &["198.18.0.1", "fd18::1"]);
+    set_up(
+        &task,
+        "eth0",
+        &["10.77.0.5/24", "fd00:77::5/64"],
+        &["10.77.0.1", "fd00:77::1"],
+    );
+    set_up(
+        &outsider,
+        "eth0",
+        &["198.18.0.9/24", "fd18::9/64", "10.77.0.66/32"],
+        &["198.18.0.1", "fd18::1"],
+    );
     netns::run_in(&node, || {
         sysctl::set("net/ipv4/ip_forward", "1").unwrap();
         sysctl::set("net/ipv6/conf/all/forwarding", "1").unwrap();
@@ -173,10 +231,16 @@ fn nothing_arrived(at: &UdpSocket) {
 fn tasks_reach_the_outside_by_their_nodes_address_and_are_not_reached_unasked() {
     let folder = Folder::new("nft-path");
     let (task, node, outsider) = world(&folder);
-    for (t, n, o, spoofed) in [(TASK, NODE, OUTSIDER, Some("10.77.0.66")), ("fd00:77::5", "fd18::1", "fd18::9", None)] {
+    for (t, n, o, spoofed) in [
+        (TASK, NODE, OUTSIDER, Some("10.77.0.66")),
+        ("fd00:77::5", "fd18::1", "fd18::9", None),
+    ] {
         let at = |a: &str, port: u16| std::net::SocketAddr::new(a.parse().unwrap(), port).to_string();
         let (inside, outside) = (socket(&task, &at(t, 1000)), socket(&outsider, &at(o, 2000)));
-        let open = Filter { pools: overlay::ranges(["10.77.0.0/16", "fd00:77::/64"].map(|n| n.parse().unwrap())), ..Filter::default() };
+        let open = Filter {
+            pools: overlay::ranges(["10.77.0.0/16", "fd00:77::/64"].map(|n| n.parse().unwrap())),
+            ..Filter::default()
+        };
         // Before: routed plainly, both ways. The first packet also resolves the neighbours.
         netns::run_in(&node, remove).unwrap().unwrap();
         assert_eq!(pass(&inside, &outside, "before"), t);
@@ -186,7 +250,14 @@ fn tasks_reach_the_outside_by_their_nodes_address_and_are_not_reached_unasked() 
         let third = socket(&outsider, &at(o, 2001));
         assert_eq!(pass(&inside, &third, "internal"), t);
         // Reaching outside: by the node's address, and the answer comes back.
-        netns::run_in(&node, || set(&Filter { outside: open.pools.clone(), ..open.clone() })).unwrap().unwrap();
+        netns::run_in(&node, || {
+            set(&Filter {
+                outside: open.pools.clone(),
+                ..open.clone()
+            })
+        })
+        .unwrap()
+        .unwrap();
         let fourth = socket(&outsider, &at(o, 2002));
         inside.send_to(b"out", fourth.local_addr().unwrap()).unwrap();
         let (_, seen) = fourth.recv_from(&mut [0; 64]).unwrap();
@@ -197,11 +268,18 @@ fn tasks_reach_the_outside_by_their_nodes_address_and_are_not_reached_unasked() 
         fourth.send_to(b"answer", seen).unwrap();
         let mut buffer = [0; 64];
         let (length, source) = inside.recv_from(&mut buffer).unwrap();
-        assert_eq!((&buffer[..length], source.ip().to_string().as_str()), (&b"answer"[..], o));
+        assert_eq!(
+            (&buffer[..length], source.ip().to_string().as_str()),
+            (&b"answer"[..], o)
+        );
         nothing_arrived(&inside);
         // A source in our pools that comes from the wire.
         if let Some(spoofed) = spoofed {
-            let (liar, honest, host) = (socket(&outsider, &at(spoofed, 4000)), socket(&outsider, &at(o, 4001)), socket(&node, &at(n, 5000)));
+            let (liar, honest, host) = (
+                socket(&outsider, &at(spoofed, 4000)),
+                socket(&outsider, &at(o, 4001)),
+                socket(&node, &at(n, 5000)),
+            );
             liar.send_to(b"lie", host.local_addr().unwrap()).unwrap();
             assert_eq!(pass(&honest, &host, "truth"), o);
             nothing_arrived(&host);
@@ -223,7 +301,11 @@ fn other_tables_are_not_touched() {
         socket.transaction(&batch).unwrap();
         set(&filter(&["10.0.0.0/8"], &[])).unwrap();
         remove().unwrap();
-        assert!(socket.get(&message::request(message::kind::GET_TABLE, 0, named)).is_ok());
+        assert!(
+            socket
+                .get(&message::request(message::kind::GET_TABLE, 0, named))
+                .is_ok()
+        );
     })
     .unwrap();
 }

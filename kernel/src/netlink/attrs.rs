@@ -27,7 +27,8 @@ impl<'a> Attrs<'a> {
     }
     /// A string, without its zero.
     pub(crate) fn string(self, kind: u16) -> Option<String> {
-        self.get(kind).map(|v| String::from_utf8_lossy(v.strip_suffix(&[0]).unwrap_or(v)).into_owned())
+        self.get(kind)
+            .map(|v| String::from_utf8_lossy(v.strip_suffix(&[0]).unwrap_or(v)).into_owned())
     }
     /// A number in network order, as nf_tables has them.
     pub(crate) fn be32(self, kind: u16) -> Option<u32> {

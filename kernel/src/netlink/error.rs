@@ -22,7 +22,10 @@ pub struct Refusal {
 impl Refusal {
     /// The object that was to be removed is gone already.
     pub fn is_absent(&self) -> bool {
-        matches!(self.errno, Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO)
+        matches!(
+            self.errno,
+            Errno::ENOENT | Errno::ESRCH | Errno::ENODEV | Errno::EADDRNOTAVAIL | Errno::ENXIO
+        )
     }
 }
 
@@ -99,17 +102,29 @@ pub(super) fn parse_ack(flags: u16, body: &[u8]) -> Result<Result<(), Refusal>, 
         Some(length) if flags & NLM_F_CAPPED == 0 => (u32::from_ne_bytes(*length) as usize).next_multiple_of(4),
         _ => HEADER,
     };
-    let text = if flags & NLM_F_ACK_TLVS != 0 { rest.get(quoted..).and_then(text) } else { None };
-    Ok(Err(Refusal { errno: Errno::from_raw(code.saturating_neg()), text }))
+    let text = if flags & NLM_F_ACK_TLVS != 0 {
+        rest.get(quoted..).and_then(text)
+    } else {
+        None
+    };
+    Ok(Err(Refusal {
+        errno: Errno::from_raw(code.saturating_neg()),
+        text,
+    }))
 }
 
 /// Reads the payload of `NLMSG_DONE`: some dumps report their error there.
 pub(super) fn parse_done(body: &[u8]) -> Option<Refusal> {
     let (code, rest) = body.split_first_chunk::<4>()?;
     let code = i32::from_ne_bytes(*code);
-    (code < 0).then(|| Refusal { errno: Errno::from_raw(code.saturating_neg()), text: text(rest) })
+    (code < 0).then(|| Refusal {
+        errno: Errno::from_raw(code.saturating_neg()),
+        text: text(rest),
+    })
 }
 
 fn text(attrs: &[u8]) -> Option<String> {
-    Attrs(attrs).find(|(kind, _)| *kind == ATTR_MESSAGE).map(|(_, v)| String::from_utf8_lossy(v.strip_suffix(&[0]).unwrap_or(v)).into_owned())
+    Attrs(attrs)
+        .find(|(kind, _)| *kind == ATTR_MESSAGE)
+        .map(|(_, v)| String::from_utf8_lossy(v.strip_suffix(&[0]).unwrap_or(v)).into_owned())
 }

@@ -77,7 +77,11 @@ impl Socket {
         let _ = setsockopt(&inner, sockopt::SndBufForce, &BUFFER);
         let limit = TimeVal::new(ANSWER_TIMEOUT.as_secs() as i64, 0);
         setsockopt(&inner, sockopt::ReceiveTimeout, &limit).map_err(|e| open(e.into()))?;
-        Ok(Socket { inner, sequence: 0, buffer: vec![0; DATAGRAM] })
+        Ok(Socket {
+            inner,
+            sequence: 0,
+            buffer: vec![0; DATAGRAM],
+        })
     }
 
     /// Joins a multicast group.
@@ -87,7 +91,8 @@ impl Socket {
 
     /// Lets [`Socket::receive`] wait without end, as a subscriber does.
     pub(crate) fn wait_for_ever(&mut self) -> Result<(), NetlinkError> {
-        setsockopt(&self.inner, sockopt::ReceiveTimeout, &TimeVal::new(0, 0)).map_err(|e| NetlinkError::Receive(e.into()))
+        setsockopt(&self.inner, sockopt::ReceiveTimeout, &TimeVal::new(0, 0))
+            .map_err(|e| NetlinkError::Receive(e.into()))
     }
 
     /// Carries out requests in order; the result at index `i` is that of request `i`.
@@ -118,7 +123,9 @@ impl Socket {
         let mut missing = chain.len();
         while missing > 0 {
             self.receive(MsgFlags::empty(), |header, body| {
-                let Some(slot) = results.get_mut(header.sequence.wrapping_sub(first) as usize) else { return Ok(()) };
+                let Some(slot) = results.get_mut(header.sequence.wrapping_sub(first) as usize) else {
+                    return Ok(());
+                };
                 if header.kind == NLMSG_ERROR && slot.is_none() {
                     *slot = Some(error::parse_ack(header.flags, body)?);
                     missing -= 1;
@@ -185,7 +192,10 @@ impl Socket {
                         done = true;
                         refused = error::parse_ack(header.flags, body)?.err();
                     }
-                    kind => answers.push(Answer { kind, body: body.to_vec() }),
+                    kind => answers.push(Answer {
+                        kind,
+                        body: body.to_vec(),
+                    }),
                 }
                 Ok(())
             })?;
@@ -205,7 +215,10 @@ impl Socket {
                 if header.sequence == sequence && answer.is_none() {
                     answer = match header.kind {
                         NLMSG_ERROR => error::parse_ack(header.flags, body)?.err().map(Err),
-                        kind => Some(Ok(Answer { kind, body: body.to_vec() })),
+                        kind => Some(Ok(Answer {
+                            kind,
+                            body: body.to_vec(),
+                        })),
                     };
                 }
                 Ok(())
@@ -230,7 +243,9 @@ impl Socket {
             out.resize(out.len().next_multiple_of(4), 0);
         }
         // The socket is not connected; a send without an address goes to the kernel (port 0).
-        self.inner.send_to(&out, &SocketAddr::new(0, 0), 0).map_err(NetlinkError::Send)?;
+        self.inner
+            .send_to(&out, &SocketAddr::new(0, 0), 0)
+            .map_err(NetlinkError::Send)?;
         Ok(first)
     }
 

@@ -19,7 +19,7 @@ fn attributes_survive_the_round_trip_and_end_at_garbage() {
 #[test]
 fn the_kernels_words_are_read_behind_the_quoted_request() {
     let mut body = (-17i32).to_ne_bytes().to_vec();
-    let mut quoted = vec![0u8; HEADER + 8];
+    let mut quoted = [0u8; HEADER + 8];
     quoted[..4].copy_from_slice(&((HEADER + 8) as u32).to_ne_bytes());
     let mut w = Writer::default();
     w.string(1, "Nexthop has invalid gateway");

@@ -37,7 +37,9 @@ pub enum NetnsError {
         path: PathBuf,
     },
     /// Something else is there.
-    #[error("{path} is not a network namespace (an ordinary file is left where a namespace was unmounted); try: lsns -t net")]
+    #[error(
+        "{path} is not a network namespace (an ordinary file is left where a namespace was unmounted); try: lsns -t net"
+    )]
     Other {
         /// Where.
         path: PathBuf,
@@ -116,15 +118,25 @@ impl Netns {
     }
 
     fn check(fd: OwnedFd, path: &Path) -> Result<Self, NetnsError> {
-        let kind = fstatfs(&fd).map_err(|e| system("look at", path)(e.into()))?.filesystem_type().0;
+        let kind = fstatfs(&fd)
+            .map_err(|e| system("look at", path)(e.into()))?
+            .filesystem_type()
+            .0;
         // SAFETY: NS_GET_NSTYPE takes no argument and writes nothing; `fd` is open.
-        let netns = || unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&fd), NS_GET_NSTYPE) } == libc::CLONE_NEWNET;
+        let netns =
+            || unsafe { libc::ioctl(std::os::fd::AsRawFd::as_raw_fd(&fd), NS_GET_NSTYPE) } == libc::CLONE_NEWNET;
         #[allow(clippy::unnecessary_cast, reason = "the type differs between C libraries")]
         if kind as i64 != NSFS_MAGIC || !netns() {
             return Err(NetnsError::Other { path: path.to_owned() });
         }
         let stat = fstat(&fd).map_err(|e| system("look at", path)(e.into()))?;
-        Ok(Netns { fd, id: NetnsId { dev: stat.st_dev, inode: stat.st_ino } })
+        Ok(Netns {
+            fd,
+            id: NetnsId {
+                dev: stat.st_dev,
+                inode: stat.st_ino,
+            },
+        })
     }
 
     /// Its identity.
@@ -153,7 +165,10 @@ pub fn run_in<T: Send>(netns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T,
 fn on_thread<T: Send>(f: impl FnOnce() -> Result<T, NetnsError> + Send) -> Result<T, NetnsError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, f);
-        thread.map_err(NetnsError::Enter)?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .map_err(NetnsError::Enter)?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 
@@ -169,12 +184,23 @@ pub fn create(path: &Path) -> Result<Netns, NetnsError> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(system("make the folder of", path))?;
     }
-    fs::OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(system("make", path))?;
+    fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(system("make", path))?;
     let made = on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| system("make a network namespace for", path)(e.into()))?;
         loopback_up().map_err(|e| NetnsError::Loopback(Box::new(e)))?;
-        mount(Some("/proc/thread-self/ns/net"), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .map_err(|e| system("mount a network namespace on", path)(e.into()))
+        mount(
+            Some("/proc/thread-self/ns/net"),
+            path,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )
+        .map_err(|e| system("mount a network namespace on", path)(e.into()))
     });
     match made {
         Ok(()) => Netns::open(path),
@@ -222,7 +248,13 @@ pub fn loopback_up() -> Result<(), RtnlError> {
     if lo.up {
         return Ok(());
     }
-    let up = change_link(&Which::Index(1), &LinkChange { up: Some(true), ..LinkChange::default() });
+    let up = change_link(
+        &Which::Index(1),
+        &LinkChange {
+            up: Some(true),
+            ..LinkChange::default()
+        },
+    );
     Ok(rtnl.execute_all(&[up]).map_err(|e: NetlinkError| e)?)
 }
 

@@ -102,7 +102,10 @@ impl Spawn<'_> {
     pub fn start(&self, netns: &Netns) -> Result<Process, ProcessError> {
         let output = |path: &Path| {
             let open = fs::OpenOptions::new().append(true).create(true).open(path);
-            open.map_err(|source| ProcessError::Output { path: path.to_owned(), source })
+            open.map_err(|source| ProcessError::Output {
+                path: path.to_owned(),
+                source,
+            })
         };
         let netns = netns.as_fd().try_clone_to_owned().map_err(NetnsError::Enter)?;
         let resolv = self.resolv_conf.map(resolv_conf).transpose()?;
@@ -118,15 +121,23 @@ impl Spawn<'_> {
         // SAFETY: between fork and exec the closure makes system calls alone (setsid, setns, unshare, mount); it
         // allocates nothing and takes no lock: its strings were made before.
         unsafe { command.pre_exec(move || enter(&netns, resolv.as_deref())) };
-        let child = command.spawn().map_err(|source| ProcessError::Start { program: self.program.to_string_lossy().into_owned(), source })?;
+        let child = command.spawn().map_err(|source| ProcessError::Start {
+            program: self.program.to_string_lossy().into_owned(),
+            source,
+        })?;
         Process::of_child(child)
     }
 }
 
 /// Checks early what `mount` would refuse late, without a word on the cause.
 fn resolv_conf(path: &Path) -> Result<CString, ProcessError> {
-    let failed = |source| ProcessError::ResolvConf { path: path.to_owned(), source };
-    fs::metadata(path).and_then(|_| fs::metadata("/etc/resolv.conf")).map_err(failed)?;
+    let failed = |source| ProcessError::ResolvConf {
+        path: path.to_owned(),
+        source,
+    };
+    fs::metadata(path)
+        .and_then(|_| fs::metadata("/etc/resolv.conf"))
+        .map_err(failed)?;
     CString::new(path.as_os_str().as_bytes()).map_err(|e| failed(e.into()))
 }
 
@@ -136,8 +147,20 @@ fn enter(netns: &OwnedFd, resolv: Option<&std::ffi::CStr>) -> io::Result<()> {
     if let Some(file) = resolv {
         unshare(CloneFlags::CLONE_NEWNS)?;
         // Slave, not private: what the host unmounts later is unmounted here too.
-        mount(None::<&std::ffi::CStr>, c"/", None::<&std::ffi::CStr>, MsFlags::MS_REC | MsFlags::MS_SLAVE, None::<&std::ffi::CStr>)?;
-        mount(Some(file), c"/etc/resolv.conf", None::<&std::ffi::CStr>, MsFlags::MS_BIND, None::<&std::ffi::CStr>)?;
+        mount(
+            None::<&std::ffi::CStr>,
+            c"/",
+            None::<&std::ffi::CStr>,
+            MsFlags::MS_REC | MsFlags::MS_SLAVE,
+            None::<&std::ffi::CStr>,
+        )?;
+        mount(
+            Some(file),
+            c"/etc/resolv.conf",
+            None::<&std::ffi::CStr>,
+            MsFlags::MS_BIND,
+            None::<&std::ffi::CStr>,
+        )?;
     }
     Ok(())
 }
@@ -158,7 +181,12 @@ impl Process {
         // It cannot vanish in between: an unreaped child keeps its pid.
         let fd = pidfd(pid).map_err(watch)?;
         let start = start_time(pid).map_err(watch)?;
-        Ok(Process { pid, start, fd, child: Some(child) })
+        Ok(Process {
+            pid,
+            start,
+            fd,
+            child: Some(child),
+        })
     }
 
     /// Finds a process that an earlier life of this program started. `Ok(None)`: it has ended.
@@ -173,8 +201,17 @@ impl Process {
             Ok(s) if s == start => {}
             _ => return Ok(None),
         }
-        let found = Process { pid, start, fd, child: None };
-        Ok(if found.ended(Duration::ZERO)? { None } else { Some(found) })
+        let found = Process {
+            pid,
+            start,
+            fd,
+            child: None,
+        };
+        Ok(if found.ended(Duration::ZERO)? {
+            None
+        } else {
+            Some(found)
+        })
     }
 
     /// Process id; also of its session and process group.
@@ -195,7 +232,12 @@ impl Process {
             match poll(&mut fds, timeout) {
                 Ok(n) => return Ok(n > 0),
                 Err(nix::Error::EINTR) => {}
-                Err(e) => return Err(ProcessError::Watch { pid: self.pid, source: e.into() }),
+                Err(e) => {
+                    return Err(ProcessError::Watch {
+                        pid: self.pid,
+                        source: e.into(),
+                    });
+                }
             }
         }
     }
@@ -213,11 +255,17 @@ impl Process {
         if self.child.is_none() && start_time(self.pid).ok() != Some(self.start) && self.ended(Duration::ZERO)? {
             return Ok(false);
         }
-        let Ok(pid) = i32::try_from(self.pid) else { return Ok(false) };
+        let Ok(pid) = i32::try_from(self.pid) else {
+            return Ok(false);
+        };
         match killpg(Pid::from_raw(pid), signal) {
             Ok(()) => Ok(true),
             Err(nix::Error::ESRCH) => Ok(false),
-            Err(e) => Err(ProcessError::Signal { signal: signal.as_str(), pid: self.pid, source: e.into() }),
+            Err(e) => Err(ProcessError::Signal {
+                signal: signal.as_str(),
+                pid: self.pid,
+                source: e.into(),
+            }),
         }
     }
 }
@@ -258,7 +306,8 @@ mod tests {
 
     #[test]
     fn a_name_full_of_brackets_does_not_shift_the_fields() {
-        let stat = b"42 (a) b) (c) S 1 42 42 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 987654 1000 50 18446744073709551615";
+        let stat =
+            b"42 (a) b) (c) S 1 42 42 0 -1 4194560 100 0 0 0 1 2 0 0 20 0 1 0 987654 1000 50 18446744073709551615";
         assert_eq!(parse_start(stat), Some(987654));
         assert_eq!(parse_start(b"42 (x) S 1"), None);
         assert_eq!(parse_start(b""), None);

@@ -16,9 +16,17 @@ use crate::{
 fn sh(folder: &Folder, script: &str, resolv: Option<&Path>, netns: &Netns) -> Process {
     let args = [OsString::from("-c"), OsString::from(script)];
     let out = folder.path().join("out");
-    Spawn { program: "sh".as_ref(), args: &args, env: &[("PATH".into(), "/usr/bin:/bin:/usr/sbin:/sbin".into())], folder: None, stdout: &out, stderr: &out, resolv_conf: resolv }
-        .start(netns)
-        .unwrap()
+    Spawn {
+        program: "sh".as_ref(),
+        args: &args,
+        env: &[("PATH".into(), "/usr/bin:/bin:/usr/sbin:/sbin".into())],
+        folder: None,
+        stdout: &out,
+        stderr: &out,
+        resolv_conf: resolv,
+    }
+    .start(netns)
+    .unwrap()
 }
 
 #[test]
@@ -45,7 +53,10 @@ fn a_file_left_behind_is_no_namespace_and_is_used_again() {
     let path = folder.path().join("left");
     fs::write(&path, "").unwrap();
     assert!(matches!(Netns::open(&path), Err(NetnsError::Other { .. })));
-    assert!(matches!(Netns::open(Path::new("/proc/self/ns/uts")), Err(NetnsError::Other { .. })));
+    assert!(matches!(
+        Netns::open(Path::new("/proc/self/ns/uts")),
+        Err(NetnsError::Other { .. })
+    ));
     create(&path).unwrap();
     remove(&path).unwrap();
     let foreign = folder.path().join("foreign");
@@ -67,7 +78,12 @@ fn a_command_runs_in_the_namespace_with_its_own_resolv_conf() {
     let netns = create(&folder.path().join("task")).unwrap();
     let resolv = folder.path().join("resolv.conf");
     fs::write(&resolv, "nameserver 127.0.0.11\n").unwrap();
-    let mut p = sh(&folder, "readlink /proc/self/ns/net; cat /etc/resolv.conf; ps -o sid= -p $$; echo $$", Some(&resolv), &netns);
+    let mut p = sh(
+        &folder,
+        "readlink /proc/self/ns/net; cat /etc/resolv.conf; ps -o sid= -p $$; echo $$",
+        Some(&resolv),
+        &netns,
+    );
     assert!(p.ended(Duration::from_secs(10)).unwrap());
     assert!(p.reap().unwrap().success());
     let out = fs::read_to_string(folder.path().join("out")).unwrap();
@@ -75,7 +91,11 @@ fn a_command_runs_in_the_namespace_with_its_own_resolv_conf() {
     assert_eq!(lines[0], format!("net:[{}]", netns.id().inode));
     assert_eq!(lines[1], "nameserver 127.0.0.11");
     assert_eq!(lines.last().unwrap().parse::<u32>().unwrap(), p.pid());
-    assert_ne!(fs::read_to_string("/etc/resolv.conf").unwrap_or_default(), "nameserver 127.0.0.11\n", "the host's is untouched");
+    assert_ne!(
+        fs::read_to_string("/etc/resolv.conf").unwrap_or_default(),
+        "nameserver 127.0.0.11\n",
+        "the host's is untouched"
+    );
 }
 
 #[test]
@@ -84,7 +104,10 @@ fn a_process_is_found_again_by_pid_and_start_and_killed_with_its_children() {
     let netns = create(&folder.path().join("task")).unwrap();
     let mut p = sh(&folder, "sleep 1000 & sleep 1000", None, &netns);
     let found = Process::find(p.pid(), p.start()).unwrap().expect("it runs");
-    assert!(Process::find(p.pid(), p.start() + 1).unwrap().is_none(), "same pid, another life");
+    assert!(
+        Process::find(p.pid(), p.start() + 1).unwrap().is_none(),
+        "same pid, another life"
+    );
     assert!(!found.ended(Duration::ZERO).unwrap());
     assert!(found.signal(Signal::SIGKILL).unwrap());
     assert!(found.ended(Duration::from_secs(10)).unwrap());
@@ -99,10 +122,22 @@ fn a_missing_program_or_resolv_conf_is_an_error_that_names_it() {
     let folder = Folder::new("netns-miss");
     let netns = create(&folder.path().join("task")).unwrap();
     let out = folder.path().join("out");
-    let spawn = Spawn { program: "no-such-program".as_ref(), args: &[], env: &[], folder: None, stdout: &out, stderr: &out, resolv_conf: None };
+    let spawn = Spawn {
+        program: "no-such-program".as_ref(),
+        args: &[],
+        env: &[],
+        folder: None,
+        stdout: &out,
+        stderr: &out,
+        resolv_conf: None,
+    };
     assert!(spawn.start(&netns).unwrap_err().to_string().contains("no-such-program"));
     let missing = folder.path().join("missing");
-    let spawn = Spawn { program: "true".as_ref(), resolv_conf: Some(&missing), ..spawn };
+    let spawn = Spawn {
+        program: "true".as_ref(),
+        resolv_conf: Some(&missing),
+        ..spawn
+    };
     assert!(matches!(spawn.start(&netns), Err(ProcessError::ResolvConf { .. })));
 }
 
@@ -117,8 +152,18 @@ fn a_task_elsewhere_does_not_keep_a_removed_namespace_alive() {
     fs::write(&resolv, "").unwrap();
     let other = sh(&folder, "echo ready; sleep 1000", Some(&resolv), &host);
     let mut rtnl = Rtnl::open_in(&host).unwrap();
-    let near = VethEnd { name: "near", mac: None, mtu: None, netns: None };
-    let far = VethEnd { name: "far", mac: None, mtu: None, netns: Some(task.as_fd()) };
+    let near = VethEnd {
+        name: "near",
+        mac: None,
+        mtu: None,
+        netns: None,
+    };
+    let far = VethEnd {
+        name: "far",
+        mac: None,
+        mtu: None,
+        netns: Some(task.as_fd()),
+    };
     rtnl.execute_all(&[create_veth(&near, &far)]).unwrap();
     let mut events = run_in(&host, crate::rtnl::Events::open).unwrap().unwrap();
     drop(task);

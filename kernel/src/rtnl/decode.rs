@@ -8,7 +8,9 @@ use netlink_packet_core::ParseableParametrized;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage as Message,
     address::{AddressAttribute, AddressFlags, AddressMessage},
-    link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
     rule::{RuleAction, RuleAttribute, RuleMessage},
@@ -50,8 +52,13 @@ pub(super) fn link(m: LinkMessage) -> Link {
             LinkAttribute::Mtu(n) => out.mtu = n,
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|i| info(&mut out, i)),
             LinkAttribute::AfSpecUnspec(specs) => {
-                let six = specs.iter().filter_map(|s| if let AfSpecUnspec::Inet6(v) = s { Some(v) } else { None });
-                if six.flatten().any(|s| matches!(s, AfSpecInet6::AddrGenMode(In6AddrGenMode::None))) {
+                let six = specs
+                    .iter()
+                    .filter_map(|s| if let AfSpecUnspec::Inet6(v) = s { Some(v) } else { None });
+                if six
+                    .flatten()
+                    .any(|s| matches!(s, AfSpecInet6::AddrGenMode(In6AddrGenMode::None)))
+                {
                     out.generates_addresses = false;
                 }
             }
@@ -109,8 +116,13 @@ fn ip(a: RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The route, and whether it leads to this host. `None` for what is neither unicast nor local, and for multipath.
-pub(super) fn route(m: RouteMessage) -> Option<(Route, bool)> {
+/// The route, once for each next hop, and whether it leads to this host. Empty for what is neither unicast nor local, and
+/// for nexthop objects that the kernel does not spell out.
+pub(super) fn routes(m: RouteMessage) -> Vec<(Route, bool)> {
+    route(m).unwrap_or_default()
+}
+
+fn route(m: RouteMessage) -> Option<Vec<(Route, bool)>> {
     let local = m.header.kind == RouteType::Local;
     if !local && m.header.kind != RouteType::Unicast {
         return None;
@@ -120,7 +132,7 @@ pub(super) fn route(m: RouteMessage) -> Option<(Route, bool)> {
         AddressFamily::Inet6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
         _ => return None,
     };
-    let (mut to, mut index) = (zero, None);
+    let (mut to, mut index, mut hops) = (zero, None, Vec::new());
     let mut out = Route {
         table: u32::from(m.header.table),
         to: IpNet::new(zero, 0).ok()?,
@@ -138,17 +150,41 @@ pub(super) fn route(m: RouteMessage) -> Option<(Route, bool)> {
             RouteAttribute::Destination(d) => to = ip(d)?,
             RouteAttribute::Gateway(g) => out.via = ip(g),
             RouteAttribute::Oif(i) => index = Some(i),
+            RouteAttribute::MultiPath(list) => hops = list,
             RouteAttribute::PrefSource(s) => out.source = ip(s),
             RouteAttribute::Priority(p) => out.metric = p,
             RouteAttribute::Metrics(ms) => {
-                out.mtu = ms.iter().find_map(|m| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None });
+                out.mtu = ms
+                    .iter()
+                    .find_map(|m| if let RouteMetric::Mtu(n) = m { Some(*n) } else { None });
             }
             _ => {}
         }
     }
     out.to = IpNet::new(to, m.header.destination_prefix_length).ok()?;
-    out.index = index?;
-    Some((out, local))
+    if hops.is_empty() {
+        out.index = index?;
+        return Some(vec![(out, local)]);
+    }
+    let each = hops.into_iter().map(|hop| {
+        let via = |a| {
+            if let RouteAttribute::Gateway(g) = a {
+                ip(g)
+            } else {
+                None
+            }
+        };
+        let via = hop.attributes.into_iter().find_map(via);
+        (
+            Route {
+                index: hop.interface_index,
+                via,
+                ..out.clone()
+            },
+            local,
+        )
+    });
+    Some(each.collect())
 }
 
 pub(super) fn neighbour(m: NeighbourMessage) -> Option<Neighbour> {
@@ -163,7 +199,13 @@ pub(super) fn neighbour(m: NeighbourMessage) -> Option<Neighbour> {
         }
     }
     let permanent = m.header.state == NeighbourState::Permanent;
-    Some(Neighbour { index: m.header.ifindex, address: to?, mac: hw?, permanent, protocol })
+    Some(Neighbour {
+        index: m.header.ifindex,
+        address: to?,
+        mac: hw?,
+        permanent,
+        protocol,
+    })
 }
 
 pub(super) fn rule(m: RuleMessage) -> Option<Rule> {
@@ -185,5 +227,10 @@ pub(super) fn rule(m: RuleMessage) -> Option<Rule> {
             _ => {}
         }
     }
-    Some(Rule { from: IpNet::new(from, m.header.src_len).ok()?, table, priority, protocol })
+    Some(Rule {
+        from: IpNet::new(from, m.header.src_len).ok()?,
+        table,
+        priority,
+        protocol,
+    })
 }

@@ -47,6 +47,10 @@ impl Events {
     }
 
     /// Waits for the next events; the answer may be empty (only our own were seen).
+    #[allow(
+        clippy::should_implement_trait,
+        reason = "an iterator would hide that it blocks and fails"
+    )]
     pub fn next(&mut self) -> Result<Vec<Event>, RtnlError> {
         self.take(MsgFlags::empty())
     }
@@ -59,7 +63,10 @@ impl Events {
     fn take(&mut self, flags: MsgFlags) -> Result<Vec<Event>, RtnlError> {
         let mut out = Vec::new();
         let taken = self.socket.receive(flags, |header, body| {
-            out.extend(event(&Answer { kind: header.kind, body: body.to_vec() }));
+            out.extend(event(&Answer {
+                kind: header.kind,
+                body: body.to_vec(),
+            }));
             Ok(())
         });
         match taken {

@@ -70,7 +70,9 @@ pub struct Rtnl {
 impl Rtnl {
     /// For the calling thread's namespace.
     pub fn open() -> Result<Self, RtnlError> {
-        Ok(Rtnl { socket: Socket::open(NETLINK_ROUTE)? })
+        Ok(Rtnl {
+            socket: Socket::open(NETLINK_ROUTE)?,
+        })
     }
 
     /// For another namespace. The socket may be used from any thread.
@@ -85,7 +87,10 @@ impl Rtnl {
 
     /// Carries out requests that must all succeed; the first refusal is the error (later ones were tried all the same).
     pub fn execute_all(&mut self, requests: &[Request]) -> Result<(), NetlinkError> {
-        self.execute(requests)?.into_iter().collect::<Result<(), _>>().map_err(NetlinkError::Refused)
+        self.execute(requests)?
+            .into_iter()
+            .collect::<Result<(), _>>()
+            .map_err(NetlinkError::Refused)
     }
 
     fn list(&mut self, what: &'static str, message: Message) -> Result<Vec<Answer>, RtnlError> {
@@ -96,9 +101,20 @@ impl Rtnl {
     /// All devices.
     pub fn links(&mut self) -> Result<Vec<Link>, RtnlError> {
         let mut m = LinkMessage::default();
-        m.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+        m.attributes
+            .push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
         let answers = self.list("links", Message::GetLink(m))?;
-        Ok(answers.iter().filter_map(decode::message).filter_map(|m| if let Message::NewLink(l) = m { Some(decode::link(l)) } else { None }).collect())
+        Ok(answers
+            .iter()
+            .filter_map(decode::message)
+            .filter_map(|m| {
+                if let Message::NewLink(l) = m {
+                    Some(decode::link(l))
+                } else {
+                    None
+                }
+            })
+            .collect())
     }
 
     fn get_link(&mut self, message: LinkMessage) -> Result<Option<Link>, RtnlError> {
@@ -129,10 +145,20 @@ impl Rtnl {
     /// All addresses, IPv4 and IPv6.
     pub fn addresses(&mut self) -> Result<Vec<Address>, RtnlError> {
         let answers = self.list("addresses", Message::GetAddress(AddressMessage::default()))?;
-        Ok(answers.iter().filter_map(decode::message).filter_map(|m| if let Message::NewAddress(a) = m { decode::address(a) } else { None }).collect())
+        Ok(answers
+            .iter()
+            .filter_map(decode::message)
+            .filter_map(|m| {
+                if let Message::NewAddress(a) = m {
+                    decode::address(a)
+                } else {
+                    None
+                }
+            })
+            .collect())
     }
 
-    /// All unicast routes with one next hop, of all tables, IPv4 and IPv6.
+    /// All unicast routes of all tables, IPv4 and IPv6; one with several next hops stands once for each.
     pub fn routes(&mut self) -> Result<Vec<Route>, RtnlError> {
         let mut out = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -140,10 +166,15 @@ impl Rtnl {
             m.header.address_family = family;
             // A kernel without IPv6 refuses the family.
             let answers = match self.list("routes", Message::GetRoute(m)) {
-                Err(RtnlError::List { source, .. }) if family == AddressFamily::Inet6 && source.refusal().is_some() => continue,
+                Err(RtnlError::List { source, .. }) if family == AddressFamily::Inet6 && source.refusal().is_some() => {
+                    continue;
+                }
                 other => other?,
             };
-            let routes = answers.iter().filter_map(decode::message).filter_map(|m| if let Message::NewRoute(r) = m { decode::route(r) } else { None });
+            let routes = answers.iter().filter_map(decode::message).flat_map(|m| match m {
+                Message::NewRoute(r) => decode::routes(r),
+                _ => Vec::new(),
+            });
             out.extend(routes.filter(|(_, local)| !local).map(|(r, _)| r));
         }
         Ok(out)
@@ -152,39 +183,84 @@ impl Rtnl {
     /// All neighbour entries that have a MAC, IPv4 and IPv6.
     pub fn neighbours(&mut self) -> Result<Vec<Neighbour>, RtnlError> {
         let answers = self.list("neighbours", Message::GetNeighbour(NeighbourMessage::default()))?;
-        Ok(answers.iter().filter_map(decode::message).filter_map(|m| if let Message::NewNeighbour(n) = m { decode::neighbour(n) } else { None }).collect())
+        Ok(answers
+            .iter()
+            .filter_map(decode::message)
+            .filter_map(|m| {
+                if let Message::NewNeighbour(n) = m {
+                    decode::neighbour(n)
+                } else {
+                    None
+                }
+            })
+            .collect())
     }
 
     /// All rules that lead to a table.
     pub fn rules(&mut self) -> Result<Vec<Rule>, RtnlError> {
         let answers = self.list("rules", Message::GetRule(RuleMessage::default()))?;
-        Ok(answers.iter().filter_map(decode::message).filter_map(|m| if let Message::NewRule(r) = m { decode::rule(r) } else { None }).collect())
+        Ok(answers
+            .iter()
+            .filter_map(decode::message)
+            .filter_map(|m| {
+                if let Message::NewRule(r) = m {
+                    decode::rule(r)
+                } else {
+                    None
+                }
+            })
+            .collect())
     }
 
     /// Where a packet to an address would leave, and how large it may be.
     pub fn way_to(&mut self, to: IpAddr) -> Result<Way, RtnlError> {
         let mut m = RouteMessage::default();
-        let (family, bits) = if to.is_ipv4() { (AddressFamily::Inet, 32) } else { (AddressFamily::Inet6, 128) };
+        let (family, bits) = if to.is_ipv4() {
+            (AddressFamily::Inet, 32)
+        } else {
+            (AddressFamily::Inet6, 128)
+        };
         m.header.address_family = family;
         m.header.destination_prefix_length = bits;
         m.attributes.push(RouteAttribute::Destination(RouteAddress::from(to)));
-        let answer = self.socket.get(&request::request(Message::GetRoute(m), 0)).map_err(|source| RtnlError::NoRoute { to, source })?;
+        let answer = self
+            .socket
+            .get(&request::request(Message::GetRoute(m), 0))
+            .map_err(|source| RtnlError::NoRoute { to, source })?;
         let route = match decode::message(&answer) {
-            Some(Message::NewRoute(r)) => decode::route(r),
+            Some(Message::NewRoute(r)) => decode::routes(r).into_iter().next(),
             _ => None,
         };
-        let (route, local) = route.ok_or(RtnlError::NoRoute { to, source: NetlinkError::Short })?;
-        let link = self.link_by_index(route.index)?.ok_or_else(|| RtnlError::NoLink(route.index.to_string()))?;
+        let (route, local) = route.ok_or(RtnlError::NoRoute {
+            to,
+            source: NetlinkError::Short,
+        })?;
+        let link = self
+            .link_by_index(route.index)?
+            .ok_or_else(|| RtnlError::NoLink(route.index.to_string()))?;
         let mtu = route.mtu.filter(|m| *m > 0).unwrap_or(link.mtu);
-        Ok(Way { via: route.via, source: route.source, mtu, local, link })
+        Ok(Way {
+            via: route.via,
+            source: route.source,
+            mtu,
+            local,
+            link,
+        })
     }
 
     /// Devices that a default route of the main table leaves by, without repetition.
     pub fn default_links(&mut self) -> Result<Vec<Link>, RtnlError> {
         let routes = self.routes()?;
-        let indices: std::collections::BTreeSet<u32> =
-            routes.iter().filter(|r| r.to.prefix_len() == 0 && r.table == TABLE_MAIN).map(|r| r.index).collect();
-        Ok(self.links()?.into_iter().filter(|l| indices.contains(&l.index)).collect())
+        let indices: std::collections::BTreeSet<u32> = routes
+            .iter()
+            .filter(|r| r.to.prefix_len() == 0 && r.table == TABLE_MAIN)
+            .map(|r| r.index)
+            .collect();
+        Ok(self
+            .links()?
+            .into_iter()
+            .filter(|l| indices.contains(&l.index))
+            .collect())
     }
 }
 

@@ -30,7 +30,11 @@ const NDA_PROTOCOL: u16 = 12;
 pub(super) fn request(message: Message, flags: u16) -> Request {
     let mut body = vec![0; Emitable::buffer_len(&message)];
     message.emit(&mut body);
-    Request { kind: message.message_type(), flags, body }
+    Request {
+        kind: message.message_type(),
+        flags,
+        body,
+    }
 }
 
 /// Which device a request is about.
@@ -87,7 +91,13 @@ fn new_link(mut attributes: Vec<LinkAttribute>, info: Vec<LinkInfo>) -> Request 
 pub fn create_veth(near: &VethEnd<'_>, far: &VethEnd<'_>) -> Request {
     let mut peer = LinkMessage::default();
     peer.attributes = far.attributes();
-    new_link(near.attributes(), vec![LinkInfo::Kind(InfoKind::Veth), LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer)))])
+    new_link(
+        near.attributes(),
+        vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ],
+    )
 }
 
 /// Makes a VXLAN device in collect-metadata mode that listens on a UDP port and learns nothing. It is down.
@@ -98,13 +108,24 @@ pub fn create_external_vxlan(name: &str, port: u16, mac: Mac, mtu: u32) -> Reque
         InfoVxlan::Learning(false),
     ];
     new_link(
-        vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::Address(mac.0.to_vec()), LinkAttribute::Mtu(mtu)],
+        vec![
+            LinkAttribute::IfName(name.to_owned()),
+            LinkAttribute::Address(mac.0.to_vec()),
+            LinkAttribute::Mtu(mtu),
+        ],
         vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))],
     )
 }
 
 /// Makes a VXLAN device of one network, as any kernel tool would (point to point, or with entries added later).
-pub fn create_vxlan(name: &str, vni: u32, port: u16, local: IpAddr, remote: Option<IpAddr>, mac: Option<Mac>) -> Request {
+pub fn create_vxlan(
+    name: &str,
+    vni: u32,
+    port: u16,
+    local: IpAddr,
+    remote: Option<IpAddr>,
+    mac: Option<Mac>,
+) -> Request {
     let mut data = vec![InfoVxlan::Id(vni), InfoVxlan::Port(port), InfoVxlan::Learning(false)];
     data.push(match local {
         IpAddr::V4(a) => InfoVxlan::Local(a),
@@ -116,12 +137,18 @@ pub fn create_vxlan(name: &str, vni: u32, port: u16, local: IpAddr, remote: Opti
     }));
     let mut attributes = vec![LinkAttribute::IfName(name.to_owned())];
     attributes.extend(mac.map(|m| LinkAttribute::Address(m.0.to_vec())));
-    new_link(attributes, vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))])
+    new_link(
+        attributes,
+        vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(InfoData::Vxlan(data))],
+    )
 }
 
 /// Makes a bridge.
 pub fn create_bridge(name: &str) -> Request {
-    new_link(vec![LinkAttribute::IfName(name.to_owned())], vec![LinkInfo::Kind(InfoKind::Bridge)])
+    new_link(
+        vec![LinkAttribute::IfName(name.to_owned())],
+        vec![LinkInfo::Kind(InfoKind::Bridge)],
+    )
 }
 
 /// Changes to a device; what is `None` stays.
@@ -154,7 +181,11 @@ pub fn change_link(which: &Which<'_>, change: &LinkChange<'_>) -> Request {
     a.extend(change.alias.map(|alias| LinkAttribute::IfAlias(alias.to_owned())));
     a.extend(change.master.map(LinkAttribute::Controller));
     a.extend(change.generates_addresses.map(|yes| {
-        let mode = if yes { In6AddrGenMode::Eui64 } else { In6AddrGenMode::None };
+        let mode = if yes {
+            In6AddrGenMode::Eui64
+        } else {
+            In6AddrGenMode::None
+        };
         LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(mode)])])
     }));
     request(Message::NewLink(m), 0)
@@ -195,7 +226,11 @@ pub fn delete_link(which: &Which<'_>) -> Request {
 }
 
 fn family(a: IpAddr) -> AddressFamily {
-    if a.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+    if a.is_ipv4() {
+        AddressFamily::Inet
+    } else {
+        AddressFamily::Inet6
+    }
 }
 
 fn address(a: &Address) -> AddressMessage {
@@ -208,7 +243,10 @@ fn address(a: &Address) -> AddressMessage {
         _ => AddressScope::Universe,
     };
     // IPv4 deletes by local address, IPv6 knows only one of the two: both are given.
-    m.attributes = vec![AddressAttribute::Local(a.net.addr()), AddressAttribute::Address(a.net.addr())];
+    m.attributes = vec![
+        AddressAttribute::Local(a.net.addr()),
+        AddressAttribute::Address(a.net.addr()),
+    ];
     m
 }
 
@@ -219,7 +257,11 @@ pub fn add_address(a: &Address) -> Request {
     let mut flags = AddressFlags::empty();
     flags.set(AddressFlags::Noprefixroute, a.no_prefix_route);
     flags.set(AddressFlags::Nodad, a.net.addr().is_ipv6());
-    m.header.flags = if a.net.addr().is_ipv6() { AddressHeaderFlags::Nodad } else { AddressHeaderFlags::empty() };
+    m.header.flags = if a.net.addr().is_ipv6() {
+        AddressHeaderFlags::Nodad
+    } else {
+        AddressHeaderFlags::empty()
+    };
     m.attributes.push(AddressAttribute::Flags(flags));
     request(Message::NewAddress(m), NLM_F_CREATE | NLM_F_REPLACE)
 }
@@ -239,7 +281,11 @@ fn route(r: &Route) -> RouteMessage {
     h.protocol = RouteProtocol::from(r.protocol);
     h.kind = RouteType::Unicast;
     let link_scope = r.via.is_none() && r.to.addr().is_ipv4();
-    h.scope = if link_scope { RouteScope::Link } else { RouteScope::Universe };
+    h.scope = if link_scope {
+        RouteScope::Link
+    } else {
+        RouteScope::Universe
+    };
     if r.onlink {
         h.flags = RouteFlags::Onlink;
     }
@@ -277,7 +323,11 @@ fn neighbour(n: &Neighbour) -> NeighbourMessage {
     let mut m = NeighbourMessage::default();
     m.header.family = family(n.address);
     m.header.ifindex = n.index;
-    m.header.state = if n.permanent { NeighbourState::Permanent } else { NeighbourState::Reachable };
+    m.header.state = if n.permanent {
+        NeighbourState::Permanent
+    } else {
+        NeighbourState::Reachable
+    };
     m.header.kind = RouteType::Unicast;
     m.attributes = vec![
         NeighbourAttribute::Destination(NeighbourAddress::from(n.address)),

@@ -89,6 +89,9 @@ mod tests {
         assert!(matches!(set("net/../../self/comm", "x"), Err(SysctlError::Key(_))));
         assert!(matches!(read("/etc/passwd"), Err(SysctlError::Key(_))));
         assert_eq!(read("net/ipv4/conf/no-such/forwarding").unwrap(), None);
-        assert!(matches!(set("net/ipv4/conf/no-such/forwarding", "1"), Err(SysctlError::Absent { .. })));
+        assert!(matches!(
+            set("net/ipv4/conf/no-such/forwarding", "1"),
+            Err(SysctlError::Absent { .. })
+        ));
     }
 }
