@@ -27,7 +27,7 @@ Exit codes: 0 done, 1 error, 2 usage, 3 not true everywhere in time, 4 netd cann
 /// Verbs that change something wait until every living node has it; --detach does not wait. Tables go to standard
 /// output, progress and errors to standard error.
 #[derive(Debug, Parser)]
-#[command(name = "netctl", version, after_help = EXAMPLES, propagate_version = false, arg_required_else_help = true)]
+#[command(name = "netctl", version, after_help = EXAMPLES, arg_required_else_help = true)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -69,8 +69,16 @@ pub(crate) struct Common {
     /// Unix socket of netd.
     #[arg(long, global = true, env = SOCKET_ENV, default_value = DEFAULT_SOCKET, value_name = "PATH")]
     pub(crate) socket: PathBuf,
-    /// How to print.
-    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    /// How to print: table, wide (more columns), json (what netd answered) or name (names alone).
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        value_name = "FORMAT",
+        hide_possible_values = true
+    )]
     pub(crate) output: Format,
     /// Print names alone; the same as -o name.
     #[arg(short, long, global = true)]

@@ -20,7 +20,10 @@ mod fixture;
 
 use std::{io, process::ExitCode};
 
-use clap::{CommandFactory, Parser};
+use clap::{
+    CommandFactory, Parser,
+    error::{ContextKind, ContextValue},
+};
 use model::{ApiError, Code};
 
 use cli::{Cli, Context, Noun};
@@ -29,7 +32,10 @@ use cli::{Cli, Context, Noun};
 type Run = Result<(), ApiError>;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return usage(&e),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
         Ok(runtime) => runtime.block_on(run(cli)),
@@ -42,6 +48,34 @@ fn main() -> ExitCode {
             ExitCode::from(e.code.exit())
         }
     }
+}
+
+/// Help on standard output, a slip on standard error, with the command that was probably meant.
+fn usage(e: &clap::Error) -> ExitCode {
+    // Where it cannot be printed nobody reads it.
+    let _ = e.print();
+    if let Some(meant) = meant(e, std::env::args().skip(1)) {
+        output::stderr(&format!("try: netctl {meant}\n"));
+    }
+    // clap's own: 0 for help and version, else 2.
+    ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2))
+}
+
+/// The words that were typed, with the unknown noun or verb replaced by the nearest known one.
+fn meant(e: &clap::Error, words: impl Iterator<Item = String>) -> Option<String> {
+    let ContextValue::String(wrong) = e.get(ContextKind::InvalidSubcommand)? else {
+        return None;
+    };
+    let known = match e.get(ContextKind::SuggestedSubcommand)? {
+        ContextValue::String(one) => one.clone(),
+        // Sorted by likeness, the best last.
+        ContextValue::Strings(all) => all.last()?.clone(),
+        _ => return None,
+    };
+    let mut words: Vec<String> = words.collect();
+    let at = words.iter().position(|w| w == wrong)?;
+    words.get_mut(at)?.clone_from(&known);
+    Some(words.join(" "))
 }
 
 async fn run(cli: Cli) -> Run {

@@ -110,9 +110,13 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
             lag.push(format!("{} on {}: {why}", b.endpoint, b.hostname));
         }
     }
+    let running = tasks
+        .iter()
+        .filter(|t| t.desired && t.state == TaskState::Running)
+        .count();
     let leftover = tasks.iter().any(|t| !t.desired && t.state <= TaskState::Running);
     ServiceVerdict {
-        done: ready >= wanted && !(managed && leftover),
+        done: ready >= wanted && (!managed || (running >= wanted && !leftover)),
         ready: ready.min(wanted),
         wanted,
         lag,
@@ -330,6 +334,9 @@ mod tests {
             b.in_use = true;
         }
         assert!(judge_service(&service, &tasks).done);
+        // An endpoint may be ready while its command dies again and again.
+        tasks[0].state = TaskState::Failed;
+        assert!(!judge_service(&service, &tasks).done);
     }
 
     #[test]

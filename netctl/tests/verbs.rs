@@ -388,8 +388,9 @@ fn netd_that_is_not_there_is_4() {
 fn slips_are_usage_errors_with_a_way_out() {
     let netd = Netd::new();
     for (line, word) in [
-        ("servcie ls", "service"),
-        ("service publsh 80", "publish"),
+        ("servcie ls", "try: netctl service ls\n"),
+        ("service publsh 80", "try: netctl service publish 80\n"),
+        ("service publish", "netctl service publish 80"),
         ("service publish web", "netctl service publish web 80"),
         ("service publish 80/sctp", "tcp nor udp"),
         ("network create a_b", "DNS label"),

@@ -31,7 +31,7 @@ use tracing_subscriber::EnvFilter;
 #[command(
     name = "netd-run",
     version,
-    after_help = "Example:\n  netd-run --log-dir /var/log/netd-run --state-dir /var/lib/netd-run\n\nLog level: RUST_LOG, e.g. RUST_LOG=debug."
+    after_help = "Example:\n  netd-run --log-dir /var/log/netd-run --state-dir /run/netd-run\n\nLog level: RUST_LOG, e.g. RUST_LOG=debug."
 )]
 struct Cli {
     /// Unix socket of netd.
@@ -45,11 +45,11 @@ struct Cli {
         value_name = "DIR"
     )]
     log_dir: PathBuf,
-    /// Folder for what must survive a restart: which process is which task.
+    /// Folder for what must survive a restart of netd-run (not of the machine): which process is which task.
     #[arg(
         long,
         env = "NETD_RUN_STATE_DIR",
-        default_value = "/var/lib/netd-run",
+        default_value = "/run/netd-run",
         value_name = "DIR"
     )]
     state_dir: PathBuf,

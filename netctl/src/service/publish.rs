@@ -17,25 +17,26 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(crate) struct Ports {
-    /// Service, which may be left out where only one fits, then the port: 80, 80:8080 (target port), 53/udp.
-    #[arg(required = true, num_args = 1..=2, value_names = ["SERVICE] [PORT"])]
-    what: Vec<String>,
+    /// Service; may be left out where only one fits: then the port stands here.
+    service: Option<String>,
+    /// Port, e.g. 80, 80:8080 (on the nodes, then in the tasks), 53/udp.
+    port: Option<String>,
     #[command(flatten)]
     wait: WaitArgs,
 }
 
 impl Ports {
     fn request(&self) -> Result<Publish, ApiError> {
-        match self.what.as_slice() {
-            [port] => Ok(Publish {
+        match (&self.service, &self.port) {
+            (Some(port), None) => Ok(Publish {
                 service: None,
                 port: parse(port)?,
             }),
-            [service, port] => Ok(Publish {
+            (Some(service), Some(port)) => Ok(Publish {
                 service: Some(service.parse()?),
                 port: parse(port)?,
             }),
-            _ => Err(ApiError::new(
+            (None, _) => Err(ApiError::new(
                 Code::Invalid,
                 "a port is missing",
                 "netctl service publish 80",
@@ -141,8 +142,13 @@ mod tests {
             detach: false,
             timeout: std::time::Duration::ZERO,
         };
-        let what = words.iter().map(|w| w.to_string()).collect();
-        Ports { what, wait }.request()
+        let word = |n: usize| words.get(n).map(|w| (*w).to_owned());
+        Ports {
+            service: word(0),
+            port: word(1),
+            wait,
+        }
+        .request()
     }
 
     #[test]
@@ -154,6 +160,7 @@ mod tests {
         assert_eq!((p.port.published, p.port.target), (80, 8080));
         let e = ports(&["web"]).unwrap_err();
         assert_eq!(e.hint, "netctl service publish web 80");
+        assert_eq!(ports(&[]).unwrap_err().code.exit(), 2);
         for bad in ["0", "65536", "80:", "80/sctp", "", "-1"] {
             assert_eq!(ports(&[bad]).unwrap_err().code.exit(), 2, "{bad}");
         }
