@@ -228,7 +228,13 @@ impl Hub {
     /// Forgets nodes that the intent no longer has.
     pub(super) fn retain(&self, intent: &Intent) {
         let mut s = self.lock();
+        let before = s.nodes.len();
         s.nodes.retain(|id, _| intent.nodes.contains_key(id));
+        let fewer = s.nodes.len() < before;
+        drop(s);
+        if fewer {
+            self.bump();
+        }
     }
 
     /// The step between two intents as a frame, made once for all streams that take it.

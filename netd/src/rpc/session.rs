@@ -56,6 +56,9 @@ where
     };
     let got = s.run(&mut wr, rd, revision).await;
     hub.close(node, number);
+    // A removed node is cut off by the first thing that happens on its stream, whichever that is.
+    let now = hub.port.intent().borrow().clone();
+    hub.retain(&now);
     if let Err(e) = &got
         && let Some(why) = e.get_ref().and_then(|e| e.downcast_ref::<IdentityError>())
     {
