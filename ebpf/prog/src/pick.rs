@@ -1,7 +1,7 @@
 //! Choosing a backend: the flow's own, else the service's Maglev row.
 
 use ebpf_abi::{
-    AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SvcKey, SvcVal,
+    Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SvcKey, SvcVal,
 };
 
 use crate::{
@@ -56,7 +56,7 @@ pub(crate) fn pick<const WIRE: bool>(p: &Packet, svc: &SvcVal) -> Picked {
             return Picked::Backend(b);
         }
     }
-    if WIRE && in_pools(&p.flow) {
+    if WIRE && in_pools(&p.flow.saddr) {
         count(D_SPOOF_WIRE);
         return Picked::Spoofed;
     }
@@ -93,10 +93,10 @@ fn backend(cell: u32, v6: bool) -> Option<&'static Backend> {
     (has != 0).then_some(b)
 }
 
-/// Whether the source lies inside one of our networks.
+/// Whether an address lies inside one of our networks.
 #[inline(always)]
-pub(crate) fn in_pools(f: &Flow) -> bool {
-    POOLS.get(&pool_key(&f.saddr)).is_some()
+pub(crate) fn in_pools(a: &Addr) -> bool {
+    POOLS.get(&pool_key(a)).is_some()
 }
 
 /// A new flow, or one whose entry was lost: Maglev leads a flow to the same backend on every node.

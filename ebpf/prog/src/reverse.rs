@@ -144,7 +144,7 @@ fn admitted(f: &Flow, vni: u32, vtep: u32) -> bool {
         return r.kind == ROUTE_NODE && r.vtep == vtep;
     }
     match route_of(vni, &f.daddr) {
-        Some(r) => r.kind != ROUTE_VIP && !in_pools(f),
+        Some(r) => r.kind != ROUTE_VIP && !in_pools(&f.saddr),
         None => true,
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     maps::{EP_BY_ADDR, EP_CONFIG, EP_EXTRA as EXTRA, REVERSE, config},
     nat, neighbour,
     parse::{ARP, Packet, Seen, UDP, parse, same},
-    pick::{Picked, pick, service, wildcard},
+    pick::{Picked, in_pools, pick, service, wildcard},
     reverse::{Client, route_of},
     skb::{NEXT, SHOT, Skb, same_mac},
 };
@@ -107,6 +107,11 @@ pub(crate) fn run(skb: Skb) -> i32 {
             p.flow.net_proto &= 0xff;
             match if seen == Seen::Ports { service(&p.flow, 0) } else { None } {
                 Some(s) => s,
+                None if in_pools(&p.flow.daddr) => {
+                    // The host has routes to its own tasks of every network: networks do not meet there.
+                    count(D_NO_ROUTE);
+                    return unreachable(skb, &p, seen);
+                }
                 None => {
                     count(C_EP_OUTSIDE);
                     return NEXT;

@@ -1,6 +1,6 @@
 //! Opening, adopting, replacing, sweeping, leaving.
 
-use std::{collections::BTreeMap, fs, os::fd::AsFd as _};
+use std::{collections::BTreeMap, fs, os::fd::AsFd as _, path::Path};
 
 use ebpf_abi::{Addr, BACKEND_ACTIVE, Backend, NodeCfg, RouteKey, RouteVal, SvcKey, SvcVal};
 
@@ -9,6 +9,12 @@ use crate::bpf::{Attached, BpfError, DataPath, Hook, SyncCount, object, sys};
 
 fn open(w: &World) -> DataPath {
     DataPath::open(&w.folder("netd")).unwrap().0
+}
+
+/// Writes a configuration past the data path: as another netd would have left it.
+pub(super) fn overwrite_config(dir: &Path, cfg: &NodeCfg) {
+    let fd = sys::get(&object::map_pin(dir, "config")).unwrap();
+    sys::update(fd.as_fd(), &0u32, cfg).unwrap();
 }
 
 fn services(n: u16) -> BTreeMap<SvcKey, SvcVal> {
@@ -163,10 +169,7 @@ fn another_object_is_replaced_where_it_runs() {
             assert_eq!(path.attach(Hook::Endpoint, index).unwrap(), Attached::Kept);
             drop(path);
             // As an older netd would have left it.
-            let fd = sys::get(&object::map_pin(&dir, "config")).unwrap();
-            let mut cfg: NodeCfg = sys::lookup(fd.as_fd(), &0u32).unwrap().unwrap();
-            cfg.object = [1, 2];
-            sys::update(fd.as_fd(), &0u32, &cfg).unwrap();
+            overwrite_config(&dir, &NodeCfg { abi: ebpf_abi::ABI, object: [1, 2], ..NodeCfg::default() });
 
             let (mut path, report) = DataPath::open(&dir).unwrap();
             assert!(report.adopted_maps && report.replaced_programs);

@@ -3,6 +3,7 @@
 
 mod flows;
 mod lab;
+mod guards;
 mod life;
 mod packets;
 mod programs;
