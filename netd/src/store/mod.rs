@@ -1,1 +1,296 @@
-//! Not written yet.
+//! The managers' log: intent as it was agreed on, on disk before anybody is told.
+//!
+//! The shell around `cluster::raft`, `cluster::log` and `cluster::state`: [`files`](self::files) is the disk, one thread
+//! (`driver`) ticks Raft, writes and syncs, applies, and answers. A [`Store`] is a cheap handle. What [`Store::propose`]
+//! returned survives `kill -9` and a power cut. When a write fails nothing is acknowledged any more: the thread ends,
+//! [`Store::fatal`] says why, and netd must exit at once, because after a failed fsync nobody knows what is on disk.
+
+mod driver;
+mod files;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    io,
+    path::Path,
+    sync::{Arc, Mutex, atomic::Ordering, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use cluster::{
+    log::{Disk, LogError},
+    raft::RaftError,
+    state::{Applied, CodecError, Command, InitCluster, Outcome, Refusal, SnapshotError, State},
+};
+use model::{Code, Intent};
+use tokio::sync::{oneshot, watch};
+
+use driver::{Ask, Driver, Shared};
+use files::Files;
+
+/// Longest wait for a proposal. Afterwards its outcome is unknown; the same request id may be sent again.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most proposals that wait for the thread; more are refused as overload.
+const MAX_QUEUED: usize = 4096;
+/// Id of the founder (the log gives ids from 1 on).
+const FOUNDER: u64 = 1;
+
+/// Why the log cannot be opened, or can no longer be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder.
+    #[error("cannot open the log's folder {dir}: {source}; try: check its owner and the disk")]
+    Folder {
+        /// Which.
+        dir: String,
+        /// Cause.
+        source: io::Error,
+    },
+    /// Another netd has it open.
+    #[error("the log in {0} is open in another process; try: stop the other netd, or set another state folder")]
+    Locked(String),
+    /// [`Store::create`] where there is a cluster.
+    #[error("there is a cluster in {0} already; try: netctl status")]
+    Exists(String),
+    /// The first command was refused; nothing was left behind.
+    #[error("the cluster cannot begin: {0}")]
+    Refused(Refusal),
+    /// The log on disk.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// Raft.
+    #[error(transparent)]
+    Raft(#[from] RaftError),
+    /// The state machine's snapshot.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// An entry of the log.
+    #[error(transparent)]
+    Command(#[from] CodecError),
+    /// The kernel gave no entropy.
+    #[error("the kernel gives no random octets; try: a kernel with getrandom(2)")]
+    Random,
+    /// No thread.
+    #[error("cannot start the log's thread: {0}; try: a higher limit of processes")]
+    Thread(io::Error),
+}
+
+/// Why a proposal has no answer of its own.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// The state machine, or its codec, refused it. Nothing was changed.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Another manager leads, or nobody does. Nothing was changed.
+    #[error("this manager does not lead{}; try: the leader (netctl cluster members)", leader.map(|l| format!(", n{l} does")).unwrap_or_default())]
+    NotLeader {
+        /// Who does, if known.
+        leader: Option<u64>,
+    },
+    /// It may or may not come true: no majority in time, overload, or the log has failed.
+    #[error("the change was not agreed on: {0}; try: again, and netctl cluster members")]
+    Unavailable(String),
+}
+
+impl From<RaftError> for ProposeError {
+    fn from(e: RaftError) -> Self {
+        match e {
+            RaftError::NotLeader { leader } => ProposeError::NotLeader { leader },
+            e => ProposeError::Unavailable(e.to_string()),
+        }
+    }
+}
+
+impl From<CodecError> for ProposeError {
+    fn from(e: CodecError) -> Self {
+        ProposeError::Refused(Refusal {
+            code: Code::Invalid,
+            message: e.to_string(),
+            hint: "a shorter command, environment or list".into(),
+        })
+    }
+}
+
+/// What Raft knows of itself here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RaftStatus {
+    /// Term.
+    pub term: u64,
+    /// Who leads, if known.
+    pub leader: Option<u64>,
+    /// Last entry, committed or not.
+    pub last_index: u64,
+    /// Last entry that the state contains.
+    pub applied: u64,
+    /// Voters.
+    pub voters: Vec<u64>,
+}
+
+/// The log of this manager; clones are handles of the same. The thread ends with [`Store::shutdown`] or the last handle.
+#[derive(Clone)]
+pub struct Store {
+    asks: mpsc::Sender<Ask>,
+    shared: Arc<Shared>,
+    thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
+
+impl Store {
+    /// Begins a cluster of which this node is the only manager, and carries `init` out. Blocks on the disk.
+    ///
+    /// What an earlier attempt left that died before its first command was acknowledged is swept.
+    pub fn create(dir: &Path, log_key: [u8; 32], init: InitCluster) -> Result<Store, StoreError> {
+        if Store::opened(dir, &log_key)?.is_some() {
+            return Err(StoreError::Exists(dir.display().to_string()));
+        }
+        let mut driver = Driver::create(Store::files(dir)?, &log_key, FOUNDER)?;
+        let (answer, mut answered) = oneshot::channel();
+        driver.propose(request()?, Command::InitCluster(init), answer);
+        driver.work()?;
+        let refused = match answered.try_recv() {
+            Ok(Ok(Ok(_))) => return Store::spawn(driver),
+            Ok(Ok(Err(refusal)) | Err(ProposeError::Refused(refusal))) => refusal,
+            Ok(Err(e)) => Refusal {
+                code: Code::Internal,
+                message: e.to_string(),
+                hint: "netctl cluster init again".into(),
+            },
+            Err(_) => Refusal {
+                code: Code::Internal,
+                message: "the first command was not applied".into(),
+                hint: "netctl cluster init again".into(),
+            },
+        };
+        drop(driver);
+        let mut files = Store::files(dir)?;
+        files.wipe().map_err(|e| folder(dir, e))?;
+        Err(StoreError::Refused(refused))
+    }
+
+    /// Opens the log that is there. `None`: this node is no manager of a cluster. Blocks on the disk.
+    pub fn open(dir: &Path, log_key: [u8; 32]) -> Result<Option<Store>, StoreError> {
+        match Store::opened(dir, &log_key)? {
+            Some(driver) => Store::spawn(driver).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn opened(dir: &Path, key: &[u8; 32]) -> Result<Option<Driver<Files>>, StoreError> {
+        if !dir.is_dir() {
+            return Ok(None);
+        }
+        let Some(driver) = Driver::open(Store::files(dir)?, key)? else {
+            return Ok(None);
+        };
+        if driver.read(State::is_initialised) {
+            return Ok(Some(driver));
+        }
+        drop(driver);
+        tracing::info!("sweeping a cluster that had not begun");
+        Store::files(dir)?.wipe().map_err(|e| folder(dir, e))?;
+        Ok(None)
+    }
+
+    fn files(dir: &Path) -> Result<Files, StoreError> {
+        Files::open(dir).map_err(|e| match e.kind() {
+            io::ErrorKind::WouldBlock => StoreError::Locked(dir.display().to_string()),
+            _ => folder(dir, e),
+        })
+    }
+
+    fn spawn<D: Disk + Send + 'static>(driver: Driver<D>) -> Result<Store, StoreError> {
+        let (asks, queue) = mpsc::channel();
+        let shared = driver.shared();
+        let thread = std::thread::Builder::new()
+            .name("raft".into())
+            .spawn(move || driver.run(&queue))
+            .map_err(StoreError::Thread)?;
+        Ok(Store {
+            asks,
+            shared,
+            thread: Arc::new(Mutex::new(Some(thread))),
+        })
+    }
+
+    /// Puts a command into the log, and waits until it is applied here. Returns the revision that holds it, and what it
+    /// gave out.
+    pub async fn propose(&self, command: Command) -> Result<(u64, Applied), ProposeError> {
+        let request = request().map_err(|e| ProposeError::Unavailable(e.to_string()))?;
+        self.propose_as(request, command).await
+    }
+
+    /// As [`Store::propose`], under an id chosen by the caller: a second time it is not carried out again, and the answer
+    /// is the first one.
+    pub async fn propose_as(&self, request: u128, command: Command) -> Result<(u64, Applied), ProposeError> {
+        let unavailable = |why: &str| Err(ProposeError::Unavailable(why.into()));
+        if self.shared.queued.fetch_add(1, Ordering::Relaxed) >= MAX_QUEUED {
+            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+            return unavailable("too many changes wait");
+        }
+        let (answer, answered) = oneshot::channel();
+        let ask = Ask::Propose {
+            request,
+            command,
+            answer,
+        };
+        if self.asks.send(ask).is_err() {
+            return unavailable(&self.why_gone());
+        }
+        let outcome: Outcome = match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(Ok(answer)) => answer?,
+            Ok(Err(_)) => return unavailable(&self.why_gone()),
+            Err(_) => return unavailable("no majority of the managers agreed in time"),
+        };
+        Ok(outcome?)
+    }
+
+    fn why_gone(&self) -> String {
+        let why = self.shared.fatal.borrow().clone();
+        why.unwrap_or_else(|| "this manager's log is closed".into())
+    }
+
+    /// The intent as of the last applied entry. Changes once for all entries that were applied together.
+    pub fn intent(&self) -> watch::Receiver<Arc<Intent>> {
+        self.shared.intent.subscribe()
+    }
+
+    /// Looks at the whole state, secrets included. `f` must be short: nothing is applied meanwhile.
+    pub fn with<T>(&self, f: impl FnOnce(&State) -> T) -> T {
+        f(&self.shared.state.read().unwrap_or_else(|e| e.into_inner()))
+    }
+
+    /// Term, leader, indices, voters.
+    pub fn status(&self) -> RaftStatus {
+        self.shared.status.borrow().clone()
+    }
+
+    /// As [`Store::status`], to be waited on.
+    pub fn watch_status(&self) -> watch::Receiver<RaftStatus> {
+        self.shared.status.subscribe()
+    }
+
+    /// Becomes `Some(why)` when the log can no longer be written: netd must exit at once.
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.shared.fatal.subscribe()
+    }
+
+    /// Ends the thread and closes the files. What was acknowledged is on disk already; what waits is not answered.
+    pub async fn shutdown(&self) {
+        let _ = self.asks.send(Ask::Stop);
+        let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(thread) = thread {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+fn folder(dir: &Path, source: io::Error) -> StoreError {
+    StoreError::Folder {
+        dir: dir.display().to_string(),
+        source,
+    }
+}
+
+fn request() -> Result<u128, StoreError> {
+    Ok(u128::from_le_bytes(driver::random()?))
+}
