@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use model::{
     ApiError, Code, Name,
-    api::{Convergence, NodeProgress, ServiceView, TaskState, TaskView},
+    api::{BackendView, Convergence, NodeProgress, ServiceView, TaskState, TaskView},
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -75,7 +75,7 @@ pub(crate) struct ServiceVerdict {
     pub(crate) lag: Vec<String>,
 }
 
-/// Reads a service and its tasks.
+/// Reads a service and its tasks; without tasks its endpoints alone decide what is ready.
 pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> ServiceVerdict {
     let mut endpoints: Vec<_> = service.backends.iter().map(|b| (b.node, &b.endpoint)).collect();
     endpoints.sort_unstable();
@@ -85,7 +85,9 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         .iter()
         .filter(|e| {
             let mut own = service.backends.iter().filter(|b| (b.node, &b.endpoint) == **e);
-            own.all(|b| b.in_use)
+            // An endpoint may be ready while its command dies again and again.
+            let fails = |t: &TaskView| t.desired && t.state != TaskState::Running && (t.node, &t.id) == **e;
+            own.all(|b| b.in_use) && !tasks.iter().any(fails)
         })
         .count();
     let managed = !service.service.spec.command.is_empty();
@@ -94,7 +96,7 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
     } else {
         endpoints.len()
     };
-    let mut lag = Vec::new();
+    let mut lag: Vec<String> = Vec::new();
     lag.extend(service.service.problem.clone());
     for t in tasks {
         let runs = t.state <= TaskState::Running;
@@ -102,6 +104,20 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
             lag.push(format!("{} on {}: {}", t.id, t.hostname, told(t)));
         } else if !t.desired && runs {
             lag.push(format!("{} on {} is not stopped yet", t.id, t.hostname));
+        }
+    }
+    // Placed by the log, no longer wanted, and still there: it drains.
+    let desired = |b: &BackendView| {
+        tasks
+            .iter()
+            .any(|t| t.desired && (t.node, &t.id) == (b.node, &b.endpoint))
+    };
+    let told = |b: &BackendView| tasks.iter().any(|t| t.id == b.endpoint);
+    let drains: Vec<&BackendView> = service.backends.iter().filter(|b| told(b) && !desired(b)).collect();
+    for b in &drains {
+        let line = format!("{} on {} is not stopped yet", b.endpoint, b.hostname);
+        if !lag.contains(&line) {
+            lag.push(line);
         }
     }
     if lag.is_empty() {
@@ -114,7 +130,7 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         .iter()
         .filter(|t| t.desired && t.state == TaskState::Running)
         .count();
-    let leftover = tasks.iter().any(|t| !t.desired && t.state <= TaskState::Running);
+    let leftover = !drains.is_empty() || tasks.iter().any(|t| !t.desired && t.state <= TaskState::Running);
     ServiceVerdict {
         done: ready >= wanted && (!managed || (running >= wanted && !leftover)),
         ready: ready.min(wanted),
@@ -334,9 +350,9 @@ mod tests {
             b.in_use = true;
         }
         assert!(judge_service(&service, &tasks).done);
-        // An endpoint may be ready while its command dies again and again.
         tasks[0].state = TaskState::Failed;
-        assert!(!judge_service(&service, &tasks).done);
+        let v = judge_service(&service, &tasks);
+        assert_eq!((v.done, v.ready), (false, 1));
     }
 
     #[test]
@@ -350,6 +366,14 @@ mod tests {
         let v = judge_service(&service, &tasks);
         assert!(!v.done);
         assert_eq!(v.lag, ["web.2 on beta is not stopped yet"]);
+        // Its task counts as ended, its endpoint still drains.
+        tasks[1].state = TaskState::Shutdown;
+        service.backends = fixture::service().backends;
+        let v = judge_service(&service, &tasks);
+        assert!(!v.done);
+        assert_eq!((v.ready, v.wanted), (1, 1));
+        assert_eq!(v.lag, ["web.2 on beta is not stopped yet"]);
+        service.backends.truncate(1);
         tasks[1].state = TaskState::Shutdown;
         assert!(judge_service(&service, &tasks).done);
     }

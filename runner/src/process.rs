@@ -63,15 +63,20 @@ pub(crate) fn start(order: &Order, netns: &Path, resolv_conf: &Path, log: &Path)
     spawn.start(&netns)
 }
 
-/// An error with its causes, on one line.
+/// An error with its causes on one line, what to try at its end.
 pub(crate) fn why(e: &dyn std::error::Error) -> String {
-    let mut text = e.to_string();
-    let mut source = e.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
+    let (mut whats, mut hints) = (Vec::new(), String::new());
+    let mut next = Some(e);
+    while let Some(e) = next {
+        let text = e.to_string();
+        let (what, hint) = text.split_once("; try: ").unwrap_or((&text, ""));
+        whats.push(what.to_owned());
+        if !hint.is_empty() {
+            hints.push_str(&format!("; try: {hint}"));
+        }
+        next = e.source();
     }
-    text
+    whats.join(": ") + &hints
 }
 
 /// Finds the process of an earlier life: by its marks, else as the session leader in the namespace that bears the task's
@@ -214,6 +219,16 @@ mod tests {
         assert_eq!(ending(Some(ExitStatus::from_raw(3 << 8))), "exit status 3");
         assert_eq!(ending(Some(ExitStatus::from_raw(9))), "killed by SIGKILL");
         assert!(ending(None).contains("not known"));
+    }
+
+    #[test]
+    fn causes_come_before_what_to_try() {
+        let e = ProcessError::Start {
+            program: "srv".into(),
+            source: io::Error::other("no such file"),
+        };
+        let text = why(&e);
+        assert!(text.starts_with("cannot start srv: no such file; try: "), "{text}");
     }
 
     #[test]

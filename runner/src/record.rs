@@ -4,16 +4,21 @@ use std::{
     fs, io,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use model::EndpointId;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
 use crate::{process::Marks, task::Order};
 
 /// Largest record that is read, octets; commands and environments are at most a request's 1 MiB.
 const MAX: u64 = 4 << 20;
+
+/// How long the lock of another one is waited for.
+const LOCK: Duration = Duration::from_secs(2);
 
 /// A task as it was last known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +40,7 @@ pub(crate) struct Record {
 pub(crate) struct Store {
     folder: PathBuf,
     // Held for as long as we live: two netd-run on one folder would start every task twice.
-    _lock: std::sync::Arc<nix::fcntl::Flock<fs::File>>,
+    _lock: std::sync::Arc<Flock<fs::File>>,
 }
 
 impl Store {
@@ -55,14 +60,12 @@ impl Store {
             .mode(0o600)
             .open(&path)
             .with_context(|| format!("cannot open {}; try: --state-dir", path.display()))?;
-        let lock = nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, e)| e)
-            .with_context(|| {
-                format!(
-                    "another netd-run works on {}; try: --state-dir with another folder",
-                    folder.display()
-                )
-            })?;
+        let lock = lock(file).with_context(|| {
+            format!(
+                "another netd-run works on {}; try: --state-dir with another folder",
+                folder.display()
+            )
+        })?;
         Ok(Store {
             folder: folder.to_owned(),
             _lock: std::sync::Arc::new(lock),
@@ -130,6 +133,19 @@ impl Store {
                 tracing::warn!("cannot remove {}: {e}", path.display());
             }
         }
+    }
+}
+
+/// Waits a little: one that was killed holds its lock until the kernel has taken it apart.
+fn lock(mut file: fs::File) -> nix::Result<Flock<fs::File>> {
+    let end = Instant::now() + LOCK;
+    loop {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => return Ok(lock),
+            Err((back, nix::Error::EWOULDBLOCK)) if Instant::now() < end => file = back,
+            Err((_, e)) => return Err(e),
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
