@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
-use crate::proc::{children, comm};
+use crate::proc::{Identity, children, comm};
 use crate::wait::until;
 
 /// A command that has not ended after this time is killed: a test shall fail, not hang.
@@ -229,6 +229,23 @@ fn wait_at_most(child: &mut Child, limit: Duration) -> anyhow::Result<Option<Exi
     }
 }
 
+/// Every process below another one.
+fn below(pid: u32) -> Vec<u32> {
+    let mut all = children(pid);
+    let mut next = 0;
+    while let Some(pid) = all.get(next).copied() {
+        all.extend(children(pid));
+        next += 1;
+    }
+    all
+}
+
+/// Whether a process is in a group: one that left it was not meant by a signal to the group.
+fn in_group(pid: u32, group: u32) -> bool {
+    let pid = i32::try_from(pid).ok().map(Pid::from_raw);
+    nix::unistd::getpgid(pid).is_ok_and(|found| u32::try_from(found.as_raw()).is_ok_and(|found| found == group))
+}
+
 fn signal_group(child: &Child, signal: Signal) {
     if let Ok(group) = i32::try_from(child.id()) {
         let _ = killpg(Pid::from_raw(group), signal);
@@ -319,11 +336,17 @@ impl Process {
         })
     }
 
-    /// `kill -9` for it and what it has in its process group; returns when it is dead.
+    /// `kill -9` for it and what it has in its process group; returns when all of it is dead.
     pub fn kill(&mut self) {
         if self.ended().is_none() {
+            // nsenter ends at once; the program inside may take a while to let go of its sockets and maps.
+            let inside: Vec<Identity> = below(self.child.id()).into_iter().filter_map(Identity::of).collect();
             signal_group(&self.child, Signal::SIGKILL);
             self.ended = self.child.wait().ok().map(code_of);
+            let group = |p: &Identity| in_group(p.pid, self.child.id());
+            let _ = until("a killed process to end", Duration::from_secs(10), || {
+                Ok(inside.iter().all(|p| !p.alive() || !group(p)).then_some(()))
+            });
         }
     }
 
