@@ -284,14 +284,20 @@ impl Drop for Node {
         }
         // Tasks bear the folder in their environment, wherever they live.
         let mark = self.inner.folder.join("fifo").display().to_string();
-        for pid in pids() {
+        let ours = |pid: &i32| {
             let env = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-            if env
-                .split(|b| *b == 0)
+            env.split(|b| *b == 0)
                 .any(|v| v.strip_prefix(b"FIFO=") == Some(mark.as_bytes()))
-            {
+        };
+        // Until two looks find none: one may have been about to fork, or to become a task, at the first.
+        let mut clean = 0;
+        while clean < 2 {
+            let left: Vec<i32> = pids().filter(ours).collect();
+            clean = if left.is_empty() { clean + 1 } else { 0 };
+            for pid in left {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
             }
+            std::thread::sleep(Duration::from_millis(10));
         }
         for entry in fs::read_dir(self.inner.folder.join("netns"))
             .into_iter()
