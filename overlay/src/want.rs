@@ -85,6 +85,9 @@ fn host(space: &mut Space, node: &Node, abilities: Abilities) {
     // A published port on the node's own addresses (CONTRACTS, A published port on the node itself): on lo alone.
     set(space, "ipv4", "lo", "accept_local", Sysctl::is("1"));
     set(space, "ipv4", "lo", "route_localnet", Sysctl::is("1"));
+    // The programs ask the routing tables where a reply goes, and bpf_ipv4_fib_lookup() and bpf_ipv6_fib_lookup() of
+    // net/core/filter.c say "not forwarded" for a device that does not forward itself.
+    set(space, "ipv4", names::VXLAN, "forwarding", Sysctl::is("1"));
     for uplink in &node.uplinks {
         set(space, "ipv4", uplink, "forwarding", Sysctl::is("1"));
         if abilities.ipv6 && abilities.force_forwarding {
@@ -105,6 +108,7 @@ fn host(space: &mut Space, node: &Node, abilities: Abilities) {
         }
     }
     if abilities.ipv6 {
+        set(space, "ipv6", names::VXLAN, "forwarding", Sysctl::is("1"));
         set(space, "ipv6", names::VXLAN, "accept_ra", Sysctl::is("0"));
         if !abilities.force_forwarding {
             // ip6_forward() of net/ipv6/ip6_output.c looks at `all` alone.
@@ -118,12 +122,10 @@ fn host_side(space: &mut Space, node: &Node, id: &EndpointId, ep: &Endpoint, mtu
     set(space, "ipv4", &name, "forwarding", Sysctl::is("1"));
     set(space, "ipv4", &name, "rp_filter", Sysctl::is("0"));
     if abilities.ipv6 && mtu >= IPV6_MIN_MTU {
-        let forwarding = if abilities.force_forwarding {
-            "force_forwarding"
-        } else {
-            "forwarding"
-        };
-        set(space, "ipv6", &name, forwarding, Sysctl::is("1"));
+        if abilities.force_forwarding {
+            set(space, "ipv6", &name, "force_forwarding", Sysctl::is("1"));
+        }
+        set(space, "ipv6", &name, "forwarding", Sysctl::is("1"));
         set(space, "ipv6", &name, "accept_ra", Sysctl::is("0"));
     }
     for to in ep.addresses().chain(ep.extra.iter().copied()) {
