@@ -26,13 +26,13 @@ fn errors_say_what_why_and_what_to_try() {
 
         n1.netctl(&format!("cluster init --advertise-addr {}", n1.v4()))?.ok()?;
         let token = n1.join_token()?;
-        // One sign in the middle of the secret.
+        // One sign of the secret; both are in the alphabet of base32.
         let mut wrong = token.clone();
         let at = wrong.len() - 4;
-        let sign = if wrong.as_bytes().get(at) == Some(&b'0') {
-            "1"
+        let sign = if wrong.as_bytes().get(at) == Some(&b'a') {
+            "c"
         } else {
-            "0"
+            "a"
         };
         wrong.replace_range(at..=at, sign);
         let (good, absent) = (n1.at(2377), "198.18.0.99:2377");

@@ -93,8 +93,11 @@ fn traffic_outlives_daemons_and_leaves_dead_nodes() {
             "a connection {} ms after death failed: {seen}",
             last - killed
         );
+        // node_grace (10 s) counts from the confirmed death.
+        eventually("its slots to be placed elsewhere", Duration::from_secs(25), || {
+            Ok(!homes(n1)?.contains(victim.name()))
+        })?;
         running(n1, 2)?;
-        ensure!(!homes(n1)?.contains(victim.name()), "its slots are elsewhere");
         ensure!(
             tasks(n1)?.iter().any(|t| !t.desired && t.hostname == victim.name()),
             "service ps tells where they were"

@@ -41,11 +41,7 @@ fn attached_namespaces_talk_and_strangers_do_not() {
             }
         }
         // Large packets too: the whole MTU, and a stream.
-        let mtu: u32 = n1
-            .in_netns("t1", &["cat", "/sys/class/net/eth0/mtu"])
-            .and_then(lab::Output::ok)
-            .and_then(|out| Ok(out.stdout.trim().parse()?))
-            .or_else(|_| mtu_by_ip(n1))?;
+        let mtu = mtu(n1)?;
         ensure!((1200..1500).contains(&mtu), "room for the tunnel's header: MTU {mtu}");
         let payload = (mtu - 28).to_string();
         n1.in_netns(
@@ -133,7 +129,7 @@ fn attached_namespaces_talk_and_strangers_do_not() {
 }
 
 /// /sys shows the namespace that it was mounted in: `ip` asks the one that is meant.
-fn mtu_by_ip(host: &lab::Host) -> anyhow::Result<u32> {
+fn mtu(host: &lab::Host) -> anyhow::Result<u32> {
     let out = host.sh("ip -n t1 -o link show eth0")?.ok()?.stdout;
     let mtu = out
         .split_whitespace()

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use lab::wire::Tally;
-use lab::{Host, Lab, Process};
+use lab::{Host, Lab, Process, eventually};
 
 use super::nodes::ms;
 use super::services::{hosts, running, tasks};
@@ -65,7 +65,13 @@ pub(super) fn node(lab: &Lab, show: &mut Show) -> anyhow::Result<()> {
         tally.longest_gap_ms <= 1000,
     );
 
-    ui::during("its slots run elsewhere", || running(n1, 2))?;
+    ui::during("its slots run elsewhere", || {
+        // node_grace (10 s) counts from the confirmed death; until then the tasks are shown where they were.
+        eventually("its slots to be placed elsewhere", Duration::from_secs(25), || {
+            Ok(!hosts(n1)?.iter().any(|h| h == victim.name()))
+        })?;
+        running(n1, 2)
+    })?;
     let wanted = hosts(n1)?;
     let moved = wanted.iter().all(|h| h != victim.name());
     show.expect(

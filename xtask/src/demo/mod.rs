@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Record every program that netd executes (there must be none).
     #[arg(long)]
     strace: bool,
+    /// Unoptimised programs: quicker to build while the demo itself is worked on.
+    #[arg(long)]
+    debug: bool,
 }
 
 type Step = fn(&Lab, &mut Show) -> anyhow::Result<()>;
@@ -59,7 +62,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         bail!("the demo makes network namespaces and needs root; try: sudo -E env PATH=\"$PATH\" cargo xtask demo");
     }
     packages::ensure(packages::ALL)?;
-    let programs = build::programs(Profile::Release, build::ALL)?;
+    let programs = build::programs(if args.debug { Profile::Debug } else { Profile::Release }, build::ALL)?;
     let start = Instant::now();
     let before = kernel::Machine::look()?;
     let options = Options {
