@@ -1,12 +1,13 @@
 //! This node in a cluster: every running room, and the few questions that the socket asks of them together.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use kernel::sockdiag;
 use model::{
     ApiError, Code, EndpointId, Intent, NodeId, NodeRow, Vni,
@@ -34,6 +35,8 @@ use crate::{
     view,
 };
 
+/// Longest wait for another node when this one starts.
+const MEET: Duration = Duration::from_millis(1500);
 /// Longest wait for the first intent after joining.
 const FIRST_INTENT: Duration = Duration::from_secs(15);
 /// The last view of the intent, for a start without managers.
@@ -206,6 +209,8 @@ impl Cluster {
             .filter(|a| *a != gossip_addr)
             .collect();
         let facts = gossip.facts();
+        let last = facts.borrow().clone();
+        meet(&gossip, &last, me, &seeds).await;
 
         let endpoints = Arc::new(Mutex::new(
             Endpoints::open(&state).map_err(|e| internal("endpoints", e))?,
@@ -251,14 +256,6 @@ impl Cluster {
             p.belongs_to(&c);
         }
         c.publish_node();
-        c.spawn({
-            let c = c.clone();
-            async move {
-                if !c.gossip.join(&seeds).await && !seeds.is_empty() {
-                    tracing::info!("no other node answers yet; they are tried again");
-                }
-            }
-        });
         c.spawn(c.clone().keep_rows());
         c.spawn(c.clone().wake_reconciler());
         c.spawn(c.clone().report());
@@ -268,6 +265,7 @@ impl Cluster {
             let c = c.clone();
             async move { rpc::keep_credentials(&c.uplink, &state, &key, &tls).await }
         });
+        c.spawn(c.clone().follow_keys());
         if c.manager.is_some() {
             let weak = Arc::downgrade(&c);
             c.spawn({
@@ -512,6 +510,17 @@ impl Cluster {
         }
     }
 
+    /// Gossip seals with the keys that managers tell.
+    async fn follow_keys(self: Arc<Self>) {
+        let mut keys = self.uplink.keys();
+        while keys.changed().await.is_ok() {
+            let now = keys.borrow_and_update().clone();
+            if let Err(e) = self.gossip.set_keys(&now) {
+                tracing::error!("the new gossip keys cannot be used: {e}");
+            }
+        }
+    }
+
     /// Names are answered in exactly the namespaces of this node's endpoints.
     pub(super) async fn names_follow(&self) {
         let address = self.config.dns.address;
@@ -650,6 +659,38 @@ async fn keep_intent(state: std::path::PathBuf, mut intent: watch::Receiver<Arc<
         }
         // A burst of changes is one write.
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Asks the nodes that were known last for what this node has missed, before anything is compared with the kernel: the
+/// view on disk may lack the last second, and what it lacks would be withdrawn. One answer is enough; none means that the
+/// last view is the best there is.
+async fn meet(gossip: &Gossip, facts: &Facts, me: NodeId, seeds: &[SocketAddr]) {
+    let known = facts
+        .rows
+        .keys()
+        .filter(|id| **id != me)
+        .filter_map(|id| view::node_row(facts, *id))
+        .map(|r| r.gossip);
+    let all: BTreeSet<SocketAddr> = seeds.iter().copied().chain(known).collect();
+    let mut asked: FuturesUnordered<_> = all
+        .iter()
+        .map(|addr| {
+            let gossip = gossip.clone();
+            let addr = *addr;
+            async move { gossip.join(&[addr]).await }
+        })
+        .collect();
+    let one = async {
+        while let Some(met) = asked.next().await {
+            if met {
+                return true;
+            }
+        }
+        all.is_empty()
+    };
+    if !tokio::time::timeout(MEET, one).await.unwrap_or(false) {
+        tracing::info!("no other node answers yet: going on from the last view");
     }
 }
 

@@ -278,7 +278,11 @@ impl Gossip {
         let mut met = false;
         for seed in seeds.iter().filter(|s| **s != self.shared.listen) {
             match link::sync(&self.shared, *seed, None).await {
-                Ok(()) => met = true,
+                Ok(()) => {
+                    met = true;
+                    // Whoever waited for this reads the facts next.
+                    self.shared.lock().publish(&self.shared.facts);
+                }
                 Err(e) => tracing::debug!(%seed, error = %e, "a seed was not met"),
             }
         }

@@ -189,6 +189,9 @@ impl Kernel {
         // Links, addresses, routes, neighbours, settings, filter.
         let round = fabric::reconcile(&desired)?;
         done.writes += round.report.done as u64;
+        for step in &round.plan.steps {
+            tracing::debug!("overlay: {step}");
+        }
         done.problems.extend(round.plan.conflicts.iter().map(|c| c.to_string()));
         done.problems.extend(
             round
@@ -313,6 +316,7 @@ fn balance(dp: &mut DataPath, wanted: &mesh::Wanted, done: &mut Done) -> Result<
     let plan = mesh::ebpf::plan(wanted, &observed);
     done.problems.extend(plan.problems.iter().map(|p| p.to_string()));
     for step in &plan.steps {
+        tracing::debug!("mesh: {}", brief(step));
         done.writes += match step {
             Step::Backend { cell, value } if *value == Backend::default() => u64::from(dp.backends.remove(cell)?),
             Step::Backend { cell, value } => u64::from(dp.backends.upsert(*cell, *value)?),
@@ -367,4 +371,12 @@ fn mesh_observed(dp: &mut DataPath) -> Result<Observed, BpfError> {
         targets,
         sizes,
     })
+}
+
+/// A step for the log: rows are long.
+fn brief(step: &Step) -> String {
+    match step {
+        Step::Lut { off, cells } => format!("lut: {} cells from {off}", cells.len()),
+        other => format!("{other:?}"),
+    }
 }
