@@ -17,7 +17,14 @@ fn main() {
 
 /// Compares every hash of the lock; gives that of the object.
 fn check(root: &Path) -> Result<String, String> {
-    for watched in ["ebpf/netd.bpf.lock", "ebpf/netd.bpf.o", "ebpf/prog/src", "ebpf/prog/Cargo.toml", "ebpf/prog/Cargo.lock", "ebpf/abi"] {
+    for watched in [
+        "ebpf/netd.bpf.lock",
+        "ebpf/netd.bpf.o",
+        "ebpf/prog/src",
+        "ebpf/prog/Cargo.toml",
+        "ebpf/prog/Cargo.lock",
+        "ebpf/abi",
+    ] {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
@@ -46,7 +53,13 @@ fn check(root: &Path) -> Result<String, String> {
 
 fn compare(root: &Path, path: &str, wanted: &str) -> Result<(), String> {
     let bytes = fs::read(root.join(path)).map_err(|e| format!("eBPF sources changed: {path}: {e}"))?;
-    if sha256(&bytes) == wanted { Ok(()) } else { Err(format!("eBPF sources changed: {path} is not that of ebpf/netd.bpf.lock")) }
+    if sha256(&bytes) == wanted {
+        Ok(())
+    } else {
+        Err(format!(
+            "eBPF sources changed: {path} is not that of ebpf/netd.bpf.lock"
+        ))
+    }
 }
 
 /// A source that the lock does not know is a change too.

@@ -20,8 +20,13 @@ const TARGET: &str = "bpfel-unknown-none";
 /// What apt-get is asked for when a tool is missing.
 const PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22"];
 /// Their parts that are run, and the folder that holds `core` for BPF.
-const NEEDED: [&str; 5] =
-    ["/usr/bin/rustc", "/usr/bin/cargo", "/usr/bin/llc-22", "/usr/bin/llvm-objcopy-22", "/usr/lib/rustlib/bpfel-unknown-none"];
+const NEEDED: [&str; 5] = [
+    "/usr/bin/rustc",
+    "/usr/bin/cargo",
+    "/usr/bin/llc-22",
+    "/usr/bin/llvm-objcopy-22",
+    "/usr/lib/rustlib/bpfel-unknown-none",
+];
 
 /// Builds the object and its lock; with `check` only says whether the committed ones are current.
 ///
@@ -82,12 +87,22 @@ fn toolchain() -> anyhow::Result<()> {
     if Path::new("/usr/bin/apt-get").exists() {
         println!("installing {}", PACKAGES.join(" "));
         let status = Command::new("apt-get")
-            .args(["-o", "DPkg::Lock::Timeout=300", "install", "-y", "--no-install-recommends"])
+            .args([
+                "-o",
+                "DPkg::Lock::Timeout=300",
+                "install",
+                "-y",
+                "--no-install-recommends",
+            ])
             .args(PACKAGES)
             .env("DEBIAN_FRONTEND", "noninteractive")
             .status()
             .context("running apt-get")?;
-        ensure!(status.success(), "apt-get install {} failed\n  try: apt-get update", PACKAGES.join(" "));
+        ensure!(
+            status.success(),
+            "apt-get install {} failed\n  try: apt-get update",
+            PACKAGES.join(" ")
+        );
     }
     let missing = missing();
     ensure!(
@@ -108,18 +123,36 @@ fn compile(root: &Path) -> anyhow::Result<PathBuf> {
     let deps = target.join(TARGET).join("release/deps");
     // One bitcode file is looked for below: none of an older build may be found instead.
     if let Ok(files) = fs::read_dir(&deps) {
-        for f in files.flatten().filter(|f| f.path().extension().is_some_and(|e| e == "bc")) {
+        for f in files
+            .flatten()
+            .filter(|f| f.path().extension().is_some_and(|e| e == "bc"))
+        {
             fs::remove_file(f.path()).with_context(|| format!("removing {}", f.path().display()))?;
         }
         // Cargo takes the binary for fresh as long as its fingerprint is there.
-        for f in fs::read_dir(target.join(TARGET).join("release/.fingerprint")).into_iter().flatten().flatten() {
+        for f in fs::read_dir(target.join(TARGET).join("release/.fingerprint"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             if f.file_name().to_string_lossy().starts_with("netd-bpf-") {
                 fs::remove_dir_all(f.path()).with_context(|| format!("removing {}", f.path().display()))?;
             }
         }
     }
     let status = Command::new("/usr/bin/cargo")
-        .args(["rustc", "--quiet", "--release", "--locked", "--target", TARGET, "--", "--emit=llvm-bc", "-C", "linker=/bin/true"])
+        .args([
+            "rustc",
+            "--quiet",
+            "--release",
+            "--locked",
+            "--target",
+            TARGET,
+            "--",
+            "--emit=llvm-bc",
+            "-C",
+            "linker=/bin/true",
+        ])
         .current_dir(&prog)
         .env_clear()
         .env("PATH", "/usr/bin:/bin")
@@ -131,7 +164,11 @@ fn compile(root: &Path) -> anyhow::Result<PathBuf> {
         .env("AYA_BPF_TARGET_ARCH", "x86_64")
         .env(
             "RUSTFLAGS",
-            format!("--remap-path-prefix={}=/netd --remap-path-prefix={}=/cargo", root.display(), cargo_home.display()),
+            format!(
+                "--remap-path-prefix={}=/netd --remap-path-prefix={}=/cargo",
+                root.display(),
+                cargo_home.display()
+            ),
         )
         .status()
         .context("running /usr/bin/cargo")?;
@@ -140,11 +177,19 @@ fn compile(root: &Path) -> anyhow::Result<PathBuf> {
         .with_context(|| format!("reading {}", deps.display()))?
         .flatten()
         .map(|f| f.path())
-        .filter(|p| p.extension().is_some_and(|e| e == "bc") && p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("netd_bpf-")))
+        .filter(|p| {
+            p.extension().is_some_and(|e| e == "bc")
+                && p.file_name()
+                    .is_some_and(|n| n.to_string_lossy().starts_with("netd_bpf-"))
+        })
         .collect();
     match found.as_slice() {
         [one] => Ok(one.clone()),
-        _ => bail!("expected one netd_bpf-*.bc in {}, found {}", deps.display(), found.len()),
+        _ => bail!(
+            "expected one netd_bpf-*.bc in {}, found {}",
+            deps.display(),
+            found.len()
+        ),
     }
 }
 
@@ -152,16 +197,28 @@ fn compile(root: &Path) -> anyhow::Result<PathBuf> {
 fn lower(bitcode: &Path) -> anyhow::Result<Vec<u8>> {
     let object = bitcode.with_extension("o");
     tool("/usr/bin/llc-22", |c| {
-        c.args(["-march=bpf", "-mcpu=v3", "-O2", "-filetype=obj", "-o"]).arg(&object).arg(bitcode)
+        c.args(["-march=bpf", "-mcpu=v3", "-O2", "-filetype=obj", "-o"])
+            .arg(&object)
+            .arg(bitcode)
     })?;
-    tool("/usr/bin/llvm-objcopy-22", |c| c.arg("--strip-debug").arg(&object))?;
+    // Without line numbers: a comment or a line break more in the sources is not another object.
+    tool("/usr/bin/llvm-objcopy-22", |c| {
+        c.args([
+            "--strip-debug",
+            "--remove-section=.BTF.ext",
+            "--remove-section=.rel.BTF.ext",
+        ])
+        .arg(&object)
+    })?;
     let mut bytes = fs::read(&object).with_context(|| format!("reading {}", object.display()))?;
-    btf::name_types(&mut bytes).context("naming the BTF types")?;
+    btf::fit(&mut bytes).context("rewriting the BTF")?;
     Ok(bytes)
 }
 
 fn tool(path: &str, args: impl FnOnce(&mut Command) -> &mut Command) -> anyhow::Result<()> {
-    let status = args(&mut Command::new(path)).status().with_context(|| format!("running {path}"))?;
+    let status = args(&mut Command::new(path))
+        .status()
+        .with_context(|| format!("running {path}"))?;
     ensure!(status.success(), "{path} failed");
     Ok(())
 }
@@ -176,7 +233,8 @@ fn lock(root: &Path, object: &[u8]) -> anyhow::Result<String> {
         let bytes = fs::read(root.join(file)).with_context(|| format!("reading {file}"))?;
         files.insert(PathBuf::from(file), sha256(&bytes));
     }
-    let mut text = String::from("# Written by `cargo xtask ebpf`: what ebpf/netd.bpf.o was made of (SHA-256). Do not edit.\n");
+    let mut text =
+        String::from("# Written by `cargo xtask ebpf`: what ebpf/netd.bpf.o was made of (SHA-256). Do not edit.\n");
     writeln!(text, "tool {}", first_line("/usr/bin/rustc")?)?;
     writeln!(text, "tool {}", version_line("/usr/bin/llc-22")?)?;
     writeln!(text, "object {}", sha256(object))?;
@@ -201,7 +259,10 @@ fn collect(root: &Path, dir: &Path, files: &mut BTreeMap<PathBuf, String>) -> an
 }
 
 fn output(tool: &str) -> anyhow::Result<String> {
-    let out = Command::new(tool).arg("--version").output().with_context(|| format!("running {tool}"))?;
+    let out = Command::new(tool)
+        .arg("--version")
+        .output()
+        .with_context(|| format!("running {tool}"))?;
     Ok(String::from_utf8_lossy(&out.stdout).into_owned())
 }
 

@@ -27,7 +27,9 @@ impl Addr {
     /// An IPv4 address from the word as read from the wire.
     #[inline(always)]
     pub const fn v4_word(w: u32) -> Self {
-        Addr { w: [0, 0, V4_MAPPED, w] }
+        Addr {
+            w: [0, 0, V4_MAPPED, w],
+        }
     }
     /// An IPv6 address from its octets.
     #[inline(always)]
@@ -49,8 +51,15 @@ impl Addr {
     /// The sixteen octets.
     #[inline(always)]
     pub const fn octets(&self) -> [u8; 16] {
-        let (a, b, c, d) = (self.w[0].to_ne_bytes(), self.w[1].to_ne_bytes(), self.w[2].to_ne_bytes(), self.w[3].to_ne_bytes());
-        [a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3]]
+        let (a, b, c, d) = (
+            self.w[0].to_ne_bytes(),
+            self.w[1].to_ne_bytes(),
+            self.w[2].to_ne_bytes(),
+            self.w[3].to_ne_bytes(),
+        );
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3],
+        ]
     }
 }
 
@@ -59,7 +68,11 @@ pub type Mac = [u16; 3];
 
 /// `Mac` from its octets.
 pub const fn mac(o: [u8; 6]) -> Mac {
-    [u16::from_ne_bytes([o[0], o[1]]), u16::from_ne_bytes([o[2], o[3]]), u16::from_ne_bytes([o[4], o[5]])]
+    [
+        u16::from_ne_bytes([o[0], o[1]]),
+        u16::from_ne_bytes([o[2], o[3]]),
+        u16::from_ne_bytes([o[4], o[5]]),
+    ]
 }
 
 /// What a node's programs need to know of the node; the single entry of map `config`.
@@ -465,7 +478,7 @@ pub mod size {
     pub const SERVICES: u32 = 65_536;
     /// `backends`.
     pub const BACKENDS: u32 = 65_536;
-    /// `lut`, cells of 4 octets (mapped into user space).
+    /// `lut`, cells of 4 octets (mapped into user space; the kernel gives each cell 8).
     pub const LUT: u32 = 4 << 20;
     /// Endpoint maps.
     pub const ENDPOINTS: u32 = 16_384;

@@ -46,7 +46,13 @@ pub(crate) fn to_backend(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, mut se
     if !reverse::remember(p, &mut back, &c) || !skb.set_macs(&t.mac, &cfg.mac) {
         return SHOT;
     }
-    let to = Flow { saddr: seen, daddr: t.addr, sport: back.dport, dport: tport, net_proto: 0 };
+    let to = Flow {
+        saddr: seen,
+        daddr: t.addr,
+        sport: back.dport,
+        dport: tport,
+        net_proto: 0,
+    };
     if !nat::rewrite(skb, p, &to) {
         return drop(D_CHECKSUM);
     }

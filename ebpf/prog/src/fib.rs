@@ -9,10 +9,7 @@ use aya_ebpf::{
 };
 use ebpf_abi::{Addr, D_NO_ROUTE, Mac};
 
-use crate::{
-    count::drop,
-    skb::Skb,
-};
+use crate::{count::drop, skb::Skb};
 
 /// Bit of `kind` in [`route`].
 pub(crate) const V6: u32 = 0x100;

@@ -6,8 +6,9 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_abi::{
-    Addr, AffVal, Backend, COUNTER_CELLS, EpAddrKey, EpAddrVal, EpCfg, EpExtraKey, EpMacKey, EpMacVal, Flow, FragKey, FragVal,
-    FwdKey, FwdVal, MemberVal, NodeCfg, PoolKey, RevVal, RouteKey, RouteVal, SvcKey, SvcVal, TargetKey, TargetVal, size,
+    Addr, AffVal, Backend, COUNTER_CELLS, EpAddrKey, EpAddrVal, EpCfg, EpExtraKey, EpMacKey, EpMacVal, Flow, FragKey,
+    FragVal, FwdKey, FwdVal, MemberVal, NodeCfg, PoolKey, RevVal, RouteKey, RouteVal, SvcKey, SvcVal, TargetKey,
+    TargetVal, size,
 };
 
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
@@ -24,7 +25,8 @@ pub(crate) static LUT: Array<u32, { size::LUT as usize }, MMAP> = Array::new();
 #[btf_map(name = "ep_by_mac")]
 pub(crate) static EP_BY_MAC: HashMap<EpMacKey, EpMacVal, { size::ENDPOINTS as usize }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "ep_by_addr")]
-pub(crate) static EP_BY_ADDR: HashMap<EpAddrKey, EpAddrVal, { 4 * size::ENDPOINTS as usize }, ON_DEMAND> = HashMap::new();
+pub(crate) static EP_BY_ADDR: HashMap<EpAddrKey, EpAddrVal, { 4 * size::ENDPOINTS as usize }, ON_DEMAND> =
+    HashMap::new();
 #[btf_map(name = "ep_config")]
 pub(crate) static EP_CONFIG: HashMap<u32, EpCfg, { size::ENDPOINTS as usize }, ON_DEMAND> = HashMap::new();
 #[btf_map(name = "ep_extra")]

@@ -52,14 +52,18 @@ pub(crate) fn rewrite(skb: Skb, p: &Packet, to: &Flow) -> bool {
     let from = &p.flow;
     let addrs;
     if p.v6 {
-        let Some(ip) = skb.at::<[u32; 10]>(ETH) else { return false };
+        let Some(ip) = skb.at::<[u32; 10]>(ETH) else {
+            return false;
+        };
         addrs = addr_diff(true, &from.saddr, &to.saddr) + addr_diff(true, &from.daddr, &to.daddr);
         // SAFETY: within the packet.
         let ip = unsafe { &mut *ip };
         (ip[2], ip[3], ip[4], ip[5]) = (to.saddr.w[0], to.saddr.w[1], to.saddr.w[2], to.saddr.w[3]);
         (ip[6], ip[7], ip[8], ip[9]) = (to.daddr.w[0], to.daddr.w[1], to.daddr.w[2], to.daddr.w[3]);
     } else {
-        let Some(ip) = skb.at::<[u32; 5]>(ETH) else { return false };
+        let Some(ip) = skb.at::<[u32; 5]>(ETH) else {
+            return false;
+        };
         addrs = addr_diff(false, &from.saddr, &to.saddr) + addr_diff(false, &from.daddr, &to.daddr);
         // SAFETY: within the packet; the header checksum is the second half of the third word.
         unsafe {
@@ -74,7 +78,9 @@ pub(crate) fn rewrite(skb: Skb, p: &Packet, to: &Flow) -> bool {
     }
     let ports = from.sport != to.sport || from.dport != to.dport;
     if ports {
-        let Some(l4) = skb.at_l4::<[u16; 2]>(p.l4) else { return false };
+        let Some(l4) = skb.at_l4::<[u16; 2]>(p.l4) else {
+            return false;
+        };
         // SAFETY: within the packet.
         unsafe { *l4 = [to.sport, to.dport] };
     }

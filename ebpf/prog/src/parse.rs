@@ -88,18 +88,26 @@ pub(crate) fn of_family(v6: bool, addr4: u32, addr6: &Addr) -> Addr {
 pub(crate) fn parse(skb: Skb, vni: u32, p: &mut Packet) -> Seen {
     let linear = skb.linear();
     if linear < HEADS && (linear as u32) < skb.len() {
-        let want = if skb.len() < HEADS as u32 { skb.len() } else { HEADS as u32 };
+        let want = if skb.len() < HEADS as u32 {
+            skb.len()
+        } else {
+            HEADS as u32
+        };
         if !skb.pull(want) {
             return Seen::Bad;
         }
     }
-    let Some(ethertype) = skb.at::<u16>(12) else { return Seen::Bad };
+    let Some(ethertype) = skb.at::<u16>(12) else {
+        return Seen::Bad;
+    };
     // SAFETY: within the packet, by `at`; so are all reads below.
     p.ethertype = unsafe { *ethertype };
     let proto;
     let fragment;
     if p.ethertype == IPV4 {
-        let Some(ip) = skb.at::<[u32; 5]>(ETH) else { return Seen::Bad };
+        let Some(ip) = skb.at::<[u32; 5]>(ETH) else {
+            return Seen::Bad;
+        };
         // SAFETY: see above.
         let (w0, w1, w2, saddr, daddr) = unsafe { ((*ip)[0], (*ip)[1], (*ip)[2], (*ip)[3], (*ip)[4]) };
         let hl = (u32::from_be(w0) >> 24 & 15) * 4;
@@ -116,21 +124,33 @@ pub(crate) fn parse(skb: Skb, vni: u32, p: &mut Packet) -> Seen {
         p.later = w1 & 0x1fff != 0;
         fragment = if w1 & 0x3fff != 0 { Some(w1 >> 16) } else { None };
     } else if p.ethertype == IPV6 {
-        let Some(ip) = skb.at::<[u32; 10]>(ETH) else { return Seen::Bad };
+        let Some(ip) = skb.at::<[u32; 10]>(ETH) else {
+            return Seen::Bad;
+        };
         // SAFETY: see above.
         let ip = unsafe { &*ip };
         p.v6 = true;
         p.df = true;
         p.later = false;
-        p.flow.saddr = Addr { w: [ip[2], ip[3], ip[4], ip[5]] };
-        p.flow.daddr = Addr { w: [ip[6], ip[7], ip[8], ip[9]] };
+        p.flow.saddr = Addr {
+            w: [ip[2], ip[3], ip[4], ip[5]],
+        };
+        p.flow.daddr = Addr {
+            w: [ip[6], ip[7], ip[8], ip[9]],
+        };
         let next = u32::from_be(ip[1]) >> 8 & 0xff;
         p.l4 = ETH as u32 + 40;
         if next == TCP || next == UDP || next == ICMPV6 {
             proto = next;
             fragment = None;
         } else {
-            let mut w = Walk { next, l4: p.l4, id: 0, fragmented: 0, later: 0 };
+            let mut w = Walk {
+                next,
+                l4: p.l4,
+                id: 0,
+                fragmented: 0,
+                later: 0,
+            };
             if !extensions(skb, &mut w) {
                 p.flow.net_proto = vni << 8 | w.next;
                 return Seen::Plain;
@@ -150,7 +170,11 @@ pub(crate) fn parse(skb: Skb, vni: u32, p: &mut Packet) -> Seen {
     }
     if let Some(id) = fragment {
         if p.later {
-            return if later_ports(&mut p.flow, id) { Seen::Ports } else { Seen::Plain };
+            return if later_ports(&mut p.flow, id) {
+                Seen::Ports
+            } else {
+                Seen::Plain
+            };
         }
     }
     if !transport(skb, p, proto) {
@@ -170,13 +194,17 @@ pub(crate) fn parse(skb: Skb, vni: u32, p: &mut Packet) -> Seen {
 #[inline(always)]
 fn transport(skb: Skb, p: &mut Packet, proto: u32) -> bool {
     if proto == TCP {
-        let Some(l4) = skb.at_l4::<[u16; 10]>(p.l4) else { return false };
+        let Some(l4) = skb.at_l4::<[u16; 10]>(p.l4) else {
+            return false;
+        };
         // SAFETY: within the packet.
         let (sport, dport, flags) = unsafe { ((*l4)[0], (*l4)[1], (*l4)[6]) };
         (p.flow.sport, p.flow.dport) = (sport, dport);
         p.syn = u16::from_be(flags) & 0x12 == 2;
     } else {
-        let Some(l4) = skb.at_l4::<[u16; 4]>(p.l4) else { return false };
+        let Some(l4) = skb.at_l4::<[u16; 4]>(p.l4) else {
+            return false;
+        };
         // SAFETY: within the packet.
         let (sport, dport) = unsafe { ((*l4)[0], (*l4)[1]) };
         (p.flow.sport, p.flow.dport) = (sport, dport);
@@ -236,13 +264,20 @@ fn extensions(skb: Skb, w: &mut Walk) -> bool {
 
 #[inline(always)]
 fn frag_key(f: &Flow, id: u32) -> FragKey {
-    FragKey { saddr: f.saddr, daddr: f.daddr, id, net_proto: f.net_proto }
+    FragKey {
+        saddr: f.saddr,
+        daddr: f.daddr,
+        id,
+        net_proto: f.net_proto,
+    }
 }
 
 /// The ports of a later fragment, if its first was seen.
 #[inline(never)]
 fn later_ports(f: &mut Flow, id: u32) -> bool {
-    let Some(v) = FRAGMENTS.get_ptr(frag_key(f, id)) else { return false };
+    let Some(v) = FRAGMENTS.get_ptr(frag_key(f, id)) else {
+        return false;
+    };
     // SAFETY: an entry of an LRU map stays readable during the run.
     unsafe { (f.sport, f.dport) = ((*v).sport, (*v).dport) };
     true
@@ -252,5 +287,12 @@ fn later_ports(f: &mut Flow, id: u32) -> bool {
 #[inline(never)]
 fn first_fragment(f: &Flow, id: u32) {
     count(C_FRAGMENTS);
-    let _ = FRAGMENTS.insert(frag_key(f, id), FragVal { sport: f.sport, dport: f.dport }, 0);
+    let _ = FRAGMENTS.insert(
+        frag_key(f, id),
+        FragVal {
+            sport: f.sport,
+            dport: f.dport,
+        },
+        0,
+    );
 }

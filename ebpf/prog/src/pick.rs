@@ -1,8 +1,6 @@
 //! Choosing a backend: the flow's own, else the service's Maglev row.
 
-use ebpf_abi::{
-    Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SvcKey, SvcVal,
-};
+use ebpf_abi::{Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SvcKey, SvcVal};
 
 use crate::{
     clock::now,
@@ -28,7 +26,12 @@ pub(crate) enum Picked {
 /// The service at an address and port, if any.
 #[inline(always)]
 pub(crate) fn service(f: &Flow, vni: u32) -> Option<&'static SvcVal> {
-    let key = SvcKey { addr: f.daddr, vni, port: f.dport, proto: f.net_proto as u16 & 0xff };
+    let key = SvcKey {
+        addr: f.daddr,
+        vni,
+        port: f.dport,
+        proto: f.net_proto as u16 & 0xff,
+    };
     // SAFETY: an entry of a preallocated-on-demand hash stays readable during the run (freed after a grace period).
     SERVICES.get_ptr(key).map(|v| unsafe { &*v })
 }
@@ -36,14 +39,24 @@ pub(crate) fn service(f: &Flow, vni: u32) -> Option<&'static SvcVal> {
 /// The published service that a packet comes back from, if any.
 #[inline(always)]
 pub(crate) fn published_source(f: &Flow) -> bool {
-    let key = SvcKey { addr: f.saddr, vni: 0, port: f.sport, proto: f.net_proto as u16 & 0xff };
+    let key = SvcKey {
+        addr: f.saddr,
+        vni: 0,
+        port: f.sport,
+        proto: f.net_proto as u16 & 0xff,
+    };
     SERVICES.get_ptr(key).is_some()
 }
 
 /// The entry for every port of a VIP.
 #[inline(always)]
 pub(crate) fn wildcard(f: &Flow, vni: u32) -> Option<&'static SvcVal> {
-    let key = SvcKey { addr: f.daddr, vni, port: 0, proto: 0 };
+    let key = SvcKey {
+        addr: f.daddr,
+        vni,
+        port: 0,
+        proto: 0,
+    };
     // SAFETY: as in `service`.
     SERVICES.get_ptr(key).map(|v| unsafe { &*v })
 }
@@ -89,7 +102,11 @@ fn backend(cell: u32, v6: bool) -> Option<&'static Backend> {
     let b = BACKENDS.get_ptr(cell)?;
     // SAFETY: a cell of an array map lives as long as the map.
     let b = unsafe { &*b };
-    let has = if v6 { b.addr6.w[0] | b.addr6.w[1] | b.addr6.w[2] | b.addr6.w[3] } else { b.addr4 };
+    let has = if v6 {
+        b.addr6.w[0] | b.addr6.w[1] | b.addr6.w[2] | b.addr6.w[3]
+    } else {
+        b.addr4
+    };
     (has != 0).then_some(b)
 }
 
@@ -114,7 +131,14 @@ pub(crate) fn choose(f: &Flow, v6: bool, established: bool, svc: &SvcVal) -> Opt
             let cell = *cell;
             if let Some(b) = backend(cell, v6) {
                 if b.state == BACKEND_ACTIVE || (established && b.state != BACKEND_GONE) {
-                    let _ = AFFINITY.insert(f, AffVal { backend: cell, ts: now() }, 0);
+                    let _ = AFFINITY.insert(
+                        f,
+                        AffVal {
+                            backend: cell,
+                            ts: now(),
+                        },
+                        0,
+                    );
                     return Some(b);
                 }
             }

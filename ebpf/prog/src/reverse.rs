@@ -25,7 +25,9 @@ const PORT_TRIES: u32 = 16;
 #[inline(always)]
 pub(crate) fn route_of(vni: u32, addr: &ebpf_abi::Addr) -> Option<&'static RouteVal> {
     // SAFETY: an entry of the trie is freed after a grace period.
-    ROUTES.get(&route_key(vni, addr)).map(|r| unsafe { &*(r as *const RouteVal) })
+    ROUTES
+        .get(&route_key(vni, addr))
+        .map(|r| unsafe { &*(r as *const RouteVal) })
 }
 
 /// Where the client of a flow is.
@@ -127,7 +129,15 @@ fn new_flow(p: &Packet, back: &mut Flow, c: &Client) -> bool {
         if REVERSE.insert(&*back, &s.way, BPF_NOEXIST).is_ok() {
             count(C_REVERSE_NEW);
             count(C_PORT_REWRITTEN);
-            let _ = FORWARD.insert(&s.arrived, FwdVal { ts: n, sport: back.dport, pad: 0 }, 0);
+            let _ = FORWARD.insert(
+                &s.arrived,
+                FwdVal {
+                    ts: n,
+                    sport: back.dport,
+                    pad: 0,
+                },
+                0,
+            );
             return true;
         }
         i += 1;

@@ -3,8 +3,8 @@
 use aya_ebpf::{
     bindings::__sk_buff,
     helpers::generated::{
-        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer, bpf_skb_change_type, bpf_skb_load_bytes,
+        bpf_skb_pull_data, bpf_skb_store_bytes,
     },
 };
 use ebpf_abi::Mac;
@@ -75,7 +75,11 @@ impl Skb {
     #[inline(always)]
     pub(crate) fn at<T>(self, off: usize) -> Option<*mut T> {
         let (data, end) = self.bounds();
-        if data + off + size_of::<T>() > end { None } else { Some((data + off) as *mut T) }
+        if data + off + size_of::<T>() > end {
+            None
+        } else {
+            Some((data + off) as *mut T)
+        }
     }
 
     /// As [`Skb::at`] for an offset that was computed: masked to what the verifier can follow (511).
@@ -149,7 +153,11 @@ impl Skb {
     /// Back out of the device that it came from; on `lo` that is in again, the host being the sender.
     #[inline(always)]
     pub(crate) fn turn_back(self) -> i32 {
-        if self.ifindex() == LO { self.to_host() } else { self.redirect(self.ifindex()) }
+        if self.ifindex() == LO {
+            self.to_host()
+        } else {
+            self.redirect(self.ifindex())
+        }
     }
 
     /// Into the host's own stack through its loopback.

@@ -29,7 +29,12 @@ pub(super) fn ensure(dir: &Path) -> Result<(), BpfError> {
                     source: Errno::ENODEV.into(),
                 });
             }
-            Err(Errno::EPERM) => return Err(BpfError::Denied { what: "mount a bpffs", source: Errno::EPERM.into() }),
+            Err(Errno::EPERM) => {
+                return Err(BpfError::Denied {
+                    what: "mount a bpffs",
+                    source: Errno::EPERM.into(),
+                });
+            }
             Err(e) => return Err(path("mount a bpffs at", parent, e.into())),
         }
     }
@@ -66,5 +71,9 @@ pub(super) fn unpin(at: &Path) -> Result<(), BpfError> {
 }
 
 pub(super) fn path(what: &'static str, at: &Path, source: io::Error) -> BpfError {
-    BpfError::Path { what, path: PathBuf::from(at), source }
+    BpfError::Path {
+        what,
+        path: PathBuf::from(at),
+        source,
+    }
 }

@@ -65,7 +65,9 @@ pub enum BpfError {
     #[error("loading the eBPF object failed: {0}")]
     Object(String),
     /// The verifier refused a program.
-    #[error("the kernel refused the program {program}: {reason}\n  try: report this with `uname -r`; until then set [datapath] mode = \"ipvs\"")]
+    #[error(
+        "the kernel refused the program {program}: {reason}\n  try: report this with `uname -r`; until then set [datapath] mode = \"ipvs\""
+    )]
     Program {
         /// Its name.
         program: &'static str,
@@ -108,7 +110,9 @@ pub enum BpfError {
 
 fn full(e: &io::Error) -> &'static str {
     match e.raw_os_error() {
-        Some(libc::E2BIG | libc::ENOSPC) => " (the map is full)\n  try: fewer services, networks or endpoints on this node",
+        Some(libc::E2BIG | libc::ENOSPC) => {
+            " (the map is full)\n  try: fewer services, networks or endpoints on this node"
+        }
         Some(libc::ENOMEM) => " (out of memory)",
         _ => "",
     }

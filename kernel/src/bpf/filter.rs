@@ -29,20 +29,35 @@ fn dump(kind: u16, ifindex: u32, parent: u32) -> io::Result<Vec<Tc>> {
         body.extend(word.to_ne_bytes());
     }
     let mut socket = Socket::open(NETLINK_ROUTE).map_err(io::Error::other)?;
-    let request = Request { kind, flags: NLM_F_REQUEST | NLM_F_DUMP, body };
+    let request = Request {
+        kind,
+        flags: NLM_F_REQUEST | NLM_F_DUMP,
+        body,
+    };
     let answers = socket.dump(&request).map_err(io::Error::other)?;
-    Ok(answers.iter().filter_map(|a| parse(a.body.get(..TCMSG)?)).filter(|t| t.ifindex == ifindex).collect())
+    Ok(answers
+        .iter()
+        .filter_map(|a| parse(a.body.get(..TCMSG)?))
+        .filter(|t| t.ifindex == ifindex)
+        .collect())
 }
 
 fn parse(b: &[u8]) -> Option<Tc> {
     let word = |at: usize| Some(u32::from_ne_bytes(b.get(at..at + 4)?.try_into().ok()?));
-    Some(Tc { ifindex: word(4)?, handle: word(8)?, parent: word(12)?, info: word(16)? })
+    Some(Tc {
+        ifindex: word(4)?,
+        handle: word(8)?,
+        parent: word(12)?,
+        info: word(16)?,
+    })
 }
 
 /// Whether a filter of this priority and handle is at the ingress of a device.
 pub(super) fn exists(ifindex: u32, priority: u16, handle: u16) -> io::Result<bool> {
     let found = dump(RTM_GETTFILTER, ifindex, INGRESS)?;
-    Ok(found.iter().any(|t| t.info >> 16 == u32::from(priority) && t.handle == u32::from(handle)))
+    Ok(found
+        .iter()
+        .any(|t| t.info >> 16 == u32::from(priority) && t.handle == u32::from(handle)))
 }
 
 /// Whether a device has a clsact qdisc.

@@ -110,9 +110,22 @@ pub(super) enum State {
 }
 
 /// Looks at one pin.
-pub(super) fn state(dir: &Path, hook: Hook, ifindex: u32, kind: Kind, program: &SchedClassifier) -> Result<State, BpfError> {
+pub(super) fn state(
+    dir: &Path,
+    hook: Hook,
+    ifindex: u32,
+    kind: Kind,
+    program: &SchedClassifier,
+) -> Result<State, BpfError> {
     let at = pin(dir, hook, ifindex, kind);
-    let fail = |what| move |source| BpfError::Attach { what, program: hook.program(), ifindex, source };
+    let fail = |what| {
+        move |source| BpfError::Attach {
+            what,
+            program: hook.program(),
+            ifindex,
+            source,
+        }
+    };
     let fd = match sys::get(&at) {
         Ok(fd) => fd,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(State::Dead),
@@ -138,16 +151,29 @@ pub(super) fn state(dir: &Path, hook: Hook, ifindex: u32, kind: Kind, program: &
 }
 
 fn fd_of(program: &SchedClassifier, hook: Hook, ifindex: u32) -> Result<BorrowedFd<'_>, BpfError> {
-    let fd = program.fd().map_err(|e| attach_error("use", hook, ifindex, io::Error::other(e.to_string())))?;
+    let fd = program
+        .fd()
+        .map_err(|e| attach_error("use", hook, ifindex, io::Error::other(e.to_string())))?;
     Ok(fd.as_fd())
 }
 
 fn attach_error(what: &'static str, hook: Hook, ifindex: u32, source: io::Error) -> BpfError {
-    BpfError::Attach { what, program: hook.program(), ifindex, source }
+    BpfError::Attach {
+        what,
+        program: hook.program(),
+        ifindex,
+        source,
+    }
 }
 
 /// Attaches where nothing of ours hangs.
-pub(super) fn create(dir: &Path, hook: Hook, ifindex: u32, program: &mut SchedClassifier, clsact: bool) -> Result<Kind, BpfError> {
+pub(super) fn create(
+    dir: &Path,
+    hook: Hook,
+    ifindex: u32,
+    program: &mut SchedClassifier,
+    clsact: bool,
+) -> Result<Kind, BpfError> {
     if !clsact {
         match sys::attach_tcx(fd_of(program, hook, ifindex)?, ifindex) {
             Ok(link) => {
@@ -175,7 +201,11 @@ pub(super) fn create(dir: &Path, hook: Hook, ifindex: u32, program: &mut SchedCl
             });
         }
     }
-    let options = NlOptions { priority: PRIORITY, handle: TcHandle::from(u32::from(HANDLE)), classid: None };
+    let options = NlOptions {
+        priority: PRIORITY,
+        handle: TcHandle::from(u32::from(HANDLE)),
+        classid: None,
+    };
     let link = program
         .attach_with_options(&device, TcAttachType::Ingress, TcAttachOptions::Netlink(options))
         .and_then(|id| program.take_link(id))
@@ -193,7 +223,13 @@ fn remember_filter(dir: &Path, hook: Hook, ifindex: u32, program: &SchedClassifi
 }
 
 /// Replaces another version of our program; at no moment is there none.
-pub(super) fn replace(dir: &Path, hook: Hook, ifindex: u32, kind: Kind, program: &mut SchedClassifier) -> Result<(), BpfError> {
+pub(super) fn replace(
+    dir: &Path,
+    hook: Hook,
+    ifindex: u32,
+    kind: Kind,
+    program: &mut SchedClassifier,
+) -> Result<(), BpfError> {
     match kind {
         Kind::Link => {
             let link = sys::get(&pin(dir, hook, ifindex, kind));
@@ -214,19 +250,25 @@ pub(super) fn replace(dir: &Path, hook: Hook, ifindex: u32, kind: Kind, program:
 }
 
 fn attached(device: &str) -> io::Result<SchedClassifierLink> {
-    SchedClassifierLink::attached(device, TcAttachType::Ingress, PRIORITY, TcHandle::from(u32::from(HANDLE)), None)
+    SchedClassifierLink::attached(
+        device,
+        TcAttachType::Ingress,
+        PRIORITY,
+        TcHandle::from(u32::from(HANDLE)),
+        None,
+    )
 }
 
 /// Takes a program from a device; the device may be gone.
 pub(super) fn remove(dir: &Path, hook: Hook, ifindex: u32, kind: Kind) -> Result<(), BpfError> {
-    if kind == Kind::Filter {
-        if let Ok(link) = name(ifindex).and_then(|device| attached(&device)) {
-            if super::filter::exists(ifindex, PRIORITY, HANDLE).unwrap_or(false) {
-                aya::programs::links::Link::detach(link)
-                    .map_err(|e| attach_error("detach", hook, ifindex, io::Error::other(e.to_string())))?;
-            } else {
-                std::mem::forget(link);
-            }
+    if kind == Kind::Filter
+        && let Ok(link) = name(ifindex).and_then(|device| attached(&device))
+    {
+        if super::filter::exists(ifindex, PRIORITY, HANDLE).unwrap_or(false) {
+            aya::programs::links::Link::detach(link)
+                .map_err(|e| attach_error("detach", hook, ifindex, io::Error::other(e.to_string())))?;
+        } else {
+            std::mem::forget(link);
         }
     }
     // The last reference to a link is its pin.

@@ -15,7 +15,11 @@ pub struct Lut {
 
 impl Lut {
     pub(super) fn open(fd: impl AsFd, cells: u32) -> Result<Lut, BpfError> {
-        let words = Words::map(fd, cells as usize).map_err(|source| BpfError::Map { map: "lut", what: "map the cells", source })?;
+        let words = Words::map(fd, cells as usize).map_err(|source| BpfError::Map {
+            map: "lut",
+            what: "map the cells",
+            source,
+        })?;
         Ok(Lut { words })
     }
 
@@ -25,7 +29,11 @@ impl Lut {
     }
 
     fn row(&self, off: u32, len: usize) -> Result<impl Iterator<Item = &AtomicU32>, BpfError> {
-        let outside = || BpfError::Row { off, end: u64::from(off) + len as u64, cells: self.cells() };
+        let outside = || BpfError::Row {
+            off,
+            end: u64::from(off) + len as u64,
+            cells: self.cells(),
+        };
         self.words.row(off as usize, len).ok_or_else(outside)
     }
 
@@ -52,6 +60,9 @@ impl Lut {
     /// # Errors
     /// The row lies outside the table.
     pub fn read_row(&self, off: u32, len: u32) -> Result<Vec<u32>, BpfError> {
-        Ok(self.row(off, len as usize)?.map(|c| c.load(Ordering::Relaxed)).collect())
+        Ok(self
+            .row(off, len as usize)?
+            .map(|c| c.load(Ordering::Relaxed))
+            .collect())
     }
 }

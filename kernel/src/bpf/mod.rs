@@ -30,6 +30,7 @@ use ebpf_abi::{
     MemberVal, NodeCfg, PoolKey, RevVal, RouteKey, RouteVal, SvcKey, SvcVal, TargetKey, TargetVal,
 };
 
+use self::hooks::{Devices, State};
 pub use self::{
     error::BpfError,
     hooks::{Attached, Hook},
@@ -37,7 +38,6 @@ pub use self::{
     sys::Plain,
     table::{SyncCount, Table},
 };
-use self::hooks::{Devices, State};
 
 /// What [`DataPath::open`] found and did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -112,7 +112,11 @@ impl DataPath {
         let there = object::compare(dir, &shapes)?;
         let before = pinned_config(dir)?;
         let fresh = before.object != object::HASH || !object::all_pinned(dir) || there != shapes.len();
-        let programs = if fresh { object::load(dir, &shapes)? } else { object::pinned(dir)? };
+        let programs = if fresh {
+            object::load(dir, &shapes)?
+        } else {
+            object::pinned(dir)?
+        };
         let map = |name: &'static str| -> Result<OwnedFd, BpfError> {
             let path = object::map_pin(dir, name);
             sys::get(&path).map_err(|e| bpffs::path("open the map at", &path, e))
@@ -123,7 +127,8 @@ impl DataPath {
             programs,
             devices: hooks::read(dir)?,
             config: before,
-            cpus: sys::possible_cpus().map_err(|e| bpffs::path("read", Path::new("/sys/devices/system/cpu/possible"), e))?,
+            cpus: sys::possible_cpus()
+                .map_err(|e| bpffs::path("read", Path::new("/sys/devices/system/cpu/possible"), e))?,
             config_map: map("config")?,
             affinity_map: map("affinity")?,
             reverse_map: map("reverse")?,
@@ -148,7 +153,11 @@ impl DataPath {
             let config = path.config;
             path.set_config(config)?;
         }
-        let report = OpenReport { adopted_maps: there == shapes.len(), replaced_programs, loaded_object: object::HASH };
+        let report = OpenReport {
+            adopted_maps: there == shapes.len(),
+            replaced_programs,
+            loaded_object: object::HASH,
+        };
         Ok((path, report))
     }
 
@@ -156,10 +165,17 @@ impl DataPath {
     fn replace_all(&mut self) -> Result<bool, BpfError> {
         let mut replaced = false;
         for (hook, ifindex) in hooks::keys(&self.devices) {
-            replaced |= self.attach(hook, ifindex).map(|a| a == Attached::Replaced).or_else(|e| {
-                // Of a device that is gone nothing can be replaced; `sweep` forgets it.
-                if matches!(&e, BpfError::Attach { source, .. } if source.raw_os_error() == Some(libc::ENODEV)) { Ok(false) } else { Err(e) }
-            })?;
+            replaced |= self
+                .attach(hook, ifindex)
+                .map(|a| a == Attached::Replaced)
+                .or_else(|e| {
+                    // Of a device that is gone nothing can be replaced; `sweep` forgets it.
+                    if matches!(&e, BpfError::Attach { source, .. } if source.raw_os_error() == Some(libc::ENODEV)) {
+                        Ok(false)
+                    } else {
+                        Err(e)
+                    }
+                })?;
         }
         Ok(replaced)
     }
@@ -174,12 +190,19 @@ impl DataPath {
     /// # Errors
     /// The kernel refuses the write.
     pub fn set_config(&mut self, cfg: NodeCfg) -> Result<bool, BpfError> {
-        let cfg = NodeCfg { abi: ABI, object: object::HASH, ..cfg };
+        let cfg = NodeCfg {
+            abi: ABI,
+            object: object::HASH,
+            ..cfg
+        };
         if cfg == self.config {
             return Ok(false);
         }
-        sys::update(self.config_map.as_fd(), &0u32, &cfg)
-            .map_err(|source| BpfError::Map { map: "config", what: "write", source })?;
+        sys::update(self.config_map.as_fd(), &0u32, &cfg).map_err(|source| BpfError::Map {
+            map: "config",
+            what: "write",
+            source,
+        })?;
         self.config = cfg;
         Ok(true)
     }
@@ -214,7 +237,9 @@ impl DataPath {
     /// # Errors
     /// The kernel refuses.
     pub fn detach(&mut self, hook: Hook, ifindex: u32) -> Result<bool, BpfError> {
-        let Some(kind) = self.devices.get(&(hook, ifindex)).copied() else { return Ok(false) };
+        let Some(kind) = self.devices.get(&(hook, ifindex)).copied() else {
+            return Ok(false);
+        };
         hooks::remove(&self.dir, hook, ifindex, kind)?;
         self.devices.remove(&(hook, ifindex));
         Ok(true)
@@ -256,7 +281,14 @@ impl DataPath {
             .iter()
             .map(|(cell, name)| {
                 let sum = sys::lookup_per_cpu(self.counters_map.as_fd(), *cell, self.cpus);
-                Ok((*name, sum.map_err(|source| BpfError::Map { map: "counters", what: "read", source })?))
+                Ok((
+                    *name,
+                    sum.map_err(|source| BpfError::Map {
+                        map: "counters",
+                        what: "read",
+                        source,
+                    })?,
+                ))
             })
             .collect()
     }
@@ -268,7 +300,11 @@ impl DataPath {
     /// The kernel refuses a read or a deletion; call it again.
     pub fn purge_backend(&mut self, cell: u32, was: &Backend) -> Result<PurgeCount, BpfError> {
         let is_its = |a: &ebpf_abi::Addr| {
-            if a.is_v4() { was.addr4 != 0 && a.w[3] == was.addr4 } else { *a != ebpf_abi::Addr::default() && *a == was.addr6 }
+            if a.is_v4() {
+                was.addr4 != 0 && a.w[3] == was.addr4
+            } else {
+                *a != ebpf_abi::Addr::default() && *a == was.addr6
+            }
         };
         let affinity = purge(&self.affinity_map, "affinity", |_: &Flow, v: &AffVal| v.backend == cell)?;
         let mut rewritten = BTreeSet::new();
@@ -287,7 +323,11 @@ impl DataPath {
                 rewritten.contains(&(f.saddr, f.daddr, f.sport, f.dport, k.vtep))
             })?
         };
-        Ok(PurgeCount { affinity, reverse, forward })
+        Ok(PurgeCount {
+            affinity,
+            reverse,
+            forward,
+        })
     }
 
     /// Takes every program off and removes every pin: the node leaves its cluster.
@@ -326,7 +366,11 @@ fn pinned_config(dir: &Path) -> Result<NodeCfg, BpfError> {
     let config: Option<NodeCfg> = sys::lookup(fd.as_fd(), &0u32).map_err(|e| bpffs::path("read", &path, e))?;
     let config = config.unwrap_or_default();
     if config.abi != 0 && config.abi != ABI {
-        return Err(BpfError::Abi { path: dir.to_owned(), found: config.abi, wanted: ABI });
+        return Err(BpfError::Abi {
+            path: dir.to_owned(),
+            found: config.abi,
+            wanted: ABI,
+        });
     }
     Ok(config)
 }
@@ -343,8 +387,16 @@ where
             keys.push(k);
         }
     })
-    .map_err(|source| BpfError::Map { map: name, what: "read", source })?;
+    .map_err(|source| BpfError::Map {
+        map: name,
+        what: "read",
+        source,
+    })?;
     let (done, outcome) = sys::delete_all(map.as_fd(), &keys);
-    outcome.map_err(|source| BpfError::Map { map: name, what: "delete", source })?;
+    outcome.map_err(|source| BpfError::Map {
+        map: name,
+        what: "delete",
+        source,
+    })?;
     Ok(done)
 }

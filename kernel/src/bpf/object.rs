@@ -52,8 +52,12 @@ pub(super) fn shapes() -> Result<BTreeMap<String, sys::Shape>, BpfError> {
         .iter()
         .filter(|(name, _)| name.as_str() != TRANSIENT)
         .map(|(name, m)| {
-            let shape =
-                sys::Shape { kind: m.map_type(), key: m.key_size(), value: m.value_size(), entries: m.max_entries() };
+            let shape = sys::Shape {
+                kind: m.map_type(),
+                key: m.key_size(),
+                value: m.value_size(),
+                entries: m.max_entries(),
+            };
             (name.clone(), shape)
         })
         .collect())
@@ -71,7 +75,11 @@ pub(super) fn compare(dir: &Path, shapes: &BTreeMap<String, sys::Shape>) -> Resu
         };
         let found = sys::shape(fd.as_fd()).map_err(|e| bpffs::path("examine", &path, e))?;
         if found != *wanted {
-            return Err(BpfError::Shape { path, found: describe(&found), wanted: describe(wanted) });
+            return Err(BpfError::Shape {
+                path,
+                found: describe(&found),
+                wanted: describe(wanted),
+            });
         }
         there += 1;
     }
@@ -79,11 +87,17 @@ pub(super) fn compare(dir: &Path, shapes: &BTreeMap<String, sys::Shape>) -> Resu
 }
 
 fn describe(s: &sys::Shape) -> String {
-    format!("type {}, keys of {} and values of {} octets, {} entries", s.kind, s.key, s.value, s.entries)
+    format!(
+        "type {}, keys of {} and values of {} octets, {} entries",
+        s.kind, s.key, s.value, s.entries
+    )
 }
 
 /// Makes the maps that are missing, loads the programs with those that are there, and pins both.
-pub(super) fn load(dir: &Path, shapes: &BTreeMap<String, sys::Shape>) -> Result<BTreeMap<Hook, SchedClassifier>, BpfError> {
+pub(super) fn load(
+    dir: &Path,
+    shapes: &BTreeMap<String, sys::Shape>,
+) -> Result<BTreeMap<Hook, SchedClassifier>, BpfError> {
     let mut loader = EbpfLoader::new();
     for name in shapes.keys() {
         loader.map_pin_path(name, map_pin(dir, name));
@@ -91,7 +105,10 @@ pub(super) fn load(dir: &Path, shapes: &BTreeMap<String, sys::Shape>) -> Result<
     let mut bpf = loader.load(OBJECT).map_err(|e| loading(&e, dir))?;
     for hook in Hook::ALL {
         let program = program(&mut bpf, hook)?;
-        program.load().map_err(|e| BpfError::Program { program: hook.program(), reason: tail(&chain(&e)) })?;
+        program.load().map_err(|e| BpfError::Program {
+            program: hook.program(),
+            reason: tail(&chain(&e)),
+        })?;
         let pin = program_pin(dir, hook);
         bpffs::unpin(&pin)?;
         let fd = program.fd().map_err(text)?;
@@ -121,7 +138,9 @@ pub(super) fn pinned(dir: &Path) -> Result<BTreeMap<Hook, SchedClassifier>, BpfE
 
 /// Whether every program is pinned.
 pub(super) fn all_pinned(dir: &Path) -> bool {
-    Hook::ALL.into_iter().all(|hook| sys::get(&program_pin(dir, hook)).is_ok())
+    Hook::ALL
+        .into_iter()
+        .all(|hook| sys::get(&program_pin(dir, hook)).is_ok())
 }
 
 fn loading(e: &aya::EbpfError, dir: &Path) -> BpfError {
@@ -140,7 +159,11 @@ fn loading(e: &aya::EbpfError, dir: &Path) -> BpfError {
 /// An error of bpf(2) itself.
 pub(super) fn syscall(what: &'static str, source: io::Error, path: &Path) -> BpfError {
     match source.raw_os_error() {
-        Some(libc::ENOSYS) => BpfError::Missing { feature: "bpf(2)", config: "CONFIG_BPF_SYSCALL=y", source },
+        Some(libc::ENOSYS) => BpfError::Missing {
+            feature: "bpf(2)",
+            config: "CONFIG_BPF_SYSCALL=y",
+            source,
+        },
         Some(libc::EPERM | libc::EACCES) => BpfError::Denied { what, source },
         _ => bpffs::path(what, path, source),
     }

@@ -85,7 +85,14 @@ plain!(
 /// Every address in `attr` must be valid for what the command does with it.
 unsafe fn bpf<T>(cmd: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is readable and writable for its size; what it points to is the caller's promise.
-    let r = unsafe { libc::syscall(libc::SYS_bpf, cmd, std::ptr::from_mut(attr), size_of::<T>() as libc::c_uint) };
+    let r = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            cmd,
+            std::ptr::from_mut(attr),
+            size_of::<T>() as libc::c_uint,
+        )
+    };
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
 }
 
@@ -109,14 +116,23 @@ struct Element {
 
 /// Writes one entry.
 pub(super) fn update<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &V) -> io::Result<()> {
-    let mut a = Element { map_fd: raw(map), key: addr(key), value: addr(value), ..Element::default() };
+    let mut a = Element {
+        map_fd: raw(map),
+        key: addr(key),
+        value: addr(value),
+        ..Element::default()
+    };
     // SAFETY: key and value are readable for the sizes that the map was compared with (`Shape`).
     unsafe { bpf(MAP_UPDATE_ELEM, &mut a) }.map(drop)
 }
 
 /// Deletes one entry; false: it was not there.
 pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool> {
-    let mut a = Element { map_fd: raw(map), key: addr(key), ..Element::default() };
+    let mut a = Element {
+        map_fd: raw(map),
+        key: addr(key),
+        ..Element::default()
+    };
     // SAFETY: as above.
     match unsafe { bpf(MAP_DELETE_ELEM, &mut a) } {
         Ok(_) => Ok(true),
@@ -127,7 +143,12 @@ pub(super) fn delete<K: Plain>(map: BorrowedFd<'_>, key: &K) -> io::Result<bool>
 
 /// Reads one entry into `value`; false: it is not there.
 fn lookup_into<K: Plain, V: Plain>(map: BorrowedFd<'_>, key: &K, value: &mut [V]) -> io::Result<bool> {
-    let mut a = Element { map_fd: raw(map), key: addr(key), value: addr(value.as_mut_ptr()), ..Element::default() };
+    let mut a = Element {
+        map_fd: raw(map),
+        key: addr(key),
+        value: addr(value.as_mut_ptr()),
+        ..Element::default()
+    };
     // SAFETY: `value` is writable for the map's value size, per possible CPU where the map is per CPU.
     match unsafe { bpf(MAP_LOOKUP_ELEM, &mut a) } {
         Ok(_) => Ok(true),
@@ -285,8 +306,12 @@ pub(super) fn delete_all<K: Plain>(map: BorrowedFd<'_>, keys: &[K]) -> (usize, i
     let mut done = 0;
     while let Some(rest) = keys.get(done..).filter(|r| !r.is_empty()) {
         let chunk = rest.get(..BATCH).unwrap_or(rest);
-        let mut a =
-            Batch { keys: addr(chunk.as_ptr()), count: chunk.len() as u32, map_fd: raw(map), ..Batch::default() };
+        let mut a = Batch {
+            keys: addr(chunk.as_ptr()),
+            count: chunk.len() as u32,
+            map_fd: raw(map),
+            ..Batch::default()
+        };
         // SAFETY: keys are readable for `count` entries.
         match unsafe { bpf(MAP_DELETE_BATCH, &mut a) } {
             Ok(_) => done += chunk.len(),
@@ -321,7 +346,10 @@ struct Pinned {
 /// Opens what is pinned at a path.
 pub(super) fn get(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
-    let mut a = Pinned { path: addr(path.as_ptr()), ..Pinned::default() };
+    let mut a = Pinned {
+        path: addr(path.as_ptr()),
+        ..Pinned::default()
+    };
     // SAFETY: the path is a C string.
     let fd = unsafe { bpf(OBJ_GET, &mut a) }?;
     // SAFETY: the kernel gave this descriptor to us.
@@ -331,7 +359,11 @@ pub(super) fn get(path: &Path) -> io::Result<OwnedFd> {
 /// Pins an object.
 pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = c_path(path)?;
-    let mut a = Pinned { path: addr(path.as_ptr()), fd: raw(fd), flags: 0 };
+    let mut a = Pinned {
+        path: addr(path.as_ptr()),
+        fd: raw(fd),
+        flags: 0,
+    };
     // SAFETY: the path is a C string.
     unsafe { bpf(OBJ_PIN, &mut a) }.map(drop)
 }
@@ -345,7 +377,11 @@ struct Info {
 
 fn info<const N: usize>(fd: BorrowedFd<'_>) -> io::Result<[u32; N]> {
     let mut words = [0u32; N];
-    let mut a = Info { fd: raw(fd), len: (4 * N) as u32, info: addr(words.as_mut_ptr()) };
+    let mut a = Info {
+        fd: raw(fd),
+        len: (4 * N) as u32,
+        info: addr(words.as_mut_ptr()),
+    };
     // SAFETY: writable for `len` octets; the kernel writes no more.
     unsafe { bpf(OBJ_GET_INFO_BY_FD, &mut a) }?;
     Ok(words)
@@ -363,7 +399,12 @@ pub(super) struct Shape {
 /// Shape of an open map (`struct bpf_map_info`).
 pub(super) fn shape(fd: BorrowedFd<'_>) -> io::Result<Shape> {
     let [kind, _id, key, value, entries, _flags] = info::<6>(fd)?;
-    Ok(Shape { kind, key, value, entries })
+    Ok(Shape {
+        kind,
+        key,
+        value,
+        entries,
+    })
 }
 
 /// Id of an open program (`struct bpf_prog_info`).
@@ -425,7 +466,11 @@ struct LinkUpdate {
 
 /// Replaces the program of a link: no packet passes without one.
 pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
-    let mut a = LinkUpdate { link_fd: raw(link), prog_fd: raw(program), ..LinkUpdate::default() };
+    let mut a = LinkUpdate {
+        link_fd: raw(link),
+        prog_fd: raw(program),
+        ..LinkUpdate::default()
+    };
     // SAFETY: no addresses.
     unsafe { bpf(LINK_UPDATE, &mut a) }.map(drop)
 }
@@ -485,8 +530,13 @@ impl Drop for Words {
 /// Possible CPUs: what a per-CPU map has a value for.
 pub(super) fn possible_cpus() -> io::Result<usize> {
     let text = std::fs::read_to_string("/sys/devices/system/cpu/possible")?;
-    let last = text.trim().rsplit([',', '-']).next().and_then(|n| n.parse::<usize>().ok());
-    last.map(|n| n + 1).ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
+    let last = text
+        .trim()
+        .rsplit([',', '-'])
+        .next()
+        .and_then(|n| n.parse::<usize>().ok());
+    last.map(|n| n + 1)
+        .ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
 }
 
 #[cfg(test)]
@@ -527,7 +577,12 @@ pub(super) mod test_run {
 
     /// Runs a program on a packet that came in on a device; gives the verdict and the packet afterwards, and the
     /// mean time in ns.
-    pub(in super::super) fn run(program: BorrowedFd<'_>, packet: &[u8], ifindex: u32, repeat: u32) -> io::Result<(i32, Vec<u8>, u32)> {
+    pub(in super::super) fn run(
+        program: BorrowedFd<'_>,
+        packet: &[u8],
+        ifindex: u32,
+        repeat: u32,
+    ) -> io::Result<(i32, Vec<u8>, u32)> {
         let mut out = vec![0u8; packet.len() + 512];
         let mut ctx = Context { words: [0; 48] };
         ctx.words[IFINDEX] = ifindex;

@@ -48,7 +48,13 @@ pub struct Table<K, V> {
 
 impl<K: Plain + Ord + Default, V: Plain + Eq + Default> Table<K, V> {
     pub(super) fn open(name: &'static str, fd: OwnedFd, array: bool) -> Result<Self, BpfError> {
-        let mut table = Table { name, fd, array, mirror: BTreeMap::new(), stale: true };
+        let mut table = Table {
+            name,
+            fd,
+            array,
+            mirror: BTreeMap::new(),
+            stale: true,
+        };
         table.refresh()?;
         Ok(table)
     }
@@ -154,7 +160,8 @@ impl<K: Plain + Ord + Default, V: Plain + Eq + Default> Table<K, V> {
 
     fn put(&mut self, keys: &[K], values: &[V], what: &'static str) -> Result<(), BpfError> {
         let (done, outcome) = sys::update_all(self.fd.as_fd(), keys, values);
-        self.mirror.extend(keys.iter().copied().zip(values.iter().copied()).take(done));
+        self.mirror
+            .extend(keys.iter().copied().zip(values.iter().copied()).take(done));
         self.stale = outcome.is_err();
         outcome.map_err(self.error(what))
     }

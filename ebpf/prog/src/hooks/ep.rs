@@ -1,16 +1,15 @@
 //! Ingress of an endpoint's host side veth: what a task sends.
 
 use ebpf_abi::{
-    C_EP_OUTSIDE, C_EP_REPLY, C_EP_ROUTED, C_EP_SERVICE, D_CHECKSUM, D_INTERNAL, D_MALFORMED, D_METADATA, D_NO_ENDPOINT,
-    D_NO_ROUTE, D_NO_TARGET, D_SPOOF, EP_BACKEND, EP_EXTRA, EP_INTERNAL, EpAddrKey, EpCfg, EpExtraKey, Flow, NodeCfg,
-    REV_HAIRPIN, REV_HOST, REV_OUTSIDE, ROUTE_LOCAL, ROUTE_NODE, ROUTE_VIP, RevVal, RouteVal,
+    C_EP_OUTSIDE, C_EP_REPLY, C_EP_ROUTED, C_EP_SERVICE, D_CHECKSUM, D_INTERNAL, D_MALFORMED, D_METADATA,
+    D_NO_ENDPOINT, D_NO_ROUTE, D_NO_TARGET, D_SPOOF, EP_BACKEND, EP_EXTRA, EP_INTERNAL, EpAddrKey, EpCfg, EpExtraKey,
+    Flow, NodeCfg, REV_HAIRPIN, REV_HOST, REV_OUTSIDE, ROUTE_LOCAL, ROUTE_NODE, ROUTE_VIP, RevVal, RouteVal,
 };
 
 use crate::{
     clock::now,
     count::{count, drop},
-    deliver,
-    encap, fib,
+    deliver, encap, fib,
     hooks::forward,
     icmp::{answer, error},
     maps::{EP_BY_ADDR, EP_CONFIG, EP_EXTRA as EXTRA, REVERSE, config},
@@ -29,12 +28,16 @@ const DHCPV6_SERVER: u32 = 547 << 16 | 546;
 
 #[inline(always)]
 pub(crate) fn run(skb: Skb) -> i32 {
-    let (Some(cfg), Some(ep)) = (config(), EP_CONFIG.get_ptr(skb.ifindex())) else { return drop(D_NO_ENDPOINT) };
+    let (Some(cfg), Some(ep)) = (config(), EP_CONFIG.get_ptr(skb.ifindex())) else {
+        return drop(D_NO_ENDPOINT);
+    };
     // SAFETY: an entry of a hash is freed after a grace period.
     let ep = unsafe { &*ep };
     let mut p = Packet::default();
     let seen = parse(skb, ep.vni, &mut p);
-    let Some(src) = skb.src_mac() else { return drop(D_MALFORMED) };
+    let Some(src) = skb.src_mac() else {
+        return drop(D_MALFORMED);
+    };
     if !same_mac(&src, &ep.mac) || skb.vlan_present() != 0 {
         return drop(D_SPOOF);
     }
@@ -122,7 +125,12 @@ pub(crate) fn run(skb: Skb) -> i32 {
     match pick::<false>(&p, svc) {
         Picked::Backend(b) => {
             count(C_EP_SERVICE);
-            let c = Client { vtep: 0, ifindex: skb.ifindex(), mac: [0; 3], flags: 0 };
+            let c = Client {
+                vtep: 0,
+                ifindex: skb.ifindex(),
+                mac: [0; 3],
+                flags: 0,
+            };
             forward::<true>(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
         }
         Picked::Nobody => answer::refuse(skb, &p),
@@ -139,7 +147,12 @@ fn owns(skb: Skb, ep: &EpCfg, p: &Packet) -> bool {
         p.flow.saddr.w[3] == ep.addr4 && ep.addr4 != 0
     };
     own || (ep.flags & EP_EXTRA != 0
-        && EXTRA.get_ptr(EpExtraKey { addr: p.flow.saddr, ifindex: skb.ifindex() }).is_some())
+        && EXTRA
+            .get_ptr(EpExtraKey {
+                addr: p.flow.saddr,
+                ifindex: skb.ifindex(),
+            })
+            .is_some())
 }
 
 /// Not its own: what belongs to the link (multicast reports, its link-local address) ends quietly.
@@ -176,7 +189,13 @@ fn fenced(p: &Packet, seen: Seen) -> Option<i32> {
 /// A backend's reply becomes the service's.
 #[inline(always)]
 fn translate(skb: Skb, p: &Packet, v: &RevVal) -> bool {
-    let to = Flow { saddr: v.oaddr, daddr: v.caddr, sport: v.oport, dport: v.cport, net_proto: 0 };
+    let to = Flow {
+        saddr: v.oaddr,
+        daddr: v.caddr,
+        sport: v.oport,
+        dport: v.cport,
+        net_proto: 0,
+    };
     nat::rewrite(skb, p, &to)
 }
 
@@ -207,7 +226,10 @@ fn inside(skb: Skb, cfg: &NodeCfg, ep: &EpCfg, p: &Packet, seen: Seen, r: &Route
             encap::to_node_checked(skb, cfg, p, r.vtep, ep.vni, &r.mac)
         }
         ROUTE_LOCAL => {
-            let Some(e) = EP_BY_ADDR.get_ptr(EpAddrKey { addr: p.flow.daddr, vni: ep.vni }) else {
+            let Some(e) = EP_BY_ADDR.get_ptr(EpAddrKey {
+                addr: p.flow.daddr,
+                vni: ep.vni,
+            }) else {
                 count(D_NO_ENDPOINT);
                 return unreachable(skb, p, seen);
             };

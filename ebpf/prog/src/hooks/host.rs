@@ -28,7 +28,12 @@ pub(crate) fn run(skb: Skb) -> i32 {
         Picked::Spoofed => return SHOT,
     };
     let tport = svc.tport;
-    let c = Client { vtep: 0, ifindex: 0, mac: [0; 3], flags: REV_HOST };
+    let c = Client {
+        vtep: 0,
+        ifindex: 0,
+        mac: [0; 3],
+        flags: REV_HOST,
+    };
     let mut seen = p.flow.saddr;
     let loopback = !p.v6 && u32::from_be(p.flow.saddr.w[3]) >> 24 == 127;
     if loopback {

@@ -19,7 +19,15 @@ use crate::{
 /// To the backend that was picked, wherever it is. `seen`: the client's address as a backend here shall see it.
 /// `CHECK`: the sender is told when the packet will not fit the tunnel.
 #[inline(always)]
-fn forward<const CHECK: bool>(skb: Skb, cfg: &NodeCfg, p: &Packet, tport: u16, b: &Backend, seen: Addr, c: Client) -> i32 {
+fn forward<const CHECK: bool>(
+    skb: Skb,
+    cfg: &NodeCfg,
+    p: &Packet,
+    tport: u16,
+    b: &Backend,
+    seen: Addr,
+    c: Client,
+) -> i32 {
     if b.vtep != 0 {
         count(C_TO_REMOTE);
         if CHECK {
@@ -28,6 +36,12 @@ fn forward<const CHECK: bool>(skb: Skb, cfg: &NodeCfg, p: &Packet, tport: u16, b
         return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
     }
     count(C_TO_LOCAL);
-    let t = Target { addr: of_family(p.v6, b.addr4, &b.addr6), port: tport, ifindex: b.ifindex, vni: b.vni, mac: b.mac };
+    let t = Target {
+        addr: of_family(p.v6, b.addr4, &b.addr6),
+        port: tport,
+        ifindex: b.ifindex,
+        vni: b.vni,
+        mac: b.mac,
+    };
     deliver::to_backend(skb, cfg, p, &t, seen, c)
 }

@@ -31,7 +31,12 @@ pub(crate) fn run(skb: Skb) -> i32 {
     let Some(svc) = service(&p.flow, 0) else { return NEXT };
     match pick::<true>(&p, svc) {
         Picked::Backend(b) => {
-            let c = Client { vtep: 0, ifindex: 0, mac: [0; 3], flags: REV_OUTSIDE };
+            let c = Client {
+                vtep: 0,
+                ifindex: 0,
+                mac: [0; 3],
+                flags: REV_OUTSIDE,
+            };
             forward::<true>(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
         }
         Picked::Nobody => answer::refuse(skb, &p),

@@ -42,11 +42,15 @@ pub(crate) fn run(skb: Skb) -> i32 {
     if matches!(seen, Seen::Bad | Seen::NotIp) {
         return drop(D_MALFORMED);
     }
-    let Some(dst) = skb.dst_mac() else { return drop(D_MALFORMED) };
+    let Some(dst) = skb.dst_mac() else {
+        return drop(D_MALFORMED);
+    };
     if same_mac(&dst, &cfg.mac) {
         return to_this_node(skb, cfg, &p, seen, vtep);
     }
-    let Some(e) = EP_BY_MAC.get_ptr(EpMacKey { vni, mac: dst, pad: 0 }) else { return drop(D_NO_ENDPOINT) };
+    let Some(e) = EP_BY_MAC.get_ptr(EpMacKey { vni, mac: dst, pad: 0 }) else {
+        return drop(D_NO_ENDPOINT);
+    };
     // SAFETY: an entry of a hash is freed after a grace period.
     let e = unsafe { &*e };
     match seen {
@@ -61,7 +65,10 @@ pub(crate) fn run(skb: Skb) -> i32 {
 fn to_this_node(skb: Skb, cfg: &NodeCfg, p: &Packet, seen: Seen, vtep: u32) -> i32 {
     let vni = p.flow.net_proto >> 8;
     // Addresses do not overlap within a cluster, so one look under network 0 tells the endpoint and its network.
-    let e = EP_BY_ADDR.get_ptr(EpAddrKey { addr: p.flow.daddr, vni: 0 });
+    let e = EP_BY_ADDR.get_ptr(EpAddrKey {
+        addr: p.flow.daddr,
+        vni: 0,
+    });
     if let Some(e) = e {
         // SAFETY: as above.
         let e = unsafe { &*e };
@@ -117,12 +124,21 @@ fn to_client(skb: Skb, cfg: &NodeCfg, p: &Packet) -> i32 {
         }
         return to_localhost(skb, p);
     }
-    fib::route(skb, p.kind(), &p.flow.saddr, &p.flow.daddr, nat::pair(p.flow.sport, p.flow.dport))
+    fib::route(
+        skb,
+        p.kind(),
+        &p.flow.saddr,
+        &p.flow.daddr,
+        nat::pair(p.flow.sport, p.flow.dport),
+    )
 }
 
 #[inline(never)]
 fn to_localhost(skb: Skb, p: &Packet) -> i32 {
-    let to = Flow { daddr: Addr::v4_word(LOCALHOST), ..p.flow };
+    let to = Flow {
+        daddr: Addr::v4_word(LOCALHOST),
+        ..p.flow
+    };
     if !nat::rewrite(skb, p, &to) {
         return SHOT;
     }
@@ -132,18 +148,39 @@ fn to_localhost(skb: Skb, p: &Packet) -> i32 {
 /// Deletes the way back of a translated flow between the same ends.
 #[inline(never)]
 pub(super) fn forget(f: &Flow) {
-    let back = Flow { saddr: f.daddr, daddr: f.saddr, sport: f.dport, dport: f.sport, net_proto: f.net_proto };
+    let back = Flow {
+        saddr: f.daddr,
+        daddr: f.saddr,
+        sport: f.dport,
+        dport: f.sport,
+        net_proto: f.net_proto,
+    };
     let _ = REVERSE.remove(back);
 }
 
 /// A service packet that names its backend by MAC and still bears the address that the client connected to.
 #[inline(always)]
 fn late(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, e: &EpMacVal) -> i32 {
-    let (addr, Some(mac)) = (of_family(p.v6, e.addr4, &e.addr6), skb.dst_mac()) else { return SHOT };
-    let Some(port) = target(&p.flow, &addr, p.flow.dport) else { return drop(D_NO_TARGET) };
+    let (addr, Some(mac)) = (of_family(p.v6, e.addr4, &e.addr6), skb.dst_mac()) else {
+        return SHOT;
+    };
+    let Some(port) = target(&p.flow, &addr, p.flow.dport) else {
+        return drop(D_NO_TARGET);
+    };
     count(C_OVERLAY_SERVICE);
-    let t = Target { addr, port, ifindex: e.ifindex, vni: p.flow.net_proto >> 8, mac };
-    let c = Client { vtep, ifindex: 0, mac: [0; 3], flags: REV_OUTSIDE };
+    let t = Target {
+        addr,
+        port,
+        ifindex: e.ifindex,
+        vni: p.flow.net_proto >> 8,
+        mac,
+    };
+    let c = Client {
+        vtep,
+        ifindex: 0,
+        mac: [0; 3],
+        flags: REV_OUTSIDE,
+    };
     deliver::to_backend(skb, cfg, p, &t, p.flow.saddr, c)
 }
 
@@ -151,7 +188,12 @@ fn late(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, e: &EpMacVal) -> i32 {
 #[inline(always)]
 fn target(f: &Flow, addr: &Addr, port: u16) -> Option<u16> {
     let vni = f.net_proto >> 8;
-    let key = TargetKey { addr: *addr, vni, port, proto: f.net_proto as u16 & 0xff };
+    let key = TargetKey {
+        addr: *addr,
+        vni,
+        port,
+        proto: f.net_proto as u16 & 0xff,
+    };
     if let Some(t) = TARGETS.get_ptr(key) {
         // SAFETY: as above.
         return Some(unsafe { (*t).tport });
@@ -166,7 +208,12 @@ fn any_port(f: &Flow, addr: &Addr) -> Option<u16> {
     if route_of(vni, &f.daddr)?.kind != ROUTE_VIP {
         return None;
     }
-    let t = TARGETS.get_ptr(TargetKey { addr: *addr, vni, port: 0, proto: 0 })?;
+    let t = TARGETS.get_ptr(TargetKey {
+        addr: *addr,
+        vni,
+        port: 0,
+        proto: 0,
+    })?;
     // SAFETY: as above.
     Some(unsafe { (*t).tport })
 }
@@ -174,13 +221,23 @@ fn any_port(f: &Flow, addr: &Addr) -> Option<u16> {
 /// An error about what the backend sent.
 #[inline(never)]
 fn late_error(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, e: &EpMacVal) -> i32 {
-    let (Some(s), Some(mac)) = (scratch(), skb.dst_mac()) else { return SHOT };
+    let (Some(s), Some(mac)) = (scratch(), skb.dst_mac()) else {
+        return SHOT;
+    };
     if !error::read_late(skb, p, vtep, s) {
         return drop(D_NO_TARGET);
     }
     let addr = of_family(p.v6, e.addr4, &e.addr6);
-    let Some(port) = target(&s.arrived.flow, &addr, s.arrived.flow.dport) else { return drop(D_NO_TARGET) };
-    let t = Target { addr, port, ifindex: e.ifindex, vni: p.flow.net_proto >> 8, mac };
+    let Some(port) = target(&s.arrived.flow, &addr, s.arrived.flow.dport) else {
+        return drop(D_NO_TARGET);
+    };
+    let t = Target {
+        addr,
+        port,
+        ifindex: e.ifindex,
+        vni: p.flow.net_proto >> 8,
+        mac,
+    };
     match error::to_endpoint(skb, cfg, p, &t, s) {
         NEXT => drop(D_NO_TARGET),
         verdict => verdict,

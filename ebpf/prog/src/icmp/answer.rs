@@ -2,9 +2,7 @@
 
 use aya_ebpf::{
     bindings::bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-    helpers::generated::{
-        bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-    },
+    helpers::generated::{bpf_csum_diff, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail},
 };
 use ebpf_abi::{C_REFUSED, C_VIP_PING};
 
@@ -79,13 +77,23 @@ struct Answer6<const Q: usize> {
 fn sum<T>(words: &T, seed: u32) -> u32 {
     // SAFETY: readable for its size, which is a multiple of four.
     unsafe {
-        bpf_csum_diff(core::ptr::null_mut(), 0, (words as *const T).cast_mut().cast(), size_of::<T>() as u32, seed) as u32
+        bpf_csum_diff(
+            core::ptr::null_mut(),
+            0,
+            (words as *const T).cast_mut().cast(),
+            size_of::<T>() as u32,
+            seed,
+        ) as u32
     }
 }
 
 #[inline(never)]
 fn answer4<const Q: usize>(skb: Skb, kind: u32, rest: u32) -> i32 {
-    let mut a = Answer4 { ip: [0; 5], icmp: [0; 2], quote: [0u32; Q] };
+    let mut a = Answer4 {
+        ip: [0; 5],
+        icmp: [0; 2],
+        quote: [0u32; Q],
+    };
     if !skb.load(ETH as u32, &mut a.quote) {
         return SHOT;
     }
@@ -106,7 +114,11 @@ fn answer4<const Q: usize>(skb: Skb, kind: u32, rest: u32) -> i32 {
 
 #[inline(never)]
 fn answer6<const Q: usize>(skb: Skb, kind: u32, rest: u32) -> i32 {
-    let mut a = Answer6 { ip: [0; 10], icmp: [0; 2], quote: [0u32; Q] };
+    let mut a = Answer6 {
+        ip: [0; 10],
+        icmp: [0; 2],
+        quote: [0u32; Q],
+    };
     if !skb.load(ETH as u32, &mut a.quote) {
         return SHOT;
     }
@@ -131,7 +143,9 @@ fn answer6<const Q: usize>(skb: Skb, kind: u32, rest: u32) -> i32 {
 #[inline(always)]
 fn replace(skb: Skb, ip: *const u8, len: u32) -> i32 {
     // An answer goes from the receiver to the sender.
-    let (Some(dst), Some(src)) = (skb.src_mac(), skb.dst_mac()) else { return SHOT };
+    let (Some(dst), Some(src)) = (skb.src_mac(), skb.dst_mac()) else {
+        return SHOT;
+    };
     if !skb.set_macs(&dst, &src) {
         return SHOT;
     }
@@ -155,15 +169,13 @@ fn replace(skb: Skb, ip: *const u8, len: u32) -> i32 {
 /// Answers an echo request in place. Swapping the ends changes no checksum.
 #[inline(never)]
 pub(crate) fn echo(skb: Skb, p: &Packet) -> i32 {
-    let (Some(dst), Some(src)) = (skb.src_mac(), skb.dst_mac()) else { return SHOT };
+    let (Some(dst), Some(src)) = (skb.src_mac(), skb.dst_mac()) else {
+        return SHOT;
+    };
     if !skb.set_macs(&dst, &src) {
         return SHOT;
     }
-    let (ends, old, new) = if p.v6 {
-        (22, 128_u16, 129_u16)
-    } else {
-        (26, 8, 0)
-    };
+    let (ends, old, new) = if p.v6 { (22, 128_u16, 129_u16) } else { (26, 8, 0) };
     let stored = if p.v6 {
         let swapped = [p.flow.daddr, p.flow.saddr];
         skb.store(ends, &swapped)
@@ -173,7 +185,13 @@ pub(crate) fn echo(skb: Skb, p: &Packet) -> i32 {
     };
     // SAFETY: helper call.
     let check = unsafe {
-        bpf_l4_csum_replace(skb.raw(), p.l4 + 2, u64::from((old << 8).to_be()), u64::from((new << 8).to_be()), 2)
+        bpf_l4_csum_replace(
+            skb.raw(),
+            p.l4 + 2,
+            u64::from((old << 8).to_be()),
+            u64::from((new << 8).to_be()),
+            2,
+        )
     };
     if !stored || check != 0 || !skb.store(p.l4, &(new as u8)) {
         return SHOT;

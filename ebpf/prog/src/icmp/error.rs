@@ -26,12 +26,20 @@ fn turn(f: &Flow, into: &mut Flow) {
 pub(crate) fn to_service(skb: Skb, cfg: &NodeCfg, p: &Packet, vni: u32) -> i32 {
     let Some(s) = scratch() else { return NEXT };
     let mut tport = 0;
-    let Some(b) = backend_of(skb, p, vni, s, &mut tport) else { return NEXT };
+    let Some(b) = backend_of(skb, p, vni, s, &mut tport) else {
+        return NEXT;
+    };
     if b.vtep != 0 {
         count(C_ICMP_TRANSLATED);
         return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
     }
-    let t = Target { addr: of_family(p.v6, b.addr4, &b.addr6), port: tport, ifindex: b.ifindex, vni: b.vni, mac: b.mac };
+    let t = Target {
+        addr: of_family(p.v6, b.addr4, &b.addr6),
+        port: tport,
+        ifindex: b.ifindex,
+        vni: b.vni,
+        mac: b.mac,
+    };
     to_endpoint(skb, cfg, p, &t, s)
 }
 
@@ -112,7 +120,13 @@ pub(crate) fn from_backend(skb: Skb, p: &Packet) -> Option<&'static RevVal> {
         return None;
     }
     let v = &s.way;
-    s.inner = Flow { saddr: v.caddr, daddr: v.oaddr, sport: v.cport, dport: v.oport, net_proto: 0 };
+    s.inner = Flow {
+        saddr: v.caddr,
+        daddr: v.oaddr,
+        sport: v.cport,
+        dport: v.oport,
+        net_proto: 0,
+    };
     turn(&s.inner, &mut s.outer);
     if !quote::rewrite(skb, p, &s.quoted, &s.outer, &s.inner) {
         return None;

@@ -30,8 +30,12 @@ pub(crate) fn read(skb: Skb, p: &Packet, vni: u32, q: &mut Flow) -> bool {
             return false;
         }
         proto = u32::from_be(ip[1]) >> 8 & 0xff;
-        q.saddr = Addr { w: [ip[2], ip[3], ip[4], ip[5]] };
-        q.daddr = Addr { w: [ip[6], ip[7], ip[8], ip[9]] };
+        q.saddr = Addr {
+            w: [ip[2], ip[3], ip[4], ip[5]],
+        };
+        q.daddr = Addr {
+            w: [ip[6], ip[7], ip[8], ip[9]],
+        };
     } else {
         let mut ip = [0u32; 5];
         // Destination unreachable, time exceeded, parameter problem.

@@ -32,7 +32,14 @@ fn ways(lab: &Lab<'_>) -> Vec<Way> {
         let hairpin: IpAddr = if v6 { HAIRPIN6.into() } else { HAIRPIN4.into() };
         let vip = |last: u8| if v6 { vip6(last.into()) } else { vip4(last) };
         for (port, reaches) in [(81, "a1"), (82, "b1")] {
-            let mut way = |from, to, sees| ways.push(Way { from, to: (to, port), reaches, sees });
+            let mut way = |from, to, sees| {
+                ways.push(Way {
+                    from,
+                    to: (to, port),
+                    reaches,
+                    sees,
+                })
+            };
             way("c", node, client);
             way("a", node, node);
             way("a2", node, of("a2", v6));
@@ -46,12 +53,22 @@ fn ways(lab: &Lab<'_>) -> Vec<Way> {
             for from in ["a1", "a2", "b1"] {
                 let sees = if from == reaches { hairpin } else { of(from, v6) };
                 for port in [80, TARGET] {
-                    ways.push(Way { from, to: (vip(last), port), reaches, sees });
+                    ways.push(Way {
+                        from,
+                        to: (vip(last), port),
+                        reaches,
+                        sees,
+                    });
                 }
             }
         }
         for (from, reaches) in [("a1", "b1"), ("b1", "a1"), ("a2", "a1"), ("a2", "b1")] {
-            ways.push(Way { from, to: (of(reaches, v6), TARGET), reaches, sees: of(from, v6) });
+            ways.push(Way {
+                from,
+                to: (of(reaches, v6), TARGET),
+                reaches,
+                sees: of(from, v6),
+            });
         }
     }
     ways
@@ -61,15 +78,6 @@ fn servers(lab: &Lab<'_>) {
     for name in ["a1", "b1"] {
         serve(lab.world, name, TARGET);
     }
-}
-
-fn drops(lab: &Lab<'_>) -> String {
-    let mut text = String::new();
-    for n in &lab.nodes {
-        let seen: Vec<_> = n.path.counters().unwrap().into_iter().filter(|(_, v)| *v > 0).collect();
-        text += &format!("{}: {seen:?}\n", n.name);
-    }
-    text
 }
 
 #[test]
@@ -84,7 +92,7 @@ fn every_way_works_by_tcp() {
                 other => wrong.push(format!("{} -> {}:{}: {other:?}", way.from, way.to.0, way.to.1)),
             }
         }
-        assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), drops(&lab));
+        assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), lab.said());
     });
 }
 
@@ -98,11 +106,14 @@ fn every_way_works_by_udp() {
             for octets in [0, 11, 4_000] {
                 match udp(w, way.from, way.to, octets) {
                     Ok(h) if h.who == way.reaches && h.saw.ip() == way.sees => {}
-                    other => wrong.push(format!("{octets} octets {} -> {}:{}: {other:?}", way.from, way.to.0, way.to.1)),
+                    other => wrong.push(format!(
+                        "{octets} octets {} -> {}:{}: {other:?}",
+                        way.from, way.to.0, way.to.1
+                    )),
                 }
             }
         }
-        assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), drops(&lab));
+        assert!(wrong.is_empty(), "{}\n{}", wrong.join("\n"), lab.said());
     });
 }
 
@@ -122,9 +133,19 @@ fn without_a_backend_clients_are_refused_at_once() {
             ("a2", (vip6(13), 4444)),
         ] {
             let refused = tcp(w, from, to, 1).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "tcp {from} {to:?}: {}", drops(&lab));
+            assert_eq!(
+                refused.kind(),
+                ErrorKind::ConnectionRefused,
+                "tcp {from} {to:?}: {}",
+                lab.said()
+            );
             let refused = udp(w, from, to, 1).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::ConnectionRefused, "udp {from} {to:?}: {}", drops(&lab));
+            assert_eq!(
+                refused.kind(),
+                ErrorKind::ConnectionRefused,
+                "udp {from} {to:?}: {}",
+                lab.said()
+            );
         }
         assert!(lab.counter(0, "refused_without_backend") >= 16);
     });

@@ -18,7 +18,14 @@ use super::{
 /// Whether `ping` from a namespace gets an answer.
 fn ping(lab: &Lab<'_>, netns: &str, to: IpAddr, words: &[&str]) -> bool {
     lab.world.within(netns, || {
-        Command::new("ping").args(["-n", "-c", "1", "-W", "1"]).args(words).arg(to.to_string()).output().unwrap().status.success()
+        Command::new("ping")
+            .args(["-n", "-c", "1", "-W", "1"])
+            .args(words)
+            .arg(to.to_string())
+            .output()
+            .unwrap()
+            .status
+            .success()
     })
 }
 
@@ -26,7 +33,7 @@ fn ping(lab: &Lab<'_>, netns: &str, to: IpAddr, words: &[&str]) -> bool {
 fn grows(lab: &Lab<'_>, node: usize, name: &str, by: impl FnOnce()) {
     let before = lab.counter(node, name);
     by();
-    let until = Instant::now() + Duration::from_secs(2);
+    let until = Instant::now() + Duration::from_secs(5);
     while lab.counter(node, name) == before {
         assert!(Instant::now() < until, "{name} of node {node} stays {before}");
         std::thread::sleep(Duration::from_millis(2));
@@ -44,8 +51,11 @@ fn forge(lab: &Lab<'_>, netns: &str, source: IpAddr, to: SocketAddr) {
             let fd = libc::socket(domain, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
             assert!(fd >= 0);
             let one: libc::c_int = 1;
-            let (level, option) =
-                if to.is_ipv4() { (libc::SOL_IP, libc::IP_TRANSPARENT) } else { (libc::SOL_IPV6, libc::IPV6_TRANSPARENT) };
+            let (level, option) = if to.is_ipv4() {
+                (libc::SOL_IP, libc::IP_TRANSPARENT)
+            } else {
+                (libc::SOL_IPV6, libc::IPV6_TRANSPARENT)
+            };
             let r = libc::setsockopt(fd, level, option, (&raw const one).cast(), 4);
             assert_eq!(r, 0);
             OwnedFd::from_raw_fd(fd)
@@ -63,10 +73,14 @@ fn a_task_sends_from_its_own_addresses_alone() {
         let lab = Lab::new(w);
         let to4 = SocketAddr::new(lab.task("b1").v4.into(), TARGET);
         let to6 = SocketAddr::new(lab.task("b1").v6.into(), TARGET);
-        for (source, to) in
-            [(lab.task("a1").v4.into(), to4), ("198.18.0.9".parse().unwrap(), to4), (lab.task("a1").v6.into(), to6)]
-        {
-            grows(&lab, 0, "drop_task_source_not_its_own", || forge(&lab, "a2", source, to));
+        for (source, to) in [
+            (lab.task("a1").v4.into(), to4),
+            ("198.18.0.9".parse().unwrap(), to4),
+            (lab.task("a1").v6.into(), to6),
+        ] {
+            grows(&lab, 0, "drop_task_source_not_its_own", || {
+                forge(&lab, "a2", source, to)
+            });
         }
     });
 }
@@ -127,8 +141,12 @@ fn a_pool_address_from_the_wire_is_dropped() {
     isolated(|w| {
         let lab = Lab::new(w);
         let (a, task) = (&lab.nodes[0], lab.task("b1"));
-        grows(&lab, 0, "drop_pool_source_from_wire", || forge(&lab, "c", task.v4.into(), SocketAddr::new(a.v4.into(), 82)));
-        grows(&lab, 0, "drop_pool_source_from_wire", || forge(&lab, "c", task.v6.into(), SocketAddr::new(a.v6.into(), 82)));
+        grows(&lab, 0, "drop_pool_source_from_wire", || {
+            forge(&lab, "c", task.v4.into(), SocketAddr::new(a.v4.into(), 82))
+        });
+        grows(&lab, 0, "drop_pool_source_from_wire", || {
+            forge(&lab, "c", task.v6.into(), SocketAddr::new(a.v6.into(), 82))
+        });
     });
 }
 
@@ -147,17 +165,28 @@ fn pings_answer_where_they_should() {
         }
         // Another network, an address that nobody has, the cloud's metadata.
         assert!(!ping(&lab, "o1", lab.task("a1").v4.into(), &[]));
-        grows(&lab, 0, "drop_no_route_in_network", || assert!(!ping(&lab, "a1", vip4(99), &[])));
-        grows(&lab, 0, "drop_no_such_endpoint", || assert!(!ping(&lab, "a1", "10.77.1.99".parse().unwrap(), &[])));
-        grows(&lab, 0, "drop_metadata_address", || assert!(!ping(&lab, "a1", "169.254.169.254".parse().unwrap(), &[])));
+        grows(&lab, 0, "drop_no_route_in_network", || {
+            assert!(!ping(&lab, "a1", vip4(99), &[]))
+        });
+        grows(&lab, 0, "drop_no_such_endpoint", || {
+            assert!(!ping(&lab, "a1", "10.77.1.99".parse().unwrap(), &[]))
+        });
+        grows(&lab, 0, "drop_metadata_address", || {
+            assert!(!ping(&lab, "a1", "169.254.169.254".parse().unwrap(), &[]))
+        });
     });
 }
 
 #[test]
 fn who_is_not_there_is_said_to_be_unreachable() {
     isolated(|w| {
-        let lab = Lab::new(w);
-        for to in [vip4(99), vip6(99), "10.77.1.99".parse().unwrap(), "fd00:4d::1:99".parse().unwrap()] {
+        let _lab = Lab::new(w);
+        for to in [
+            vip4(99),
+            vip6(99),
+            "10.77.1.99".parse().unwrap(),
+            "fd00:4d::1:99".parse().unwrap(),
+        ] {
             let e = tcp(w, "a1", (to, 80), 1).unwrap_err();
             assert!(matches!(e.raw_os_error(), Some(libc::EHOSTUNREACH)), "{to}: {e}");
         }
@@ -174,19 +203,31 @@ fn an_internal_network_does_not_leave() {
             c.flags |= EP_INTERNAL;
         }
         lab.nodes[0].path.ep_config.sync(&config).unwrap();
-        grows(&lab, 0, "drop_internal_network", || assert!(!ping(&lab, "a2", lab.nodes[0].v4.into(), &[])));
+        grows(&lab, 0, "drop_internal_network", || {
+            assert!(!ping(&lab, "a2", lab.nodes[0].v4.into(), &[]))
+        });
         assert!(ping(&lab, "a2", lab.task("b1").v4.into(), &[]));
     });
 }
 
 /// Connects from one local port.
 fn from_port(lab: &Lab<'_>, netns: &str, port: u16, to: SocketAddr) -> std::io::Result<TcpStream> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt};
+    use nix::sys::socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
+    };
     lab.world.within(netns, || {
-        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let family = if to.is_ipv4() {
+            AddressFamily::Inet
+        } else {
+            AddressFamily::Inet6
+        };
         let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
-        let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().unwrap() };
+        let any: IpAddr = if to.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            "::".parse().unwrap()
+        };
         let raw = std::os::fd::AsRawFd::as_raw_fd(&fd);
         bind(raw, &SockaddrStorage::from(SocketAddr::new(any, port)))?;
         connect(raw, &SockaddrStorage::from(to))?;
@@ -256,7 +297,11 @@ fn errors_of_a_client_find_the_backend() {
             ("b1", 80, "a2", vip4(12)),
             ("b1", 80, "a2", vip6(12)),
         ] {
-            let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().unwrap() };
+            let any: IpAddr = if to.is_ipv4() {
+                Ipv4Addr::UNSPECIFIED.into()
+            } else {
+                "::".parse().unwrap()
+            };
             let server = w.within(backend, || UdpSocket::bind((any, TARGET)).unwrap());
             server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
             let client = w.within(from, || UdpSocket::bind((any, 0)).unwrap());
@@ -264,9 +309,13 @@ fn errors_of_a_client_find_the_backend() {
             let (_, peer) = server.recv_from(&mut [0; 16]).unwrap();
             drop(client);
             server.connect(peer).unwrap();
-            server.send(b"y").unwrap();
-            let e = server.recv(&mut [0; 16]).unwrap_err();
-            assert_eq!(e.kind(), ErrorKind::ConnectionRefused, "{from} {to}");
+            server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+            // Again for a while: a process that another test forks just now may hold the socket until it runs `exec`.
+            let refused = (0..10).any(|_| {
+                let sent = server.send(b"y").and_then(|_| server.recv(&mut [0; 16]));
+                sent.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
+            });
+            assert!(refused, "{from} {to}: {}", lab.said());
         }
     });
 }
@@ -283,7 +332,10 @@ fn a_draining_backend_keeps_its_flows_and_takes_no_new_ones() {
         backends.get_mut(&2).unwrap().state = BACKEND_DRAINING;
         lab.nodes[0].path.backends.sync(&backends).unwrap();
         // The row still leads to it: refused rather than handed over.
-        assert_eq!(tcp(w, "c", (to.ip(), 82), 1).unwrap_err().kind(), ErrorKind::ConnectionRefused);
+        assert_eq!(
+            tcp(w, "c", (to.ip(), 82), 1).unwrap_err().kind(),
+            ErrorKind::ConnectionRefused
+        );
         lab.nodes[0].path.lut().write_row(14, &[1; 7]).unwrap();
         assert_eq!(tcp(w, "c", (to.ip(), 82), 1).unwrap().who, "a1");
         assert_eq!(exchange(kept, 100_000).unwrap().who, "b1");
@@ -326,7 +378,10 @@ fn an_endpoint_that_is_no_backend_costs_no_reverse_entry() {
     isolated(|w| {
         let lab = Lab::new(w);
         serve(w, "a2", TARGET);
-        assert_eq!(lab.nodes[0].path.ep_config.get_all()[&lab.task("a2").ifindex].flags & EP_BACKEND, 0);
+        assert_eq!(
+            lab.nodes[0].path.ep_config.get_all()[&lab.task("a2").ifindex].flags & EP_BACKEND,
+            0
+        );
         for to in [IpAddr::V4(lab.task("a2").v4), lab.task("a2").v6.into()] {
             assert_eq!(tcp(w, "b1", (to, TARGET), 10_000).unwrap().who, "a2");
         }

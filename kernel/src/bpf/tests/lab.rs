@@ -15,16 +15,16 @@ use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     path::PathBuf,
-    sync::mpsc,
     time::{Duration, Instant},
 };
 
 use ebpf_abi::{
-    Addr, BACKEND_ACTIVE, Backend, EP_BACKEND, EpAddrKey, EpAddrVal, EpCfg, EpMacKey, EpMacVal, Mac, MemberVal, NodeCfg,
-    PoolKey, ROUTE_LOCAL, ROUTE_NODE, ROUTE_NONE, ROUTE_VIP, RouteKey, RouteVal, SvcKey, SvcVal, TargetKey, TargetVal, mac,
+    Addr, BACKEND_ACTIVE, Backend, EP_BACKEND, EpAddrKey, EpAddrVal, EpCfg, EpMacKey, EpMacVal, Mac, MemberVal,
+    NodeCfg, PoolKey, ROUTE_LOCAL, ROUTE_NODE, ROUTE_NONE, ROUTE_VIP, RouteKey, RouteVal, SvcKey, SvcVal, TargetKey,
+    TargetVal, mac,
 };
 
-use super::world::{World, ifindex, ip};
+use super::world::{World, ifindex, ip, wait};
 use crate::bpf::{DataPath, Hook};
 
 pub(super) const VNI: u32 = 7;
@@ -111,7 +111,9 @@ impl<'w> Lab<'w> {
         ip("link set sw up");
         for (host, last) in [("a", 1), ("b", 2), ("c", 9)] {
             ip(&format!("netns add {host}"));
-            ip(&format!("link add sw{host} master sw type veth peer name eth0 netns {host}"));
+            ip(&format!(
+                "link add sw{host} master sw type veth peer name eth0 netns {host}"
+            ));
             ip(&format!("link set sw{host} up"));
             world.within(host, || {
                 write("/proc/sys/net/ipv6/conf/all/accept_dad", "0");
@@ -195,22 +197,57 @@ impl<'w> Lab<'w> {
             if !local {
                 continue;
             }
-            let v = EpMacVal { addr6: Addr::v6(t.v6.octets()), addr4: word(t.v4), ifindex: t.ifindex };
-            by_mac.insert(EpMacKey { vni: t.vni, mac: t.mac, pad: 0 }, v);
+            let v = EpMacVal {
+                addr6: Addr::v6(t.v6.octets()),
+                addr4: word(t.v4),
+                ifindex: t.ifindex,
+            };
+            by_mac.insert(
+                EpMacKey {
+                    vni: t.vni,
+                    mac: t.mac,
+                    pad: 0,
+                },
+                v,
+            );
             for a in [IpAddr::V4(t.v4), IpAddr::V6(t.v6)] {
                 for vni in [0, t.vni] {
-                    let v = EpAddrVal { ifindex: t.ifindex, vni: t.vni, mac: t.mac, pad: 0 };
+                    let v = EpAddrVal {
+                        ifindex: t.ifindex,
+                        vni: t.vni,
+                        mac: t.mac,
+                        pad: 0,
+                    };
                     by_addr.insert(EpAddrKey { addr: addr(a), vni }, v);
                 }
                 if t.backend {
                     let published = if t.name == "a1" { 81 } else { 82 };
                     for proto in [6, 17] {
                         for port in [published, 80] {
-                            let key = TargetKey { addr: addr(a), vni: t.vni, port: u16::to_be(port), proto };
-                            targets.insert(key, TargetVal { tport: TARGET.to_be(), flags: 0 });
+                            let key = TargetKey {
+                                addr: addr(a),
+                                vni: t.vni,
+                                port: u16::to_be(port),
+                                proto,
+                            };
+                            targets.insert(
+                                key,
+                                TargetVal {
+                                    tport: TARGET.to_be(),
+                                    flags: 0,
+                                },
+                            );
                         }
                     }
-                    targets.insert(TargetKey { addr: addr(a), vni: t.vni, port: 0, proto: 0 }, TargetVal::default());
+                    targets.insert(
+                        TargetKey {
+                            addr: addr(a),
+                            vni: t.vni,
+                            port: 0,
+                            proto: 0,
+                        },
+                        TargetVal::default(),
+                    );
                 }
             }
             let link6 = self.world.within(t.name, || link_local("eth0"));
@@ -229,15 +266,29 @@ impl<'w> Lab<'w> {
         path.ep_by_addr.sync(&by_addr).unwrap();
         path.ep_config.sync(&config).unwrap();
         path.targets.sync(&targets).unwrap();
-        path.members.sync(&peers.iter().map(|(a, _)| (word(*a), MemberVal::default())).collect()).unwrap();
+        path.members
+            .sync(&peers.iter().map(|(a, _)| (word(*a), MemberVal::default())).collect())
+            .unwrap();
 
         let (mut routes, mut pools) = (BTreeMap::new(), BTreeMap::new());
         for (vni, net) in [(VNI, 77), (OTHER_VNI, 88)] {
             let mut route = |a: IpAddr, bits: u32, kind: u32, peer: Option<usize>| {
                 let family = if a.is_ipv4() { 96 } else { 0 };
-                let key = RouteKey { prefix_len: 32 + family + bits, vni_be: vni.to_be(), addr: addr(a) };
+                let key = RouteKey {
+                    prefix_len: 32 + family + bits,
+                    vni_be: vni.to_be(),
+                    addr: addr(a),
+                };
                 let (vtep, mac) = peer.map_or((0, [0; 3]), |p| (word(peers[p].0), peers[p].1));
-                routes.insert(key, RouteVal { kind, vtep, mac, pad: 0 });
+                routes.insert(
+                    key,
+                    RouteVal {
+                        kind,
+                        vtep,
+                        mac,
+                        pad: 0,
+                    },
+                );
             };
             let v4 = |c, d| IpAddr::V4(Ipv4Addr::new(10, net, c, d));
             let v6 = |g, h| IpAddr::V6(Ipv6Addr::new(0xfd00, u16::from(net), 0, 0, 0, 0, g, h));
@@ -248,12 +299,28 @@ impl<'w> Lab<'w> {
                 route(v6(0, 0x1000 + u16::from(last)), 128, ROUTE_VIP, None);
             }
             for p in 0..2 {
-                let (kind, peer) = if p == n { (ROUTE_LOCAL, None) } else { (ROUTE_NODE, Some(p)) };
+                let (kind, peer) = if p == n {
+                    (ROUTE_LOCAL, None)
+                } else {
+                    (ROUTE_NODE, Some(p))
+                };
                 route(v4(p as u8 + 1, 0), 24, kind, peer);
                 route(v6(p as u16 + 1, 0), 112, kind, peer);
             }
-            pools.insert(PoolKey { prefix_len: 96 + 16, addr: addr(v4(0, 0)) }, vni);
-            pools.insert(PoolKey { prefix_len: 64, addr: addr(v6(0, 0)) }, vni);
+            pools.insert(
+                PoolKey {
+                    prefix_len: 96 + 16,
+                    addr: addr(v4(0, 0)),
+                },
+                vni,
+            );
+            pools.insert(
+                PoolKey {
+                    prefix_len: 64,
+                    addr: addr(v6(0, 0)),
+                },
+                vni,
+            );
         }
         path.routes.sync(&routes).unwrap();
         path.pools.sync(&pools).unwrap();
@@ -261,16 +328,42 @@ impl<'w> Lab<'w> {
         let mut services = BTreeMap::new();
         let mut offer = |a: IpAddr, vni: u32, port: u16, backend: u32, id: u32| {
             let lut_len = if backend == 0 { 0 } else { 7 };
-            let svc = SvcVal { id, lut_off: backend * 7, lut_len, tport: TARGET.to_be(), flags: 0 };
+            let svc = SvcVal {
+                id,
+                lut_off: backend * 7,
+                lut_len,
+                tport: TARGET.to_be(),
+                flags: 0,
+            };
             for proto in [6, 17] {
-                services.insert(SvcKey { addr: addr(a), vni, port: port.to_be(), proto }, svc);
+                services.insert(
+                    SvcKey {
+                        addr: addr(a),
+                        vni,
+                        port: port.to_be(),
+                        proto,
+                    },
+                    svc,
+                );
             }
             if vni != 0 {
-                services.insert(SvcKey { addr: addr(a), vni, port: 0, proto: 0 }, SvcVal { tport: 0, ..svc });
+                services.insert(
+                    SvcKey {
+                        addr: addr(a),
+                        vni,
+                        port: 0,
+                        proto: 0,
+                    },
+                    SvcVal { tport: 0, ..svc },
+                );
             }
         };
         for (port, backend) in [(81, 1), (82, 2), (83, 0)] {
-            for a in [IpAddr::V4(node.v4), IpAddr::V6(node.v6), IpAddr::V4(Ipv4Addr::LOCALHOST)] {
+            for a in [
+                IpAddr::V4(node.v4),
+                IpAddr::V6(node.v6),
+                IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ] {
                 offer(a, 0, port, backend, u32::from(port));
             }
         }
@@ -282,6 +375,19 @@ impl<'w> Lab<'w> {
         for backend in [1, 2] {
             path.lut().write_row(backend * 7, &[backend; 7]).unwrap();
         }
+    }
+
+    /// What the counters of all nodes say, for whoever reads a failure.
+    pub(super) fn said(&self) -> String {
+        let said = |n: &Node| {
+            let counters = n.path.counters().unwrap().into_iter();
+            format!(
+                "\n{}: {:?}",
+                n.name,
+                counters.filter(|(_, v)| *v > 0).collect::<Vec<_>>()
+            )
+        };
+        self.nodes.iter().map(said).collect()
     }
 
     /// A counter of a node.
@@ -300,7 +406,7 @@ fn node(world: &World, name: &'static str, n: usize, tasks: &mut [Task]) -> Data
         ip(&format!("netns add {}", t.name));
     }
     let folder: PathBuf = world.folder(name);
-    world.within(name, || {
+    let path = world.within(name, || {
         for (key, value) in [
             ("ipv4/ip_forward", "1"),
             ("ipv6/conf/all/forwarding", "1"),
@@ -313,26 +419,43 @@ fn node(world: &World, name: &'static str, n: usize, tasks: &mut [Task]) -> Data
         }
         ip("link add nx0 type vxlan external dstport 4789 ttl 64");
         ip("link set nx0 mtu 1450 up");
-        let gateway = [2, 0xee, 0, 0, 0, n as u8 + 1].map(|b: u8| format!("{b:02x}")).join(":");
+        let gateway = [2, 0xee, 0, 0, 0, n as u8 + 1]
+            .map(|b: u8| format!("{b:02x}"))
+            .join(":");
         let mut path = DataPath::open(&folder).unwrap().0;
         for t in tasks.iter_mut().filter(|t| t.node == n) {
-            ip(&format!("link add nv{0} mtu 1450 address {gateway} type veth peer name eth0 netns {0}", t.name));
+            ip(&format!(
+                "link add nv{0} mtu 1450 address {gateway} type veth peer name eth0 netns {0}",
+                t.name
+            ));
             ip(&format!("link set nv{} up", t.name));
             t.ifindex = ifindex(&format!("nv{}", t.name));
             path.attach(Hook::Endpoint, t.ifindex).unwrap();
             ip(&format!("route add {} dev nv{}", t.v4, t.name));
             ip(&format!("-6 route add {} dev nv{}", t.v6, t.name));
-            ip(&format!("neigh add {} lladdr {} dev nv{} nud permanent", t.v4, t.mac_text, t.name));
-            ip(&format!("neigh add {} lladdr {} dev nv{} nud permanent", t.v6, t.mac_text, t.name));
+            ip(&format!(
+                "neigh add {} lladdr {} dev nv{} nud permanent",
+                t.v4, t.mac_text, t.name
+            ));
+            ip(&format!(
+                "neigh add {} lladdr {} dev nv{} nud permanent",
+                t.v6, t.mac_text, t.name
+            ));
         }
         path.attach(Hook::Netdev, ifindex("eth0")).unwrap();
         path.attach(Hook::Overlay, ifindex("nx0")).unwrap();
         path.attach(Hook::Host, 1).unwrap();
-        for t in tasks.iter().filter(|t| t.node == n) {
-            world_task(t);
-        }
         path
-    })
+    });
+    for t in tasks.iter().filter(|t| t.node == n) {
+        // Link-local addresses are there at once: no test waits a second for duplicate address detection.
+        world.within(t.name, || {
+            write("/proc/sys/net/ipv6/conf/all/accept_dad", "0");
+            write("/proc/sys/net/ipv6/conf/eth0/accept_dad", "0");
+        });
+        world_task(t);
+    }
+    path
 }
 
 /// Inside a task: one on-link gateway for everything.
@@ -342,16 +465,24 @@ fn world_task(t: &Task) {
     ip(&format!("-n {ns} link set eth0 mtu 1450 address {} up", t.mac_text));
     ip(&format!("-n {ns} addr add {}/16 dev eth0 noprefixroute", t.v4));
     ip(&format!("-n {ns} addr add {}/64 dev eth0 nodad noprefixroute", t.v6));
-    ip(&format!("-n {ns} route add 169.254.1.1 dev eth0 scope link src {}", t.v4));
+    ip(&format!(
+        "-n {ns} route add 169.254.1.1 dev eth0 scope link src {}",
+        t.v4
+    ));
     ip(&format!("-n {ns} route add default via 169.254.1.1 src {}", t.v4));
-    ip(&format!("-n {ns} -6 route add default via fe80::1 dev eth0 src {}", t.v6));
+    ip(&format!(
+        "-n {ns} -6 route add default via fe80::1 dev eth0 src {}",
+        t.v6
+    ));
 }
 
 fn link_local(device: &str) -> Ipv6Addr {
     let until = Instant::now() + WAIT;
     loop {
         let text = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap();
-        let found = text.lines().find(|l| l.starts_with("fe80") && l.split_whitespace().last() == Some(device));
+        let found = text
+            .lines()
+            .find(|l| l.starts_with("fe80") && l.split_whitespace().last() == Some(device));
         if let Some(line) = found {
             return u128::from_str_radix(&line[..32], 16).unwrap().into();
         }
@@ -360,26 +491,28 @@ fn link_local(device: &str) -> Ipv6Addr {
     }
 }
 
-/// Serves in a namespace until the test's process ends: says who it is and whom it sees, then echoes.
+/// Serves in a namespace until the test is over: says who it is and whom it sees, then echoes.
 pub(super) fn serve(world: &World, netns: &'static str, port: u16) {
-    let (ready, wait) = mpsc::channel();
-    let there = fs::File::open(format!("/run/netns/{netns}")).unwrap();
-    let _ = world;
-    std::thread::spawn(move || {
-        nix::sched::setns(&there, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-        let tcp = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
-        let udp = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).unwrap();
-        std::thread::spawn(move || {
-            let mut b = vec![0; 65_536];
-            while let Ok((n, from)) = udp.recv_from(&mut b) {
-                let mut answer = format!("{netns} {} ", canonical(from)).into_bytes();
-                answer.extend_from_slice(&b[..n]);
-                let _ = udp.send_to(&answer, from);
-            }
-        });
-        ready.send(()).unwrap();
-        while let Ok((mut s, from)) = tcp.accept() {
+    let (tcp, udp) = world.within(netns, || {
+        let any = (Ipv6Addr::UNSPECIFIED, port);
+        (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
+    });
+    world.help(netns, move |stop| {
+        let mut b = vec![0; 65_536];
+        while wait(&udp, &stop) {
+            // An error is what ICMP said of an earlier answer.
+            let Ok((n, from)) = udp.recv_from(&mut b) else { continue };
+            let mut answer = format!("{netns} {} ", canonical(from)).into_bytes();
+            answer.extend_from_slice(&b[..n]);
+            let _ = udp.send_to(&answer, from);
+        }
+    });
+    world.help(netns, move |stop| {
+        while wait(&tcp, &stop) {
+            let (mut s, from) = tcp.accept().unwrap();
+            // Ends with its client, which the test holds.
             std::thread::spawn(move || {
+                let _ = s.set_read_timeout(Some(WAIT * 2));
                 let _ = s.write_all(format!("{netns} {} ", canonical(from)).as_bytes());
                 let mut b = vec![0; 65_536];
                 while let Ok(n) = s.read(&mut b) {
@@ -390,7 +523,6 @@ pub(super) fn serve(world: &World, netns: &'static str, port: u16) {
             });
         }
     });
-    wait.recv().unwrap();
 }
 
 fn canonical(a: SocketAddr) -> SocketAddr {
@@ -408,14 +540,19 @@ pub(super) struct Heard {
 fn heard(text: &[u8], mine: SocketAddr) -> (Heard, usize) {
     let mut words = text.splitn(3, |c| *c == b' ');
     let who = String::from_utf8(words.next().unwrap().to_vec()).unwrap();
-    let saw: SocketAddr = String::from_utf8(words.next().unwrap().to_vec()).unwrap().parse().unwrap();
+    let saw: SocketAddr = String::from_utf8(words.next().unwrap().to_vec())
+        .unwrap()
+        .parse()
+        .unwrap();
     let head = text.len() - words.next().unwrap().len();
     (Heard { who, saw, mine }, head)
 }
 
 /// Connects from a namespace, sends `octets`, expects them back.
 pub(super) fn tcp(world: &World, netns: &str, to: (IpAddr, u16), octets: usize) -> std::io::Result<Heard> {
-    world.within(netns, || exchange(TcpStream::connect_timeout(&to.into(), WAIT)?, octets))
+    world.within(netns, || {
+        exchange(TcpStream::connect_timeout(&to.into(), WAIT)?, octets)
+    })
 }
 
 /// The talk on an open connection.
@@ -442,7 +579,11 @@ pub(super) fn exchange(mut s: TcpStream, octets: usize) -> std::io::Result<Heard
 /// Asks by UDP from a namespace; asks again a few times, as UDP may lose the first to path MTU discovery.
 pub(super) fn udp(world: &World, netns: &str, to: (IpAddr, u16), octets: usize) -> std::io::Result<Heard> {
     world.within(netns, || {
-        let any: IpAddr = if to.0.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let any: IpAddr = if to.0.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
         let s = UdpSocket::bind((any, 0))?;
         s.connect(to)?;
         s.set_read_timeout(Some(Duration::from_millis(700)))?;

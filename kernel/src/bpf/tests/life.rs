@@ -20,8 +20,22 @@ pub(super) fn overwrite_config(dir: &Path, cfg: &NodeCfg) {
 fn services(n: u16) -> BTreeMap<SvcKey, SvcVal> {
     (0..n)
         .map(|i| {
-            let key = SvcKey { addr: Addr::v4([10, 0, (i >> 8) as u8, i as u8]), vni: 7, port: 80, proto: 6 };
-            (key, SvcVal { id: u32::from(i), lut_off: 0, lut_len: 7, tport: 0, flags: 0 })
+            let key = SvcKey {
+                addr: Addr::v4([10, 0, (i >> 8) as u8, i as u8]),
+                vni: 7,
+                port: 80,
+                proto: 6,
+            };
+            (
+                key,
+                SvcVal {
+                    id: u32::from(i),
+                    lut_off: 0,
+                    lut_len: 7,
+                    tport: 0,
+                    flags: 0,
+                },
+            )
         })
         .collect()
 }
@@ -32,11 +46,22 @@ fn a_second_open_adopts_everything_and_writes_nothing() {
         let (mut first, report) = DataPath::open(&w.folder("netd")).unwrap();
         assert!(!report.adopted_maps && !report.replaced_programs);
         assert_eq!(report.loaded_object, object::HASH);
-        let cfg = NodeCfg { vtep: 0x0102_0304, mtu: 1450, ..NodeCfg::default() };
+        let cfg = NodeCfg {
+            vtep: 0x0102_0304,
+            mtu: 1450,
+            ..NodeCfg::default()
+        };
         assert!(first.set_config(cfg).unwrap());
         assert!(!first.set_config(cfg).unwrap());
         let want = services(300);
-        assert_eq!(first.services.sync(&want).unwrap(), SyncCount { added: 300, changed: 0, removed: 0 });
+        assert_eq!(
+            first.services.sync(&want).unwrap(),
+            SyncCount {
+                added: 300,
+                changed: 0,
+                removed: 0
+            }
+        );
         assert_eq!(first.lut().write_row(100, &[1, 2, 3]).unwrap(), 3);
         assert_eq!(first.attach(Hook::Host, 1).unwrap(), Attached::New);
         let programs = fs::metadata(w.folder("netd/prog_from_ep")).is_ok();
@@ -50,7 +75,11 @@ fn a_second_open_adopts_everything_and_writes_nothing() {
         assert_eq!(second.lut().write_row(100, &[1, 2, 3]).unwrap(), 0);
         assert_eq!(second.lut().read_row(99, 5).unwrap(), [0, 1, 2, 3, 0]);
         let lut = sys::get(&object::map_pin(&w.folder("netd"), "lut")).unwrap();
-        assert_eq!(sys::lookup::<u32, u32>(lut.as_fd(), &102).unwrap(), Some(3), "as the programs see it");
+        assert_eq!(
+            sys::lookup::<u32, u32>(lut.as_fd(), &102).unwrap(),
+            Some(3),
+            "as the programs see it"
+        );
         assert_eq!(second.attach(Hook::Host, 1).unwrap(), Attached::Kept);
         assert_eq!(second.attached().into_iter().collect::<Vec<_>>(), [(Hook::Host, 1)]);
         second.unload().unwrap();
@@ -68,7 +97,14 @@ fn sync_writes_the_difference() {
         want.remove(&first);
         want.values_mut().next().unwrap().lut_len = 11;
         want.extend(services(3).into_iter().map(|(k, v)| (SvcKey { vni: 9, ..k }, v)));
-        assert_eq!(path.services.sync(&want).unwrap(), SyncCount { added: 3, changed: 1, removed: 1 });
+        assert_eq!(
+            path.services.sync(&want).unwrap(),
+            SyncCount {
+                added: 3,
+                changed: 1,
+                removed: 1
+            }
+        );
         assert!(!path.services.refresh().unwrap(), "the mirror is what the kernel holds");
         assert_eq!(path.services.get_all(), &want);
         assert_eq!(path.services.sync(&BTreeMap::new()).unwrap().removed, want.len());
@@ -93,7 +129,12 @@ fn what_others_wrote_is_seen_after_a_refresh() {
 fn arrays_and_tries_are_tables_too() {
     isolated(|w| {
         let mut path = open(w);
-        let backend = Backend { addr4: 5, vni: 7, state: BACKEND_ACTIVE, ..Backend::default() };
+        let backend = Backend {
+            addr4: 5,
+            vni: 7,
+            state: BACKEND_ACTIVE,
+            ..Backend::default()
+        };
         let want = BTreeMap::from([(3, backend), (65_535, backend), (9, Backend::default())]);
         assert_eq!(path.backends.sync(&want).unwrap().added, 2);
         assert_eq!(path.backends.sync(&want).unwrap(), SyncCount::default());
@@ -102,9 +143,23 @@ fn arrays_and_tries_are_tables_too() {
         path.backends.refresh().unwrap();
         assert_eq!(path.backends.get_all(), &fewer);
 
-        let route = |o: u8| RouteKey { prefix_len: 32 + 96 + 28, vni_be: 7_u32.to_be(), addr: Addr::v4([10, 77, 0, o]) };
-        let want: BTreeMap<_, _> =
-            (0..16).map(|i| (route(i * 16), RouteVal { kind: 1, vtep: u32::from(i), ..RouteVal::default() })).collect();
+        let route = |o: u8| RouteKey {
+            prefix_len: 32 + 96 + 28,
+            vni_be: 7_u32.to_be(),
+            addr: Addr::v4([10, 77, 0, o]),
+        };
+        let want: BTreeMap<_, _> = (0..16)
+            .map(|i| {
+                (
+                    route(i * 16),
+                    RouteVal {
+                        kind: 1,
+                        vtep: u32::from(i),
+                        ..RouteVal::default()
+                    },
+                )
+            })
+            .collect();
         assert_eq!(path.routes.sync(&want).unwrap().added, 16);
         assert!(!path.routes.refresh().unwrap());
         assert_eq!(path.routes.sync(&BTreeMap::new()).unwrap().removed, 16);
@@ -169,7 +224,14 @@ fn another_object_is_replaced_where_it_runs() {
             assert_eq!(path.attach(Hook::Endpoint, index).unwrap(), Attached::Kept);
             drop(path);
             // As an older netd would have left it.
-            overwrite_config(&dir, &NodeCfg { abi: ebpf_abi::ABI, object: [1, 2], ..NodeCfg::default() });
+            overwrite_config(
+                &dir,
+                &NodeCfg {
+                    abi: ebpf_abi::ABI,
+                    object: [1, 2],
+                    ..NodeCfg::default()
+                },
+            );
 
             let (mut path, report) = DataPath::open(&dir).unwrap();
             assert!(report.adopted_maps && report.replaced_programs);
@@ -222,7 +284,10 @@ fn rows_outside_the_table_are_refused() {
     isolated(|w| {
         let mut path = open(w);
         let cells = path.lut().cells();
-        assert!(matches!(path.lut().write_row(cells - 1, &[1, 2]), Err(BpfError::Row { .. })));
+        assert!(matches!(
+            path.lut().write_row(cells - 1, &[1, 2]),
+            Err(BpfError::Row { .. })
+        ));
         assert!(matches!(path.lut().read_row(u32::MAX, 2), Err(BpfError::Row { .. })));
     });
 }

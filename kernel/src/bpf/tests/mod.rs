@@ -2,8 +2,8 @@
 //! the thread that a test runs in, however it ends.
 
 mod flows;
-mod lab;
 mod guards;
+mod lab;
 mod life;
 mod packets;
 mod programs;

@@ -2,12 +2,17 @@
 
 use std::{
     fs::File,
+    io::PipeWriter,
+    os::fd::{AsFd, OwnedFd},
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
+    thread::JoinHandle,
 };
 
 use nix::{
     mount::{MsFlags, mount},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
 };
 
@@ -21,7 +26,14 @@ pub(super) fn isolated(test: impl FnOnce(&World) + Send + 'static) {
         mount(Some("tmpfs"), "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
         mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), MsFlags::empty(), none).unwrap();
         ip("link set lo up");
-        test(&World { home: File::open("/proc/thread-self/ns/net").unwrap() });
+        let (stop, stopped) = std::io::pipe().unwrap();
+        let world = World {
+            home: File::open("/proc/thread-self/ns/net").unwrap(),
+            stop: stop.into(),
+            stopped: Some(stopped),
+            helpers: Mutex::default(),
+        };
+        test(&world);
     };
     if let Err(panic) = std::thread::spawn(run).join() {
         std::panic::resume_unwind(panic);
@@ -31,9 +43,34 @@ pub(super) fn isolated(test: impl FnOnce(&World) + Send + 'static) {
 /// The namespace that the test began in, as a place to come back to.
 pub(super) struct World {
     home: File,
+    /// Readable (hung up) when the test is over.
+    stop: OwnedFd,
+    stopped: Option<PipeWriter>,
+    helpers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Drop for World {
+    /// Ends the helpers: a thread would keep the namespaces, and with them every map, until the process ends.
+    fn drop(&mut self) {
+        self.stopped = None;
+        for helper in self.helpers.get_mut().unwrap().drain(..) {
+            let _ = helper.join();
+        }
+    }
 }
 
 impl World {
+    /// Runs a helper of the test in a namespace; it must return when [`wait`] says so.
+    pub(super) fn help(&self, netns: &str, run: impl FnOnce(OwnedFd) + Send + 'static) {
+        let there = File::open(format!("/run/netns/{netns}")).unwrap();
+        let stop = self.stop.try_clone().unwrap();
+        let helper = std::thread::spawn(move || {
+            setns(&there, CloneFlags::CLONE_NEWNET).unwrap();
+            run(stop);
+        });
+        self.helpers.lock().unwrap().push(helper);
+    }
+
     /// A folder for a data path.
     pub(super) fn folder(&self, name: &str) -> PathBuf {
         Path::new("/sys/fs/bpf").join(name)
@@ -49,6 +86,16 @@ impl World {
     }
 }
 
+/// Waits for `source`; false: the test is over.
+pub(super) fn wait(source: &impl AsFd, stop: &OwnedFd) -> bool {
+    let mut fds = [
+        PollFd::new(source.as_fd(), PollFlags::POLLIN),
+        PollFd::new(stop.as_fd(), PollFlags::POLLIN),
+    ];
+    poll(&mut fds, PollTimeout::NONE).unwrap();
+    fds[1].revents().is_none_or(|r| r.is_empty())
+}
+
 /// Runs `ip` with words; fails the test when it fails. For tests alone: netd itself speaks netlink.
 pub(super) fn ip(words: &str) {
     run("ip", words);
@@ -57,7 +104,11 @@ pub(super) fn ip(words: &str) {
 /// Runs a tool with words.
 pub(super) fn run(tool: &str, words: &str) {
     let out = Command::new(tool).args(words.split_whitespace()).output().unwrap();
-    assert!(out.status.success(), "{tool} {words}: {}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{tool} {words}: {}",
+        String::from_utf8_lossy(&out.stderr)
+    );
 }
 
 /// Index of a device of the calling thread's namespace.
