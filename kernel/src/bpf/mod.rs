@@ -161,21 +161,16 @@ impl DataPath {
         Ok((path, report))
     }
 
-    /// Brings every program that runs to the version loaded; true: there was another.
+    /// Brings every program that runs to the version loaded; true: there was another. Of a device that is gone nothing
+    /// can be replaced, and its index may be another's by now: [`DataPath::sweep`] forgets it.
     fn replace_all(&mut self) -> Result<bool, BpfError> {
         let mut replaced = false;
-        for (hook, ifindex) in hooks::keys(&self.devices) {
-            replaced |= self
-                .attach(hook, ifindex)
-                .map(|a| a == Attached::Replaced)
-                .or_else(|e| {
-                    // Of a device that is gone nothing can be replaced; `sweep` forgets it.
-                    if matches!(&e, BpfError::Attach { source, .. } if source.raw_os_error() == Some(libc::ENODEV)) {
-                        Ok(false)
-                    } else {
-                        Err(e)
-                    }
-                })?;
+        for ((hook, ifindex), kind) in self.devices.clone() {
+            let program = self.programs.get_mut(&hook).ok_or_else(|| no_program(hook))?;
+            if hooks::state(&self.dir, hook, ifindex, kind, program)? == State::Other {
+                hooks::replace(&self.dir, hook, ifindex, kind, program)?;
+                replaced = true;
+            }
         }
         Ok(replaced)
     }

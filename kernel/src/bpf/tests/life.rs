@@ -291,3 +291,37 @@ fn rows_outside_the_table_are_refused() {
         assert!(matches!(path.lut().read_row(u32::MAX, 2), Err(BpfError::Row { .. })));
     });
 }
+
+#[test]
+fn a_device_that_went_while_netd_was_away_is_no_obstacle() {
+    isolated(|w| {
+        for clsact in [false, true] {
+            let dir = w.folder("netd");
+            ip("link add v0 type veth peer name v1");
+            let index = ifindex("v0");
+            let mut path = open(w);
+            path.clsact = clsact;
+            path.set_config(NodeCfg::default()).unwrap();
+            path.attach(Hook::Netdev, index).unwrap();
+            drop(path);
+            ip("link del v0");
+            // Its index is another's by now, and the programs are of another version.
+            ip(&format!("link add v0 index {index} type veth peer name v1"));
+            overwrite_config(
+                &dir,
+                &NodeCfg {
+                    abi: ebpf_abi::ABI,
+                    object: [1, 2],
+                    ..NodeCfg::default()
+                },
+            );
+            let (mut path, report) = DataPath::open(&dir).unwrap();
+            assert!(!report.replaced_programs);
+            assert_eq!(path.sweep().unwrap(), [(Hook::Netdev, index)]);
+            path.clsact = clsact;
+            assert_eq!(path.attach(Hook::Netdev, index).unwrap(), Attached::New);
+            path.unload().unwrap();
+            ip("link del v0");
+        }
+    });
+}
