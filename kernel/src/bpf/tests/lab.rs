@@ -512,7 +512,6 @@ pub(super) fn serve(world: &World, netns: &'static str, port: u16) {
             let (mut s, from) = tcp.accept().unwrap();
             // Ends with its client, which the test holds.
             std::thread::spawn(move || {
-                let _ = s.set_read_timeout(Some(WAIT * 2));
                 let _ = s.write_all(format!("{netns} {} ", canonical(from)).as_bytes());
                 let mut b = vec![0; 65_536];
                 while let Ok(n) = s.read(&mut b) {
