@@ -45,6 +45,7 @@ pub fn want(desired: &Desired, abilities: Abilities) -> Wanted {
         out.filter = Some(Filter {
             pools: subnets(true),
             outside: subnets(false),
+            tunnel: Some((node.vtep, node.vxlan_port)),
         });
     }
     let mut taken = Taken::default();

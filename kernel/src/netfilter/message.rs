@@ -120,7 +120,7 @@ pub(super) fn rebuild(filter: &Filter) -> Vec<Part> {
         });
         (p.option, p.module) = (chain.option, chain.module);
         out.push(p);
-        for rule in (chain.rules)() {
+        for rule in (chain.rules)(filter.tunnel) {
             let mark = rule.mark();
             let mut p = part(kind::NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, "a rule", |w| {
                 // NFTA_RULE_EXPRESSIONS is a nested list; NFTA_RULE_USERDATA comes back as it was given.
@@ -136,8 +136,11 @@ pub(super) fn rebuild(filter: &Filter) -> Vec<Part> {
     out
 }
 
-/// Only the sets that differ are emptied and filled.
+/// Only the sets that differ are emptied and filled; another tunnel is another set of rules.
 pub(super) fn refill(now: &Filter, filter: &Filter) -> Vec<Part> {
+    if now.tunnel != filter.tunnel {
+        return rebuild(filter);
+    }
     let mut out = Vec::new();
     for (name, ..) in SETS {
         if content(name, now) != content(name, filter) {

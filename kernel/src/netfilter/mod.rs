@@ -4,7 +4,10 @@
 //! table inet netd {
 //!   set pools4, pools6     { addresses of all networks }
 //!   set outside4, outside6 { those of networks that are not internal }
+//!   chain tunnel  { type filter hook output      priority raw;    # our own VXLAN is not tracked
+//!     ip saddr VTEP udp dport PORT notrack accept }
 //!   chain spoof   { type filter hook prerouting  priority raw;    # a source in our pools comes from a task or not at all
+//!     ip daddr VTEP udp dport PORT notrack accept
 //!     iifname "lo" accept; iifname "nv*" accept; ip saddr @pools4 drop; ip6 saddr @pools6 drop }
 //!   chain guard   { type filter hook forward     priority filter; # tasks are reached through the overlay alone
 //!     oifname "nv*" ct state & (established | related) == 0 drop }

@@ -12,7 +12,7 @@ use super::{
     FilterError, Seen, TABLE,
     message::{kind, request},
     missing,
-    rules::{CHAINS, SETS},
+    rules::{CHAINS, SETS, Tunnel, tunnel_of},
 };
 use crate::netlink::{Answer, Attrs, NetlinkError, Socket, Writer};
 
@@ -54,10 +54,16 @@ fn name_table(w: &mut Writer) {
 }
 
 fn content(socket: &mut Socket) -> Result<Seen, FilterError> {
-    if !(chains_match(socket)? && rules_match(socket)? && sets_match(socket)?) {
+    if !(chains_match(socket)? && sets_match(socket)?) {
         return Ok(Seen::Other);
     }
-    let mut filter = Filter::default();
+    let Some(tunnel) = rules_match(socket)? else {
+        return Ok(Seen::Other);
+    };
+    let mut filter = Filter {
+        tunnel,
+        ..Filter::default()
+    };
     for (name, octets, _) in SETS {
         let list = request(kind::GET_ELEMENT, 0, |w| {
             w.string(1, TABLE).string(2, name);
@@ -117,21 +123,24 @@ fn chains_match(socket: &mut Socket) -> Result<bool, FilterError> {
     Ok(seen == BTreeSet::from(wanted))
 }
 
-fn rules_match(socket: &mut Socket) -> Result<bool, FilterError> {
+/// The tunnel that the rules are about, when they are as netd makes them.
+fn rules_match(socket: &mut Socket) -> Result<Option<Option<Tunnel>>, FilterError> {
     let answers = socket
         .dump(&request(kind::GET_RULE, 0, name_table))
         .map_err(failed("rules"))?;
     let answers = of_table(answers, 1);
-    Ok(CHAINS.iter().all(|chain| {
+    let tunnel = answers.iter().find_map(|r| tunnel_of(attrs(r).get(7)?));
+    let same = CHAINS.iter().all(|chain| {
         // In the kernel's order, which counts.
         let of_chain = answers
             .iter()
             .map(attrs)
             .filter(|r| r.string(2).as_deref() == Some(chain.name));
         let seen: Vec<Option<&[u8]>> = of_chain.map(|r| r.get(7)).collect();
-        let marks: Vec<[u8; 8]> = (chain.rules)().iter().map(|r| r.mark()).collect();
+        let marks: Vec<Vec<u8>> = (chain.rules)(tunnel).iter().map(|r| r.mark()).collect();
         seen == marks.iter().map(|m| Some(&m[..])).collect::<Vec<_>>()
-    }))
+    });
+    Ok(same.then_some(tunnel))
 }
 
 fn sets_match(socket: &mut Socket) -> Result<bool, FilterError> {

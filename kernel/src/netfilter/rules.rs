@@ -1,5 +1,7 @@
 //! Chains and rules as the kernel reads them: lists of expressions (linux/netfilter/nf_tables.h).
 
+use std::net::Ipv4Addr;
+
 use overlay::names::VETH_PREFIX;
 
 use crate::netlink::Writer;
@@ -16,14 +18,19 @@ pub(super) struct Chain {
     pub(super) hook: u32,
     /// `NF_IP_PRI_*` of linux/netfilter_ipv4.h.
     pub(super) priority: i32,
-    pub(super) rules: fn() -> Vec<Rule>,
+    pub(super) rules: fn(Option<Tunnel>) -> Vec<Rule>,
     pub(super) option: &'static str,
     pub(super) module: &'static str,
 }
 
+/// Data-path address and UDP port of this node's VXLAN.
+pub(super) type Tunnel = (Ipv4Addr, u16);
+
 /// A rule: its expressions, and what the kernel must have been built with.
 pub(super) struct Rule {
     pub(super) expressions: Vec<u8>,
+    /// What the rule was made from, beside this file; it is in the mark, so that it can be read back.
+    pub(super) tunnel: Option<Tunnel>,
     pub(super) option: &'static str,
     pub(super) module: &'static str,
 }
@@ -31,17 +38,39 @@ pub(super) struct Rule {
 impl Rule {
     /// The mark that the rule bears in the kernel: a hash of itself (FNV-1a), so that an older netd's rule is known for
     /// what it is.
-    pub(super) fn mark(&self) -> [u8; 8] {
-        self.expressions
+    pub(super) fn mark(&self) -> Vec<u8> {
+        let mut mark = self
+            .expressions
             .iter()
             .fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
                 (h ^ u64::from(*b)).wrapping_mul(0x100_0000_01b3)
             })
             .to_be_bytes()
+            .to_vec();
+        if let Some((address, port)) = self.tunnel {
+            mark.extend(address.octets());
+            mark.extend(port.to_be_bytes());
+        }
+        mark
     }
 }
 
-pub(super) const CHAINS: [Chain; 3] = [
+/// The tunnel that a rule's mark tells of.
+pub(super) fn tunnel_of(mark: &[u8]) -> Option<Tunnel> {
+    let (address, port) = mark.get(8..)?.split_first_chunk::<4>()?;
+    Some((Ipv4Addr::from(*address), u16::from_be_bytes(port.try_into().ok()?)))
+}
+
+pub(super) const CHAINS: [Chain; 4] = [
+    Chain {
+        name: "tunnel",
+        kind: "filter",
+        hook: 3,
+        priority: -300,
+        rules: tunnel_out,
+        option: "CONFIG_NF_TABLES_INET",
+        module: "nf_tables",
+    },
     Chain {
         name: "spoof",
         kind: "filter",
@@ -80,22 +109,49 @@ pub(super) const SETS: [(&str, u32, u32); 4] = [
     ("outside6", 16, 8),
 ];
 
-fn spoof() -> Vec<Rule> {
+/// A VXLAN packet of this node's own, by the outer address at an offset of the IPv4 header.
+fn untracked(tunnel: Option<Tunnel>, address_at: u32) -> Option<Rule> {
+    let (address, port) = tunnel?;
+    let mut r = rule(|e| {
+        meta(e, META_NFPROTO);
+        equal(e, &[libc::AF_INET as u8]);
+        payload(e, NETWORK, address_at, 4);
+        equal(e, &address.octets());
+        meta(e, META_L4PROTO);
+        equal(e, &[libc::IPPROTO_UDP as u8]);
+        // The destination port follows the source port.
+        payload(e, TRANSPORT, 2, 2);
+        equal(e, &port.to_be_bytes());
+        expression(e, "notrack", |_| {});
+        verdict(e, Verdict::Accept);
+    });
+    (r.option, r.module) = ("CONFIG_NFT_CT", "nft_ct");
+    r.tunnel = tunnel;
+    Some(r)
+}
+
+fn tunnel_out(tunnel: Option<Tunnel>) -> Vec<Rule> {
+    untracked(tunnel, 12).into_iter().collect()
+}
+
+fn spoof(tunnel: Option<Tunnel>) -> Vec<Rule> {
     let drop = |v4, set| {
         rule(|e| {
             source_in(e, v4, set);
             verdict(e, Verdict::Drop);
         })
     };
-    vec![
+    let mut rules: Vec<Rule> = untracked(tunnel, 16).into_iter().collect();
+    rules.extend([
         from_device("lo", true),
         from_device(VETH_PREFIX, false),
         drop(true, "pools4"),
         drop(false, "pools6"),
-    ]
+    ]);
+    rules
 }
 
-fn guard() -> Vec<Rule> {
+fn guard(_: Option<Tunnel>) -> Vec<Rule> {
     let mut unasked = rule(|e| {
         device(e, META_OIFNAME, VETH_PREFIX, false);
         no_reply(e);
@@ -105,7 +161,7 @@ fn guard() -> Vec<Rule> {
     vec![unasked]
 }
 
-fn outside() -> Vec<Rule> {
+fn outside(_: Option<Tunnel>) -> Vec<Rule> {
     let to_task = rule(|e| {
         device(e, META_OIFNAME, VETH_PREFIX, false);
         verdict(e, Verdict::Accept);
@@ -133,6 +189,7 @@ fn rule(build: impl FnOnce(&mut Writer)) -> Rule {
     build(&mut w);
     Rule {
         expressions: w.0,
+        tunnel: None,
         option: "CONFIG_NF_TABLES",
         module: "nf_tables",
     }
@@ -148,6 +205,7 @@ fn expression(w: &mut Writer, name: &str, data: impl FnOnce(&mut Writer)) {
 const META_IIFNAME: u32 = 6;
 const META_OIFNAME: u32 = 7;
 const META_NFPROTO: u32 = 15;
+const META_L4PROTO: u32 = 16;
 
 /// `NFTA_META_DREG`, `NFTA_META_KEY`.
 fn meta(w: &mut Writer, key: u32) {
@@ -175,7 +233,18 @@ fn device(w: &mut Writer, key: u32, name: &str, whole: bool) {
     equal(w, &bytes);
 }
 
-/// `NFTA_PAYLOAD_DREG`, `_BASE` (1: network header), `_OFFSET`, `_LEN`; `NFTA_LOOKUP_SET`, `_SREG`.
+/// `NFT_PAYLOAD_NETWORK_HEADER`, `NFT_PAYLOAD_TRANSPORT_HEADER`.
+const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
+
+/// `NFTA_PAYLOAD_DREG`, `_BASE`, `_OFFSET`, `_LEN`.
+fn payload(w: &mut Writer, base: u32, offset: u32, length: u32) {
+    expression(w, "payload", |w| {
+        w.be32(1, REGISTER).be32(2, base).be32(3, offset).be32(4, length);
+    });
+}
+
+/// `NFTA_LOOKUP_SET`, `_SREG`.
 fn source_in(w: &mut Writer, v4: bool, set: &str) {
     let (family, offset, length) = if v4 {
         (libc::AF_INET, 12, 4)
@@ -184,9 +253,7 @@ fn source_in(w: &mut Writer, v4: bool, set: &str) {
     };
     meta(w, META_NFPROTO);
     equal(w, &[family as u8]);
-    expression(w, "payload", |w| {
-        w.be32(1, REGISTER).be32(2, 1).be32(3, offset).be32(4, length);
-    });
+    payload(w, NETWORK, offset, length);
     expression(w, "lookup", |w| {
         w.string(1, set).be32(2, REGISTER);
     });

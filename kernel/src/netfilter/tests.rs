@@ -24,6 +24,7 @@ fn filter(pools: &[&str], outside: &[&str]) -> Filter {
     let nets = |l: &[&str]| overlay::ranges(l.iter().map(|n| n.parse::<IpNet>().unwrap()));
     Filter {
         pools: nets(pools),
+        tunnel: Some(("198.18.0.1".parse().unwrap(), 4789)),
         outside: nets(outside),
     }
 }
@@ -83,6 +84,13 @@ fn it_is_written_once_read_back_and_repaired() {
             assert!(set(&two).unwrap());
             assert_eq!(observe().unwrap(), Seen::Ours(two.clone()));
         }
+        // Another port of the tunnel is another set of rules, and is read back.
+        let moved = Filter {
+            tunnel: Some(("198.18.0.1".parse().unwrap(), 4790)),
+            ..two.clone()
+        };
+        assert!(set(&moved).unwrap());
+        assert_eq!(observe().unwrap(), Seen::Ours(moved));
         // Many ranges, over several messages.
         let many = Filter {
             pools: overlay::ranges(

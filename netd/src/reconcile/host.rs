@@ -63,7 +63,8 @@ pub fn look(rtnl: &mut Rtnl, vtep: Ipv4Addr) -> Result<Host, RtnlError> {
     let with_address: BTreeSet<u32> = all.iter().map(|a| a.index).collect();
     let netdevs = links
         .iter()
-        .filter(|l| !l.loopback && !ours(&l.name) && l.up && with_address.contains(&l.index))
+        // The programs expect an Ethernet header.
+        .filter(|l| !l.loopback && !ours(&l.name) && l.up && l.mac.is_some() && with_address.contains(&l.index))
         .map(|l| l.index)
         .collect();
     Ok(Host {
