@@ -88,20 +88,13 @@ impl ApiError {
             message: message.into(),
             hint: hint.into(),
             request_id: String::new(),
-            retryable: matches!(
-                code,
-                Code::Unavailable | Code::NotConverged | Code::Unreachable
-            ),
+            retryable: matches!(code, Code::Unavailable | Code::NotConverged | Code::Unreachable),
         }
     }
 }
 
 impl From<crate::ids::BadValue> for ApiError {
     fn from(e: crate::ids::BadValue) -> Self {
-        ApiError::new(
-            Code::Invalid,
-            format!("{} {:?} {}", e.what, e.value, e.why),
-            e.hint,
-        )
+        ApiError::new(Code::Invalid, format!("{} {:?} {}", e.what, e.value, e.why), e.hint)
     }
 }

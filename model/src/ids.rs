@@ -110,14 +110,7 @@ impl Name {
 impl FromStr for Name {
     type Err = BadValue;
     fn from_str(s: &str) -> Result<Self, BadValue> {
-        let bad = |why| {
-            Err(BadValue::new(
-                "name",
-                s,
-                why,
-                "a DNS label such as web or my-app2",
-            ))
-        };
+        let bad = |why| Err(BadValue::new("name", s, why, "a DNS label such as web or my-app2"));
         if s.is_empty() {
             return bad("is empty");
         }

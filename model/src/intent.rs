@@ -236,14 +236,8 @@ pub struct IntentDelta {
     pub placements: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
 }
 
-fn diff<K: Ord + Clone, V: PartialEq + Clone>(
-    old: &BTreeMap<K, V>,
-    new: &BTreeMap<K, V>,
-) -> BTreeMap<K, Option<V>> {
-    let gone = old
-        .keys()
-        .filter(|k| !new.contains_key(k))
-        .map(|k| (k.clone(), None));
+fn diff<K: Ord + Clone, V: PartialEq + Clone>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
+    let gone = old.keys().filter(|k| !new.contains_key(k)).map(|k| (k.clone(), None));
     let changed = new
         .iter()
         .filter(|(k, v)| old.get(k) != Some(v))
@@ -301,9 +295,7 @@ impl Intent {
 
     /// The service that holds a published port.
     pub fn service_by_port(&self, key: &PortKey) -> Option<(&Name, &Service)> {
-        self.services
-            .iter()
-            .find(|(_, s)| s.ports.contains_key(key))
+        self.services.iter().find(|(_, s)| s.ports.contains_key(key))
     }
 
     /// Slots of a service placed on a node.

@@ -91,7 +91,9 @@ impl Table {
                     upto: None,
                     rows: Vec::new(),
                 },
-                Some(o) => o.page(owner, left, turn),
+                // Each owner comes first once in `n` turns: its windows are counted in rounds of turns, or two numbers
+                // with a common divisor would leave some windows out for ever.
+                Some(o) => o.page(owner, left, turn / n),
             };
             // A page costs something even when it is empty.
             left = left.saturating_sub(page.rows.len().max(1));

@@ -263,10 +263,10 @@ impl Daemon {
 
     /// Nothing is half-made: after a failed init or join this node is in no cluster.
     async fn undo(&self) {
-        if let Some(c) = self.cluster.send_replace(None) {
-            if let Err(e) = c.clear().await {
-                tracing::warn!("undoing: {e}");
-            }
+        if let Some(c) = self.cluster.send_replace(None)
+            && let Err(e) = c.clear().await
+        {
+            tracing::warn!("undoing: {e}");
         }
         if let Err(e) = self.wipe() {
             tracing::warn!("undoing: {}", e.message);

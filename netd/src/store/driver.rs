@@ -37,7 +37,7 @@ const RETAIN: u64 = 5_000;
 pub(super) enum Ask {
     Propose {
         request: u128,
-        command: Command,
+        command: Box<Command>,
         answer: oneshot::Sender<Result<Outcome, ProposeError>>,
     },
     Stop,
@@ -164,7 +164,7 @@ impl<D: Disk> Driver<D> {
                         answer,
                     }) => {
                         self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-                        self.propose(request, command, answer);
+                        self.propose(request, *command, answer);
                     }
                     Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
                     Err(RecvTimeoutError::Timeout) => break,

@@ -94,7 +94,7 @@ impl Disk for Files {
     }
 
     fn create(&mut self, name: &str, head: &[u8], len: u64) -> io::Result<()> {
-        const ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         let unfinished = self.dir.join(format!("{name}{UNFINISHED}"));
         let mut file = OpenOptions::new()
             .write(true)

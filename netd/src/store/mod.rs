@@ -230,7 +230,7 @@ impl Store {
         let (answer, answered) = oneshot::channel();
         let ask = Ask::Propose {
             request,
-            command,
+            command: Box::new(command),
             answer,
         };
         if self.asks.send(ask).is_err() {
