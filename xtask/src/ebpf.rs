@@ -114,6 +114,23 @@ fn toolchain() -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Flags that give every source file the same name on every machine. Of several prefixes that fit rustc takes the last;
+/// the folder of downloaded sources bears the name of wherever they came from.
+fn remapped(root: &Path, cargo_home: &Path) -> String {
+    let mut flags = format!(
+        "--remap-path-prefix={}=/netd --remap-path-prefix={}=/cargo",
+        root.display(),
+        cargo_home.display()
+    );
+    let downloads = fs::read_dir(cargo_home.join("registry/src"));
+    let mut downloads: Vec<PathBuf> = downloads.into_iter().flatten().flatten().map(|d| d.path()).collect();
+    downloads.sort();
+    for d in downloads {
+        flags.push_str(&format!(" --remap-path-prefix={}=/cargo/src", d.display()));
+    }
+    flags
+}
+
 /// Sources to bitcode. Nothing of the caller's environment gets in: the same sources give the same bytes.
 fn compile(root: &Path) -> anyhow::Result<PathBuf> {
     let prog = root.join("ebpf/prog");
@@ -162,14 +179,7 @@ fn compile(root: &Path) -> anyhow::Result<PathBuf> {
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_DIR", &target)
         .env("AYA_BPF_TARGET_ARCH", "x86_64")
-        .env(
-            "RUSTFLAGS",
-            format!(
-                "--remap-path-prefix={}=/netd --remap-path-prefix={}=/cargo",
-                root.display(),
-                cargo_home.display()
-            ),
-        )
+        .env("RUSTFLAGS", remapped(root, &cargo_home))
         .status()
         .context("running /usr/bin/cargo")?;
     ensure!(status.success(), "the eBPF programs do not compile");

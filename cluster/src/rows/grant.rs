@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use model::{
     ids::NodeId,
     intent::{BLOCK, Intent, Network},
-    row::{EndpointRow, NodeRow, Row, RowBody},
+    row::{EndpointRow, EndpointState, NodeRow, Row, RowBody},
 };
 
 /// Why a row does not count now. The intent that grants it may still be on its way, so it is kept.
@@ -49,6 +49,24 @@ pub fn check(intent: &Intent, row: &Row) -> Result<(), Masked> {
         RowBody::Tombstone => Ok(()),
         RowBody::Node(n) => node(intent, n),
         RowBody::Endpoint(e) => endpoint(intent, row.owner, e),
+    }
+}
+
+/// The row as it counts, if it does. A slot that the log has taken from its owner (a scale-down, a move) gets no new
+/// flows from that moment on, but its established flows are not cut: the row says so, whatever its owner still believes,
+/// until the owner has drained and removed it.
+pub fn effective(intent: &Intent, row: &Row) -> Option<Row> {
+    match (check(intent, row), &row.body) {
+        (Ok(()), RowBody::Tombstone) => None,
+        (Ok(()), _) => Some(row.clone()),
+        (Err(Masked::NotPlaced), RowBody::Endpoint(e)) => Some(Row {
+            body: RowBody::Endpoint(EndpointRow {
+                state: EndpointState::Draining,
+                ..e.clone()
+            }),
+            ..row.clone()
+        }),
+        (Err(_), _) => None,
     }
 }
 

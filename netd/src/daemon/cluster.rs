@@ -1,68 +1,43 @@
 //! This node in a cluster: every running room, and the few questions that the socket asks of them together.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
 
-use futures_util::{StreamExt, stream::FuturesUnordered};
-use kernel::sockdiag;
 use model::{
     ApiError, Code, EndpointId, Intent, NodeId, NodeRow, Vni,
     api::{Convergence, TaskStatus},
     intent::Role,
 };
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use tokio::{
     net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
 };
 
-use super::internal;
+use super::{
+    feeds::{keep_table, meet},
+    internal,
+    kept::{Place, keep_intent, last_intent, open_store},
+};
 use crate::{
     config::Config,
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, Gossip, GossipConfig},
     identity::{Credentials, NodeKey, Tls},
-    manager::{FirstCommand, Manager, routes_answer},
+    manager::{FirstCommand, Manager},
     reconcile::{self, Kernel, Reconciled, Reconciler},
-    rpc::{self, Answer, Ask, Managers, Report, Uplink, UplinkConfig},
-    store::Store,
+    rpc::{self, Managers, Uplink, UplinkConfig},
     view,
 };
 
-/// Longest wait for another node when this one starts.
-const MEET: Duration = Duration::from_millis(1500);
 /// Longest wait for the first intent after joining.
 const FIRST_INTENT: Duration = Duration::from_secs(15);
-/// The last view of the intent, for a start without managers.
-const INTENT: &str = "intent.json";
-/// Addresses of this node: attributes, not identity.
-const PLACE: &str = "node.json";
-
-/// Where this node is.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Place {
-    /// Address that others reach it by.
-    pub(super) advertise: IpAddr,
-}
-
-impl Place {
-    pub(super) fn save(&self, config: &Config) -> Result<(), ApiError> {
-        let bytes = serde_json::to_vec(self).map_err(|e| internal("this node's address", e))?;
-        crate::disk::write_atomic(&config.node.state_dir.join(PLACE), &bytes, 0o600)
-            .map_err(|e| internal("this node's address", e))
-    }
-
-    fn load(config: &Config) -> Result<Place, ApiError> {
-        let bytes = std::fs::read(config.node.state_dir.join(PLACE)).map_err(|e| internal("this node's address", e))?;
-        serde_json::from_slice(&bytes).map_err(|e| internal("this node's address", e))
-    }
-}
 
 /// Running rooms.
 pub struct Cluster {
@@ -79,15 +54,15 @@ pub struct Cluster {
     pub(super) reconciler: Reconciler,
     /// Attach and detach come one after the other.
     pub(super) attaching: tokio::sync::Mutex<()>,
-    role: Role,
-    uplink: Uplink,
-    intent: watch::Receiver<Arc<Intent>>,
-    facts: watch::Receiver<Arc<Facts>>,
-    reconciled: watch::Receiver<Arc<Reconciled>>,
-    endpoints: Arc<Mutex<Endpoints>>,
+    pub(super) role: Role,
+    pub(super) uplink: Uplink,
+    pub(super) intent: watch::Receiver<Arc<Intent>>,
+    pub(super) facts: watch::Receiver<Arc<Facts>>,
+    pub(super) reconciled: watch::Receiver<Arc<Reconciled>>,
+    pub(super) endpoints: Arc<Mutex<Endpoints>>,
     endpoints_version: watch::Sender<u64>,
-    tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
-    names: DnsServer,
+    pub(super) tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
+    pub(super) names: DnsServer,
     running: Mutex<JoinSet<()>>,
 }
 
@@ -436,118 +411,6 @@ impl Cluster {
         }
     }
 
-    async fn wake_reconciler(self: Arc<Self>) {
-        let (mut intent, mut facts, mut endpoints) = (self.intent.clone(), self.facts.clone(), self.endpoint_changes());
-        loop {
-            let r = tokio::select! {
-                r = intent.changed() => r,
-                r = facts.changed() => r,
-                r = endpoints.changed() => r,
-            };
-            if r.is_err() {
-                return;
-            }
-            self.reconciler.look();
-        }
-    }
-
-    /// Keeps managers informed: what this kernel holds, and how the tasks are.
-    async fn report(self: Arc<Self>) {
-        let (mut reconciled, mut tasks, mut intent) =
-            (self.reconciled.clone(), self.tasks.subscribe(), self.intent.clone());
-        loop {
-            let now = reconciled.borrow_and_update().clone();
-            let placed = intent.borrow_and_update().clone();
-            // What is no longer placed here is of no interest to managers.
-            let here = |id: &EndpointId| {
-                let (service, slot) = id.as_str().rsplit_once('.')?;
-                let slot = slot.parse().ok()?;
-                placed
-                    .slots(&service.parse().ok()?, self.me)
-                    .filter(|s| s.contains(slot))
-            };
-            let mine = tasks
-                .borrow_and_update()
-                .iter()
-                .filter(|(id, _)| here(id).is_some())
-                .map(|(id, t)| (id.clone(), t.clone()))
-                .collect();
-            let mut problems = now.problems.clone();
-            problems.extend(now.endpoints.iter().map(|(id, why)| format!("endpoint {id}: {why}")));
-            self.uplink.report(Report {
-                applied: now.applied,
-                problems,
-                tasks: mine,
-                held: now.held.clone(),
-            });
-            let r = tokio::select! {
-                r = reconciled.changed() => r,
-                r = tasks.changed() => r,
-                r = intent.changed() => r,
-            };
-            if r.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Answers what managers ask.
-    async fn answer(self: Arc<Self>, mut asked: mpsc::Receiver<(Ask, tokio::sync::oneshot::Sender<Answer>)>) {
-        while let Some((ask, tell)) = asked.recv().await {
-            let found = tokio::task::spawn_blocking(move || match ask {
-                Ask::PortFree { port, proto } => match sockdiag::holders(proto, port) {
-                    Ok(h) => match h.first() {
-                        Some(holder) => Answer::Taken {
-                            owner: holder.to_string(),
-                        },
-                        None => Answer::Free,
-                    },
-                    Err(e) => Answer::Failed { why: e.to_string() },
-                },
-                Ask::HostRoutes => routes_answer(reconcile::host::routed_subnets()),
-            });
-            let _ = tell.send(found.await.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
-        }
-    }
-
-    /// Gossip seals with the keys that managers tell.
-    async fn follow_keys(self: Arc<Self>) {
-        let mut keys = self.uplink.keys();
-        while keys.changed().await.is_ok() {
-            let now = keys.borrow_and_update().clone();
-            if let Err(e) = self.gossip.set_keys(&now) {
-                tracing::error!("the new gossip keys cannot be used: {e}");
-            }
-        }
-    }
-
-    /// Names are answered in exactly the namespaces of this node's endpoints.
-    pub(super) async fn names_follow(&self) {
-        let address = self.config.dns.address;
-        let views = view::views(self.endpoints().all());
-        let wanted = views
-            .into_iter()
-            .map(|(path, view)| (EndpointNs { path, address }, view))
-            .collect();
-        for (path, why) in self.names.sync(wanted).await {
-            tracing::warn!(netns = %path.display(), "names cannot be answered: {why}");
-        }
-    }
-
-    async fn keep_names(self: Arc<Self>) {
-        let (mut reconciled, mut endpoints) = (self.reconciled.clone(), self.endpoint_changes());
-        loop {
-            self.names_follow().await;
-            let r = tokio::select! {
-                r = reconciled.changed() => r,
-                r = endpoints.changed() => r,
-            };
-            if r.is_err() {
-                return;
-            }
-        }
-    }
-
     /// Tells managers that this node leaves.
     pub(super) async fn tell_leaving(&self) -> Result<(), String> {
         if self.role == Role::Manager {
@@ -597,122 +460,6 @@ impl Cluster {
         running.shutdown().await;
         if let Some(m) = &self.manager {
             m.store.shutdown().await;
-        }
-    }
-}
-
-async fn open_store(state: &std::path::Path, first: Option<FirstCommand>) -> Result<Store, ApiError> {
-    let dir = state.join("raft");
-    let key = log_key(state)?;
-    let opened = tokio::task::spawn_blocking(move || match first {
-        Some(f) => Store::create(&dir, key, f.command).map(Some),
-        None => Store::open(&dir, key),
-    });
-    match opened.await.map_err(|e| internal("the log", e))? {
-        Ok(Some(s)) => Ok(s),
-        Ok(None) => Err(ApiError::new(
-            Code::Internal,
-            format!("the log is missing in {}", state.display()),
-            "restore it, or netctl cluster leave --force and begin anew",
-        )),
-        Err(e) => Err(internal("the log", e)),
-    }
-}
-
-/// Key that the log's records are sealed with: made once, beside the node's own key.
-fn log_key(state: &std::path::Path) -> Result<[u8; 32], ApiError> {
-    let dir = state.join("identity");
-    let path = dir.join("log.key");
-    match std::fs::read(&path) {
-        Ok(bytes) => bytes
-            .try_into()
-            .map_err(|_| internal("the log's key", format!("{} has not 32 octets", path.display()))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let key: [u8; 32] = crate::identity::random()?;
-            std::fs::create_dir_all(&dir).map_err(|e| internal("the log's key", e))?;
-            crate::disk::write_atomic(&path, &key, 0o600).map_err(|e| internal("the log's key", e))?;
-            Ok(key)
-        }
-        Err(e) => Err(internal("the log's key", e)),
-    }
-}
-
-fn last_intent(state: &std::path::Path) -> Option<Arc<Intent>> {
-    let bytes = std::fs::read(state.join(INTENT)).ok()?;
-    serde_json::from_slice(&bytes)
-        .map(Arc::new)
-        .inspect_err(|e| tracing::warn!("{INTENT}: {e}; managers will send it anew"))
-        .ok()
-}
-
-/// Keeps the last view on disk: a worker that reboots without managers goes on from it.
-async fn keep_intent(state: std::path::PathBuf, mut intent: watch::Receiver<Arc<Intent>>) {
-    while intent.changed().await.is_ok() {
-        let now = intent.borrow_and_update().clone();
-        let path = state.join(INTENT);
-        let written = tokio::task::spawn_blocking(move || {
-            let bytes = serde_json::to_vec(&*now).map_err(std::io::Error::other)?;
-            crate::disk::write_atomic(&path, &bytes, 0o600)
-        });
-        if let Ok(Err(e)) = written.await {
-            tracing::warn!("{INTENT} cannot be kept: {e}");
-        }
-        // A burst of changes is one write.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// Asks the nodes that were known last for what this node has missed, before anything is compared with the kernel: the
-/// view on disk may lack the last second, and what it lacks would be withdrawn. One answer is enough; none means that the
-/// last view is the best there is.
-async fn meet(gossip: &Gossip, facts: &Facts, me: NodeId, seeds: &[SocketAddr]) {
-    let known = facts
-        .rows
-        .keys()
-        .filter(|id| **id != me)
-        .filter_map(|id| view::node_row(facts, *id))
-        .map(|r| r.gossip);
-    let all: BTreeSet<SocketAddr> = seeds.iter().copied().chain(known).collect();
-    let mut asked: FuturesUnordered<_> = all
-        .iter()
-        .map(|addr| {
-            let gossip = gossip.clone();
-            let addr = *addr;
-            async move { gossip.join(&[addr]).await }
-        })
-        .collect();
-    let one = async {
-        while let Some(met) = asked.next().await {
-            if met {
-                return true;
-            }
-        }
-        all.is_empty()
-    };
-    if !tokio::time::timeout(MEET, one).await.unwrap_or(false) {
-        tracing::info!("no other node answers yet: going on from the last view");
-    }
-}
-
-/// Names follow intent and facts.
-async fn keep_table(
-    table: watch::Sender<Arc<dns::Table>>,
-    mut intent: watch::Receiver<Arc<Intent>>,
-    mut facts: watch::Receiver<Arc<Facts>>,
-) {
-    loop {
-        let now = view::names(&intent.borrow_and_update(), &facts.borrow_and_update());
-        table.send_if_modified(|t| {
-            let new = **t != now;
-            *t = Arc::new(now);
-            new
-        });
-        let r = tokio::select! {
-            r = intent.changed() => r,
-            r = facts.changed() => r,
-        };
-        if r.is_err() {
-            return;
         }
     }
 }

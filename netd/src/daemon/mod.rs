@@ -5,6 +5,8 @@
 
 mod attach;
 mod cluster;
+mod feeds;
+mod kept;
 mod rows;
 
 use std::{
@@ -164,7 +166,7 @@ impl Daemon {
         let (credentials, first) = manager::found(&self.config, &self.hostname, &key, rpc, req.default_pool)?;
         self.wipe_log()?;
         let entered = async {
-            cluster::Place { advertise: addr }.save(&self.config)?;
+            kept::Place { advertise: addr }.save(&self.config)?;
             let c = self.enter(credentials.clone(), Some(first), None).await?;
             credentials.save(&self.config.node.state_dir)?;
             Ok::<_, ApiError>(c)
@@ -201,7 +203,7 @@ impl Daemon {
             credentials, intent, ..
         } = rpc::join(&token, to, &key, &self.hostname).await?;
         let entered = async {
-            cluster::Place { advertise }.save(&self.config)?;
+            kept::Place { advertise }.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
             credentials.save(&self.config.node.state_dir)?;
             Ok::<_, ApiError>(c)

@@ -370,9 +370,11 @@ impl Core {
     pub(super) fn publish(&mut self, to: &watch::Sender<Arc<Facts>>) {
         let mut rows = None;
         for owner in std::mem::take(&mut self.dirty) {
-            let granted = |r: &&Row| r.body != RowBody::Tombstone && grant::check(&self.intent, r).is_ok();
-            let all = self.table.rows_of(owner).map(SignedRow::row).filter(granted);
-            let new: BTreeMap<RowKey, Row> = all.map(|r| (r.key.clone(), r.clone())).collect();
+            let all = self.table.rows_of(owner).map(SignedRow::row);
+            let new: BTreeMap<RowKey, Row> = all
+                .filter_map(|r| grant::effective(&self.intent, r))
+                .map(|r| (r.key.clone(), r))
+                .collect();
             let old = self.facts.rows.get(&owner);
             if old.map_or(new.is_empty(), |o| **o == new) {
                 continue;

@@ -263,7 +263,7 @@ impl Kernel {
             Err(e) => done.problems.push(chain(&e)),
         }
         here.ifindex = done.attached.clone();
-        let wanted = view::mesh_wanted(intent, facts, &here);
+        let wanted = view::mesh_wanted(intent, facts, &here, endpoints);
         balance(dp, &wanted, done)
     }
 }

@@ -3,13 +3,17 @@
 use std::{collections::BTreeMap, net::IpAddr};
 
 use mesh::{Backend, BackendId, BackendState, Place};
-use model::{EndpointState, Intent, row::Datapath};
+use model::{EndpointId, EndpointState, Intent, row::Datapath};
 
 use super::{Here, Seen, endpoints, forwards, node_row, out_because};
-use crate::gossip::Facts;
+use crate::{
+    endpoints::{Endpoint, endpoint_mac},
+    gossip::Facts,
+};
 
-/// What the mesh should do here.
-pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here) -> mesh::Wanted {
+/// What the mesh should do here. `own`: this node's endpoints; they are in the maps from the moment that the kernel holds
+/// them, before anybody can have read in their rows that they are ready: the first packet of another node finds them.
+pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<EndpointId, Endpoint>) -> mesh::Wanted {
     let mut services: BTreeMap<u32, mesh::Service> = BTreeMap::new();
     for service in intent.services.values() {
         let vips = service
@@ -56,6 +60,30 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here) -> mesh::Wanted 
             backend,
         );
     }
+    for (id, e) in own {
+        let Some(service) = e.service.as_ref().and_then(|s| intent.services.get(s)) else {
+            continue;
+        };
+        let (Some(wanted), Some((_, network)), Some(ifindex)) = (
+            services.get_mut(&service.index),
+            intent.network_by_vni(e.vni),
+            here.ifindex.get(id),
+        ) else {
+            continue;
+        };
+        let key = BackendId {
+            node: here.me,
+            endpoint: id.clone(),
+        };
+        wanted.backends.entry(key).or_insert_with(|| Backend {
+            vni: e.vni,
+            v4: Some(network.v4(e.offset)),
+            v6: network.v6(e.offset),
+            mac: endpoint_mac(network, e.offset),
+            place: Place::Local { ifindex: *ifindex },
+            state: BackendState::Draining,
+        });
+    }
     let node = mesh::Node {
         id: here.me,
         vtep: here.vtep,
@@ -81,5 +109,71 @@ fn place(facts: &Facts, here: &Here, e: Seen<'_>) -> Option<Place> {
         }),
         // The underlay is IPv4 in this version.
         IpAddr::V6(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use model::{
+        NodeId, Vni,
+        intent::{Network, Service},
+    };
+
+    use super::*;
+
+    #[test]
+    fn an_endpoint_of_ours_is_in_the_maps_before_its_row_is() {
+        let vni = Vni::try_from(4097).unwrap();
+        let mut intent = Intent::default();
+        let network = Network {
+            vni,
+            subnet: "10.77.0.0/16".parse().unwrap(),
+            subnet6: None,
+            internal: false,
+            mtu: None,
+        };
+        intent.networks.insert("app".parse().unwrap(), network);
+        let service = Service {
+            index: 7,
+            spec: Default::default(),
+            vips: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            generation: 1,
+            problem: None,
+        };
+        intent.services.insert("web".parse().unwrap(), service);
+        let id: EndpointId = "web.1".parse().unwrap();
+        let endpoint = Endpoint {
+            vni,
+            network: "app".parse().unwrap(),
+            netns: "/t".into(),
+            ours: true,
+            interface: "eth0".into(),
+            offset: 4096,
+            service: Some("web".parse().unwrap()),
+            slot: Some(1),
+            draining: false,
+            listening: Default::default(),
+            attached: false,
+            problem: None,
+        };
+        let own = BTreeMap::from([(id.clone(), endpoint)]);
+        let mut here = Here {
+            me: NodeId(1),
+            vtep: Ipv4Addr::new(198, 18, 0, 1),
+            vxlan_port: 4789,
+            underlay_mtu: 1500,
+            uplinks: Default::default(),
+            addresses: Default::default(),
+            ifindex: BTreeMap::new(),
+        };
+        let wanted = mesh_wanted(&intent, &Facts::default(), &here, &own);
+        assert!(wanted.services[&7].backends.is_empty(), "no interface yet");
+        here.ifindex.insert(id, 5);
+        let wanted = mesh_wanted(&intent, &Facts::default(), &here, &own);
+        let states: Vec<BackendState> = wanted.services[&7].backends.values().map(|b| b.state).collect();
+        assert_eq!(states, [BackendState::Draining], "known, but takes no new flows");
     }
 }

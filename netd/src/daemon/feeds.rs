@@ -1,0 +1,193 @@
+//! What runs for as long as this node is in a cluster, and carries news from one room to another.
+
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt, stream::FuturesUnordered};
+use kernel::sockdiag;
+use model::{EndpointId, Intent, NodeId};
+use tokio::sync::{mpsc, watch};
+
+use super::Cluster;
+use crate::{
+    dns::EndpointNs,
+    gossip::{Facts, Gossip},
+    manager::routes_answer,
+    reconcile,
+    rpc::{Answer, Ask, Report},
+    view,
+};
+
+/// Longest wait for another node when this one starts.
+const MEET: Duration = Duration::from_millis(1500);
+
+impl Cluster {
+    pub(super) async fn wake_reconciler(self: Arc<Self>) {
+        let (mut intent, mut facts, mut endpoints) = (self.intent.clone(), self.facts.clone(), self.endpoint_changes());
+        loop {
+            let r = tokio::select! {
+                r = intent.changed() => r,
+                r = facts.changed() => r,
+                r = endpoints.changed() => r,
+            };
+            if r.is_err() {
+                return;
+            }
+            self.reconciler.look();
+        }
+    }
+
+    /// Keeps managers informed: what this kernel holds, and how the tasks are.
+    pub(super) async fn report(self: Arc<Self>) {
+        let (mut reconciled, mut tasks, mut intent) =
+            (self.reconciled.clone(), self.tasks.subscribe(), self.intent.clone());
+        loop {
+            let now = reconciled.borrow_and_update().clone();
+            let placed = intent.borrow_and_update().clone();
+            // What is no longer placed here is of no interest to managers.
+            let here = |id: &EndpointId| {
+                let (service, slot) = id.as_str().rsplit_once('.')?;
+                let slot = slot.parse().ok()?;
+                placed
+                    .slots(&service.parse().ok()?, self.me)
+                    .filter(|s| s.contains(slot))
+            };
+            let mine = tasks
+                .borrow_and_update()
+                .iter()
+                .filter(|(id, _)| here(id).is_some())
+                .map(|(id, t)| (id.clone(), t.clone()))
+                .collect();
+            let mut problems = now.problems.clone();
+            problems.extend(now.endpoints.iter().map(|(id, why)| format!("endpoint {id}: {why}")));
+            self.uplink.report(Report {
+                applied: now.applied,
+                problems,
+                tasks: mine,
+                held: now.held.clone(),
+            });
+            let r = tokio::select! {
+                r = reconciled.changed() => r,
+                r = tasks.changed() => r,
+                r = intent.changed() => r,
+            };
+            if r.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Answers what managers ask.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        mut asked: mpsc::Receiver<(Ask, tokio::sync::oneshot::Sender<Answer>)>,
+    ) {
+        while let Some((ask, tell)) = asked.recv().await {
+            let found = tokio::task::spawn_blocking(move || match ask {
+                Ask::PortFree { port, proto } => match sockdiag::holders(proto, port) {
+                    Ok(h) => match h.first() {
+                        Some(holder) => Answer::Taken {
+                            owner: holder.to_string(),
+                        },
+                        None => Answer::Free,
+                    },
+                    Err(e) => Answer::Failed { why: e.to_string() },
+                },
+                Ask::HostRoutes => routes_answer(reconcile::host::routed_subnets()),
+            });
+            let _ = tell.send(found.await.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
+        }
+    }
+
+    /// Gossip seals with the keys that managers tell.
+    pub(super) async fn follow_keys(self: Arc<Self>) {
+        let mut keys = self.uplink.keys();
+        while keys.changed().await.is_ok() {
+            let now = keys.borrow_and_update().clone();
+            if let Err(e) = self.gossip.set_keys(&now) {
+                tracing::error!("the new gossip keys cannot be used: {e}");
+            }
+        }
+    }
+
+    /// Names are answered in exactly the namespaces of this node's endpoints.
+    pub(super) async fn names_follow(&self) {
+        let address = self.config.dns.address;
+        let views = view::views(self.endpoints().all());
+        let wanted = views
+            .into_iter()
+            .map(|(path, view)| (EndpointNs { path, address }, view))
+            .collect();
+        for (path, why) in self.names.sync(wanted).await {
+            tracing::warn!(netns = %path.display(), "names cannot be answered: {why}");
+        }
+    }
+
+    pub(super) async fn keep_names(self: Arc<Self>) {
+        let (mut reconciled, mut endpoints) = (self.reconciled.clone(), self.endpoint_changes());
+        loop {
+            self.names_follow().await;
+            let r = tokio::select! {
+                r = reconciled.changed() => r,
+                r = endpoints.changed() => r,
+            };
+            if r.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Asks the nodes that were known last for what this node has missed, before anything is compared with the kernel: the
+/// view on disk may lack the last second, and what it lacks would be withdrawn. One answer is enough; none means that the
+/// last view is the best there is.
+pub(super) async fn meet(gossip: &Gossip, facts: &Facts, me: NodeId, seeds: &[SocketAddr]) {
+    let known = facts
+        .rows
+        .keys()
+        .filter(|id| **id != me)
+        .filter_map(|id| view::node_row(facts, *id))
+        .map(|r| r.gossip);
+    let all: BTreeSet<SocketAddr> = seeds.iter().copied().chain(known).collect();
+    let mut asked: FuturesUnordered<_> = all
+        .iter()
+        .map(|addr| {
+            let gossip = gossip.clone();
+            let addr = *addr;
+            async move { gossip.join(&[addr]).await }
+        })
+        .collect();
+    let one = async {
+        while let Some(met) = asked.next().await {
+            if met {
+                return true;
+            }
+        }
+        all.is_empty()
+    };
+    if !tokio::time::timeout(MEET, one).await.unwrap_or(false) {
+        tracing::info!("no other node answers yet: going on from the last view");
+    }
+}
+
+/// Names follow intent and facts.
+pub(super) async fn keep_table(
+    table: watch::Sender<Arc<dns::Table>>,
+    mut intent: watch::Receiver<Arc<Intent>>,
+    mut facts: watch::Receiver<Arc<Facts>>,
+) {
+    loop {
+        let now = view::names(&intent.borrow_and_update(), &facts.borrow_and_update());
+        table.send_if_modified(|t| {
+            let new = **t != now;
+            *t = Arc::new(now);
+            new
+        });
+        let r = tokio::select! {
+            r = intent.changed() => r,
+            r = facts.changed() => r,
+        };
+        if r.is_err() {
+            return;
+        }
+    }
+}
