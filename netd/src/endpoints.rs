@@ -204,17 +204,22 @@ impl Endpoint {
         if self.draining {
             return EndpointState::Draining;
         }
+        if !self.attached || !self.listens(intent) {
+            EndpointState::Starting
+        } else {
+            EndpointState::Ready
+        }
+    }
+
+    /// Whether every published port of its service is listened on.
+    pub fn listens(&self, intent: &Intent) -> bool {
         let service = self.service.as_ref().and_then(|s| intent.services.get(s));
         let missing = service.is_some_and(|s| {
             s.ports
                 .values()
                 .any(|p| !self.listening.contains(&(p.spec.proto, p.spec.target)))
         });
-        if !self.attached || missing {
-            EndpointState::Starting
-        } else {
-            EndpointState::Ready
-        }
+        !missing
     }
 }
 

@@ -20,9 +20,10 @@ use tokio::{
 };
 
 use super::{
-    feeds::{keep_table, meet},
+    feeds::{keep_table, meet, newest_intent},
     internal,
     kept::{Place, keep_intent, last_intent, open_store},
+    rows::look_who_listens,
 };
 use crate::{
     config::Config,
@@ -190,6 +191,11 @@ impl Cluster {
         let endpoints = Arc::new(Mutex::new(
             Endpoints::open(&state).map_err(|e| internal("endpoints", e))?,
         ));
+        // Before anything is compared: what still listens here, and what the managers have decided meanwhile.
+        look_who_listens(&endpoints).await;
+        if credentials.role == Role::Worker {
+            newest_intent(&uplink, intent.clone()).await;
+        }
         let inputs = reconcile::Inputs {
             me,
             config: config.clone(),

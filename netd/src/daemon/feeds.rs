@@ -13,12 +13,14 @@ use crate::{
     gossip::{Facts, Gossip},
     manager::routes_answer,
     reconcile,
-    rpc::{Answer, Ask, Report},
+    rpc::{Answer, Ask, Report, Uplink},
     view,
 };
 
 /// Longest wait for another node when this one starts.
 const MEET: Duration = Duration::from_millis(1500);
+/// Longest wait between a manager's greeting and its first increment.
+const GREETING: Duration = Duration::from_millis(200);
 
 impl Cluster {
     pub(super) async fn wake_reconciler(self: Arc<Self>) {
@@ -189,5 +191,21 @@ pub(super) async fn keep_table(
         if r.is_err() {
             return;
         }
+    }
+}
+
+/// Waits a moment for what managers decided while this node was away: its last view may still give it slots that run
+/// elsewhere by now. Without managers the last view is the best there is.
+pub(super) async fn newest_intent(uplink: &Uplink, mut intent: watch::Receiver<Arc<Intent>>) {
+    intent.mark_unchanged();
+    let mut connected = uplink.connected();
+    let news = async {
+        if connected.wait_for(|c| *c).await.is_ok() {
+            // An increment comes right behind the greeting, or not at all.
+            let _ = tokio::time::timeout(GREETING, intent.changed()).await;
+        }
+    };
+    if tokio::time::timeout(MEET, news).await.is_err() {
+        tracing::info!("no manager answers yet: going on from the last intent");
     }
 }

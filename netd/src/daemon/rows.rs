@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -14,7 +14,7 @@ use kernel::{
 use model::{EndpointId, EndpointRow, EndpointState, NodeRow, Proto, RowBody, RowKey, row::Datapath};
 
 use super::Cluster;
-use crate::endpoints::{Endpoint, endpoint_mac, node_mac};
+use crate::endpoints::{Endpoint, Endpoints, endpoint_mac, node_mac};
 
 /// Between two looks at who listens, while an endpoint waits to become ready.
 const SOON: Duration = Duration::from_millis(100);
@@ -110,33 +110,34 @@ impl Cluster {
         }
     }
 
-    /// Asks every namespace which ports are listened on. `false`: nothing changed.
     async fn look_who_listens(&self) {
-        let by_path: BTreeMap<PathBuf, Vec<EndpointId>> = {
-            let table = self.endpoints();
-            let mut out: BTreeMap<PathBuf, Vec<EndpointId>> = BTreeMap::new();
-            for (id, e) in table.all() {
-                out.entry(e.netns.clone()).or_default().push(id.clone());
-            }
-            out
+        look_who_listens(&self.endpoints).await;
+    }
+}
+
+/// Asks every namespace which ports are listened on.
+pub(super) async fn look_who_listens(endpoints: &Mutex<Endpoints>) {
+    let table = || endpoints.lock().unwrap_or_else(|e| e.into_inner());
+    let mut by_path: BTreeMap<PathBuf, Vec<EndpointId>> = BTreeMap::new();
+    for (id, e) in table().all() {
+        by_path.entry(e.netns.clone()).or_default().push(id.clone());
+    }
+    let looked = tokio::task::spawn_blocking(move || {
+        let see = |path: &PathBuf| {
+            netns::run_in(&Netns::open(path).ok()?, sockdiag::listening_ports)
+                .ok()?
+                .ok()
         };
-        let looked = tokio::task::spawn_blocking(move || {
-            let see = |path: &PathBuf| {
-                netns::run_in(&Netns::open(path).ok()?, sockdiag::listening_ports)
-                    .ok()?
-                    .ok()
-            };
-            by_path
-                .into_iter()
-                .filter_map(|(path, ids)| Some((ids, see(&path)?)))
-                .collect::<Vec<(Vec<EndpointId>, BTreeSet<(Proto, u16)>)>>()
-        });
-        let Ok(looked) = looked.await else { return };
-        let mut table = self.endpoints();
-        for (ids, ports) in looked {
-            for id in ids {
-                table.note(&id, |e| e.listening = ports.clone());
-            }
+        by_path
+            .into_iter()
+            .filter_map(|(path, ids)| Some((ids, see(&path)?)))
+            .collect::<Vec<(Vec<EndpointId>, BTreeSet<(Proto, u16)>)>>()
+    });
+    let Ok(looked) = looked.await else { return };
+    let mut table = table();
+    for (ids, ports) in looked {
+        for id in ids {
+            table.note(&id, |e| e.listening = ports.clone());
         }
     }
 }

@@ -39,6 +39,10 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             continue;
         };
         let state = match (out_because(intent, facts, e), e.row.state) {
+            // Of our own endpoints we know better than the row from before a restart.
+            (None, _) if e.node == here.me && !own.get(e.id).is_some_and(|o| o.listens(intent)) => {
+                BackendState::Draining
+            }
             (None, _) => BackendState::Active,
             (Some(_), EndpointState::Draining) if forwards(facts, e.node) => BackendState::Draining,
             _ => continue,
