@@ -19,7 +19,6 @@ use model::{
 use tokio::sync::watch;
 
 use crate::{
-    config::Config,
     daemon::{Cluster, internal},
     gossip::Facts,
     identity::{ClusterSecrets, Credentials, Csr, NodeKey},
@@ -43,7 +42,6 @@ pub struct FirstCommand {
 
 /// A new cluster, decided but not yet written anywhere.
 pub fn found(
-    config: &Config,
     hostname: &str,
     key: &NodeKey,
     rpc: SocketAddr,
@@ -83,7 +81,6 @@ pub fn found(
         avoid: avoid.into_iter().collect(),
         secrets: secrets.to_map().into_iter().map(|(k, v)| (k, Secret(v))).collect(),
     };
-    let _ = config;
     Ok((credentials, FirstCommand { command }))
 }
 

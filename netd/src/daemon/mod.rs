@@ -163,7 +163,7 @@ impl Daemon {
         let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
         let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
         let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
-        let (credentials, first) = manager::found(&self.config, &self.hostname, &key, rpc, req.default_pool)?;
+        let (credentials, first) = manager::found(&self.hostname, &key, rpc, req.default_pool)?;
         self.wipe_log()?;
         let entered = async {
             kept::Place { advertise: addr }.save(&self.config)?;
