@@ -9,6 +9,7 @@ mod networks;
 mod nodes;
 mod place;
 mod requests;
+mod roles;
 mod services;
 mod snapshot;
 #[cfg(test)]
@@ -29,6 +30,7 @@ pub use command::{
     Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
 };
 pub use requests::{Outcome, REMEMBERED};
+pub use roles::{EPOCH, MAX_MANAGERS};
 pub use snapshot::SnapshotError;
 
 /// Highest index of a published port's mark: the mark is `0x6e000000 + index` and must stay below 0x6f000000
@@ -52,6 +54,8 @@ pub struct State {
     /// What managers alone may know.
     secrets: BTreeMap<String, Secret>,
     next_node: u64,
+    /// Raft's ids are not the nodes': a manager that lost its disk must not vote twice under one id.
+    next_raft: u64,
     vnis: Pool,
     indices: Pool,
     marks: Pool,
@@ -100,6 +104,7 @@ impl Default for State {
             pools: None,
             secrets: BTreeMap::new(),
             next_node: 1,
+            next_raft: 1,
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
@@ -159,6 +164,8 @@ impl State {
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),
             Command::SetSecrets(secrets) => self.set_secrets(secrets),
+            Command::SetRole { node, role, rpc } => self.set_role(index, *node, *role, rpc.as_deref()),
+            Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
         }
     }
 
