@@ -308,7 +308,12 @@ impl Peer {
             messages: messages(r.take_messages()),
             snapshot: convert::snapshot_out(r.snapshot().clone()),
             entries: entries(r.entries().clone())?,
-            hard: r.hs().map(convert::hard_out),
+            // The library tells a commit index once, in whatever comes next: a record of entries carries it in any case,
+            // or a restarted leader would not know who votes.
+            hard: r
+                .hs()
+                .map(convert::hard_out)
+                .or_else(|| (!r.entries().is_empty()).then(|| self.node.store().hard)),
             must_sync: r.must_sync(),
             committed: entries(r.take_committed_entries())?,
             reads: r

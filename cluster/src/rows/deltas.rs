@@ -76,6 +76,11 @@ impl Deltas {
         out
     }
 
+    /// Octets of rows that wait for a peer.
+    pub fn waiting(&self, peer: NodeId) -> usize {
+        self.peers.get(&peer).map_or(0, |q| q.octets)
+    }
+
     /// Peers that something waits for.
     pub fn peers(&self) -> Vec<NodeId> {
         self.peers.keys().copied().collect()
