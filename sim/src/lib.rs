@@ -11,8 +11,10 @@ mod net;
 mod oracle;
 pub mod rng;
 pub mod script;
+mod shrink;
 mod world;
 
 pub use oracle::Violation;
 pub use script::Script;
+pub use shrink::shrink;
 pub use world::{Report, run};

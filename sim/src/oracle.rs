@@ -403,8 +403,9 @@ pub(crate) fn check_intent(i: &Intent) -> Check {
         let mut placed = BTreeSet::new();
         for (node, slots) in i.placements.get(name).into_iter().flatten() {
             for slot in slots.iter() {
-                if slot == 0 || slot > s.spec.replicas || !placed.insert(slot) {
-                    return broken(10, format!("slot {slot} of {name} is placed twice, or is none"));
+                // A service that shrank keeps what runs, so numbers may be above its size.
+                if slot == 0 || !placed.insert(slot) {
+                    return broken(10, format!("slot {slot} of {name} is placed twice"));
                 }
             }
             match i.nodes.get(node) {
@@ -413,7 +414,7 @@ pub(crate) fn check_intent(i: &Intent) -> Check {
             }
         }
         let all = s.spec.command.is_empty() || placed.len() as u32 == s.spec.replicas;
-        if !all && s.problem.is_none() {
+        if placed.len() as u32 > s.spec.replicas || (!all && s.problem.is_none()) {
             return broken(
                 10,
                 format!("{} of {} slots of {name} are placed", placed.len(), s.spec.replicas),

@@ -481,6 +481,11 @@ impl Peer {
         if m.snapshot.is_some() != (m.kind == Kind::Snapshot) {
             return Err("a snapshot where there is none, or none where there is one");
         }
+        if m.term != 0 && m.term < self.node.raft.term {
+            // Of a leader or candidate that was: late, and no longer bound by what was agreed on since. The library passes
+            // it over.
+            return Ok(());
+        }
         let leads = self.node.raft.state == StateRole::Leader && m.term == self.node.raft.term;
         match m.kind {
             Kind::Append | Kind::Heartbeat | Kind::Snapshot if leads => {
