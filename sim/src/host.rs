@@ -81,6 +81,11 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// Whether the log of an id in Raft is on its disk.
+    pub(crate) fn has_log(&self, raft: u64) -> bool {
+        !self.removed && !self.amnesia && self.used == raft
+    }
+
     fn stop(&mut self) {
         self.up = false;
         self.boot += 1;

@@ -151,7 +151,8 @@ impl Oracle {
                 }
                 self.requests.entry(envelope.request).or_insert((e.index, outcome));
             }
-            Body::Empty | Body::Conf(_) => mutant::without(|| self.state.pass(e.index)),
+            Body::Empty => mutant::without(|| self.state.pass(e.index)),
+            Body::Conf(change) => mutant::without(|| self.state.conf_changed(e.index, change)),
         }
         self.digests.push(digest(&self.state));
         let after = self.state.intent();

@@ -523,9 +523,17 @@ impl World {
             .iter()
             .filter(|(id, n)| n.role == Role::Manager && !self.demoting.contains(id));
         // Somebody must be left who has the log, also while others are on their way.
-        if self.is_manager(node) && stay.count() >= 3 && self.demoting.is_empty() {
+        let mut rafts = intent.nodes.values().filter_map(|n| n.raft);
+        let whole = rafts.all(|r| self.has_log(r));
+        if self.is_manager(node) && stay.count() >= 3 && self.demoting.is_empty() && whole {
             self.demoting.insert(node);
         }
+    }
+
+    /// Whether there is the log of an id in Raft.
+    fn has_log(&self, raft: u64) -> bool {
+        let home = self.homes.get(&raft).map(|i| &self.hosts[*i]);
+        home.is_some_and(|h| h.has_log(raft))
     }
 
     fn remove_demoted(&mut self) {
@@ -547,7 +555,12 @@ impl World {
             return false;
         };
         let conf = m.peer().conf();
-        if !conf.outgoing.is_empty() || m.peer().changing() || !m.peer().is_settled() || !self.demoting.is_empty() {
+        if !conf.outgoing.is_empty()
+            || !conf.learners.is_empty()
+            || m.peer().changing()
+            || !m.peer().is_settled()
+            || !self.demoting.is_empty()
+        {
             return false;
         }
         // All must know of the same members, or one that was wiped may count for some.
@@ -557,7 +570,7 @@ impl World {
         }
         let whole = conf.voters.iter().filter(|v| {
             let home = self.homes.get(v).copied();
-            home.is_some_and(|i| i != host && self.hosts[i].manager.as_ref().is_some_and(|m| m.id() == **v))
+            home.is_some_and(|i| i != host && self.hosts[i].has_log(**v))
         });
         whole.count() >= conf.quorum()
     }

@@ -106,9 +106,12 @@ impl<D: Disk> Manager<D> {
                 }
                 Body::Empty => state.pass(e.index),
                 Body::Conf(change) => {
-                    state.pass(e.index);
                     members = true;
                     let conf = self.peer.apply_conf(change);
+                    match &conf {
+                        Ok(_) => state.conf_changed(e.index, change),
+                        Err(_) => state.pass(e.index),
+                    }
                     self.asked.members(e.index, &conf);
                 }
             }

@@ -15,7 +15,10 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
@@ -56,6 +59,9 @@ pub struct State {
     next_node: u64,
     /// Raft's ids are not the nodes': a manager that lost its disk must not vote twice under one id.
     next_raft: u64,
+    /// Raft ids that get the log, voters or not, and those that still vote although they are leaving.
+    raft_members: BTreeSet<u64>,
+    raft_leaving: BTreeSet<u64>,
     vnis: Pool,
     indices: Pool,
     marks: Pool,
@@ -105,6 +111,8 @@ impl Default for State {
             secrets: BTreeMap::new(),
             next_node: 1,
             next_raft: 1,
+            raft_members: BTreeSet::new(),
+            raft_leaving: BTreeSet::new(),
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
