@@ -436,11 +436,15 @@ impl<D: Disk> Log<D> {
             return Err(damaged(at, "a record is torn, but later segments are there"));
         }
         if used > at {
-            let zeros = vec![0; used - at];
-            let done = self.disk.write(&name, at as u64, &zeros);
-            self.check("cut", &name, done)?;
-            let done = self.disk.sync(&name);
-            self.check("make durable", &name, done)?;
+            // The body first: while its head stands, or after nothing else does, a cut that did not end looks like the
+            // write that did not end.
+            let body = (at + segment::RECORD_HEAD).min(used);
+            for (from, to) in [(body, used), (at, body)] {
+                let done = self.disk.write(&name, from as u64, &vec![0; to - from]);
+                self.check("cut", &name, done)?;
+                let done = self.disk.sync(&name);
+                self.check("make durable", &name, done)?;
+            }
         }
         self.segments.push_back(Segment {
             epoch,
