@@ -69,7 +69,7 @@ mutants! {
     ResurrectTombstone,
     /// lets queues of news grow without a bound
     UnboundedQueue,
-    /// leaves the last row out of its digests
+    /// leaves the last row out when tables are compared
     DigestLeavesOut,
     /// keeps the rows of removed nodes
     KeepRemovedRows,

@@ -158,6 +158,13 @@ impl World {
                 node: node(host)?,
                 vni: vni(n)?,
             },
+            Want::Remove { host } => {
+                let node = node(host)?;
+                if !self.is_manager(node) {
+                    return None;
+                }
+                Command::RemoveNode { node }
+            }
             // Agents give back their own blocks, when nothing is in them.
             Want::Release { .. } if self.script.shape.agents => return None,
             Want::Release { host, network: n } => {

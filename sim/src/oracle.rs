@@ -141,6 +141,7 @@ impl Oracle {
                 let outcome = mutant::without(|| self.state.apply(e.index, &envelope));
                 if let cluster::state::Command::SetSecrets(s) = &envelope.command
                     && !self.requests.contains_key(&envelope.request)
+                    && outcome.is_ok()
                 {
                     for (name, value) in s {
                         if let (Some(r), Some(v)) = (name.strip_prefix('r').and_then(|r| r.parse().ok()), value) {
@@ -302,6 +303,9 @@ impl Oracle {
         for (id, node) in &old.nodes {
             let now = new.nodes.get(id);
             if now.is_none() {
+                if node.role == Role::Manager {
+                    return broken(17, format!("manager {id} was removed and not demoted"));
+                }
                 self.nodes_gone.insert(*id);
             }
             if let Some(raft) = node.raft.filter(|r| now.and_then(|n| n.raft) != Some(*r)) {

@@ -132,6 +132,8 @@ pub enum Want {
     Down { host: u8, down: bool },
     /// A block for a node.
     Block { host: u8, network: u8 },
+    /// Removes a node that is a manager: refused.
+    Remove { host: u8 },
     /// Gives a node's highest block back.
     Release { host: u8, network: u8 },
 }
@@ -254,7 +256,8 @@ impl Want {
                 host,
                 down: rng.chance(500),
             },
-            92..97 => Want::Block { host, network },
+            92..96 => Want::Block { host, network },
+            96 => Want::Remove { host },
             _ => Want::Release { host, network },
         }
     }

@@ -510,7 +510,7 @@ impl World {
         Ok(())
     }
 
-    fn is_manager(&self, node: NodeId) -> bool {
+    pub(crate) fn is_manager(&self, node: NodeId) -> bool {
         let intent = self.oracle.state.intent();
         intent.nodes.get(&node).is_some_and(|n| n.role == Role::Manager)
     }

@@ -119,7 +119,7 @@ impl<D: Disk> Manager<D> {
     }
 
     /// Whether a member, or this manager, was heard within the last election timeout.
-    fn is_heard(&self, now: Duration, id: u64) -> bool {
+    pub(super) fn is_heard(&self, now: Duration, id: u64) -> bool {
         let patience = self.pace.election() + HEARTBEAT;
         id == self.peer.id()
             || self

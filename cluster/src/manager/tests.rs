@@ -683,3 +683,20 @@ fn who_votes_is_not_forgotten_at_a_restart() {
         "one of three does not even stand for election"
     );
 }
+
+#[test]
+fn a_leader_that_was_removed_hands_over() {
+    let mut net = Net::three();
+    // As when a leader died that was removing this one, and this one was elected with that entry in its log.
+    let change = ConfChange {
+        steps: vec![(ConfStep::Remove, 1)],
+    };
+    net.managers.get_mut(&1).unwrap().peer.propose_conf(&change).unwrap();
+    net.work(1);
+    net.until("another leads", |n| {
+        n.leader().is_some_and(|l| l != 1 && n.managers[&l].peer().is_settled())
+    });
+    let leader = net.leader().unwrap();
+    net.propose(leader, 20, worker(20)).unwrap();
+    assert_eq!(net.managers[&leader].status(net.now).conf.voters, [2, 3]);
+}

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use raft::{RawNode, StateRole};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use crate::mutant::{self, Mutant};
 use memory::Memory;
 pub use message::{Body, Conf, ConfChange, ConfStep, Entry, HardState, Kind, Message, MessageError, Snapshot};
 pub use status::{Progress, Status};
@@ -148,6 +149,9 @@ impl Peer {
         };
         let entries = start.entries.iter().map(convert::entry_in).collect();
         let mut hard = start.hard;
+        if mutant::on(Mutant::ForgetVote) {
+            hard.vote = 0;
+        }
         // A snapshot is committed by definition, also when the crash came before the hard state that says so.
         hard.commit = hard.commit.max(applied);
         if let Some(s) = &start.snapshot {
@@ -221,6 +225,9 @@ impl Peer {
             why: "unknown kind",
         })?;
         let done = self.node.step(message);
+        if m.kind == Kind::VoteReply && !m.reject && mutant::on(Mutant::CountVotesTwice) {
+            self.count_again(m);
+        }
         self.settle();
         match done {
             // An answer from a member that was removed meanwhile, or to a proposal that is long gone.
@@ -304,8 +311,12 @@ impl Peer {
             return Ok(None);
         }
         let mut r = self.node.ready();
+        let early = match mutant::on(Mutant::SpeakBeforeWrite) {
+            true => r.take_persisted_messages(),
+            false => Vec::new(),
+        };
         let out = Ready {
-            messages: messages(r.take_messages()),
+            messages: messages(r.take_messages().into_iter().chain(early).collect()),
             snapshot: convert::snapshot_out(r.snapshot().clone()),
             entries: entries(r.entries().clone())?,
             // The library tells a commit index once, in whatever comes next: a record of entries carries it in any case,
@@ -401,6 +412,16 @@ impl Peer {
     /// Who votes, as of the last applied entry.
     pub fn conf(&self) -> &Conf {
         &self.node.store().conf
+    }
+
+    /// A planted fault: one vote counts for two voters.
+    fn count_again(&mut self, m: &Message) {
+        let voters = self.conf().voters.clone();
+        let other = voters.into_iter().find(|v| *v != self.id && *v != m.from);
+        if let Some(mut copy) = convert::message_in(m).filter(|_| other.is_some()) {
+            copy.from = other.unwrap_or_default();
+            let _ = self.node.step(copy);
+        }
     }
 
     fn idle(&self) -> Result<(), RaftError> {

@@ -27,7 +27,10 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::ipam::Pool;
+use crate::{
+    ipam::Pool,
+    mutant::{self, Mutant},
+};
 
 pub use command::{
     Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
@@ -129,7 +132,10 @@ impl State {
     /// before gets its first answer again, and nothing changes.
     pub fn apply(&mut self, index: u64, envelope: &Envelope) -> Outcome {
         self.applied = index;
-        self.now_ms = self.now_ms.max(envelope.time_ms);
+        self.now_ms = match mutant::on(Mutant::TimeGoesBack) {
+            true => envelope.time_ms,
+            false => self.now_ms.max(envelope.time_ms),
+        };
         if let Some(known) = self.requests.get(envelope.request) {
             return known.clone();
         }
@@ -144,6 +150,9 @@ impl State {
     /// Tells that an entry without a command (a leader's first, a change of voters) was passed.
     pub fn pass(&mut self, index: u64) {
         self.applied = index;
+        if mutant::on(Mutant::FreeVip) {
+            self.nets.values_mut().for_each(|n| n.vips.forget_first());
+        }
     }
 
     fn run(&mut self, index: u64, command: &Command) -> Result<Applied, Refusal> {

@@ -6,7 +6,10 @@ use model::{
 };
 
 use super::{Applied, NewNode, Refusal, State, nodes::check_node};
-use crate::raft::{ConfChange, ConfStep};
+use crate::{
+    mutant::{self, Mutant},
+    raft::{ConfChange, ConfStep},
+};
 
 /// Managers at most: more voters make writes slower and no longer safer.
 pub const MAX_MANAGERS: usize = 9;
@@ -20,6 +23,10 @@ impl State {
     pub(super) fn raft_id(&mut self) -> u64 {
         let id = self.next_raft;
         self.next_raft += 1;
+        if mutant::on(Mutant::ReuseRaftId) {
+            let used = |id: u64| self.intent.nodes.values().any(|n| n.raft == Some(id));
+            return (1..id).find(|id| !used(*id)).unwrap_or(id);
+        }
         id
     }
 
