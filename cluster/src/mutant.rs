@@ -99,16 +99,3 @@ pub fn plant(m: Option<Mutant>) {
     #[cfg(not(feature = "mutants"))]
     let _ = m;
 }
-
-/// Does something as if no fault were planted.
-pub fn without<T>(f: impl FnOnce() -> T) -> T {
-    #[cfg(feature = "mutants")]
-    {
-        let was = ON.replace(None);
-        let out = f();
-        ON.set(was);
-        out
-    }
-    #[cfg(not(feature = "mutants"))]
-    f()
-}

@@ -292,6 +292,8 @@ impl World {
         let done = m.work(local, &mut |o| out.push((disk.spent(), o)));
         let spent = disk.spent();
         h.busy_until = now + spent;
+        let gives = |o: &Output| matches!(o, Output::Send(m) if m.kind == Kind::VoteReply && !m.reject);
+        let voted = out.iter().any(|(_, o)| gives(o));
         for (late, output) in out {
             self.output(host, late, output)?;
         }
@@ -302,6 +304,11 @@ impl World {
             return Ok(());
         }
         self.check_manager(host)?;
+        if let Some((keep, back)) = self.voter.filter(|_| voted) {
+            self.voter = None;
+            self.crash(host, keep, back * 1000);
+            return Ok(());
+        }
         self.duties(host);
         let h = &self.hosts[host];
         if let Some(m) = &h.manager {

@@ -63,6 +63,8 @@ pub enum Act {
     Crash { host: u8, keep: Keep, back_ms: u64 },
     /// That of the leader.
     KillLeader { keep: Keep, back_ms: u64 },
+    /// That of the next manager that gives its vote to another, when it has.
+    KillVoter { keep: Keep, back_ms: u64 },
     /// That of all.
     PowerCut { keep: Keep, back_ms: u64 },
     /// That of a host, within a write.
@@ -164,7 +166,7 @@ impl Script {
             entries: rng.range(12, 80),
             retain: rng.range(40, 80),
             sync_us: *rng.pick(&[100, 500, 2_000, 8_000]).unwrap_or(&500),
-            queue: *rng.pick(&[2_000, 64_000]).unwrap_or(&2_000),
+            queue: *rng.pick(&[600, 2_000, 64_000]).unwrap_or(&2_000),
         };
         let mut acts = Vec::new();
         let length = rng.range(4_000, 9_000);
@@ -279,7 +281,15 @@ impl Act {
         let for_ms = rng.range(100, 2_500);
         let act = match kind {
             0 => Act::Crash { host, keep, back_ms },
-            1 | 2 => Act::KillLeader { keep, back_ms },
+            1 => Act::KillLeader { keep, back_ms },
+            2 => {
+                // Its death alone proves little: the others must vote.
+                out.push((at + 1, Act::KillLeader { keep, back_ms }));
+                Act::KillVoter {
+                    keep,
+                    back_ms: rng.range(1, 40),
+                }
+            }
             3 => Act::PowerCut { keep, back_ms },
             4 => Act::Tear {
                 host,

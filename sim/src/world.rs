@@ -83,6 +83,8 @@ pub(crate) struct World {
     trace: u64,
     events: u64,
     pub(crate) told: bool,
+    /// What happens to the next manager that gives its vote away.
+    pub(crate) voter: Option<(Keep, u64)>,
 }
 
 /// Runs a script; `told`: and says on stderr what happens.
@@ -131,6 +133,7 @@ impl World {
             trace: 0,
             events: 0,
             told: false,
+            voter: None,
             script,
         };
         for h in &world.hosts {
@@ -422,6 +425,7 @@ impl World {
                     self.crash(host, keep, back_ms * 1000);
                 }
             }
+            Act::KillVoter { keep, back_ms } => self.voter = Some((keep, back_ms)),
             Act::PowerCut { keep, back_ms } => {
                 for host in 0..count {
                     let back = back_ms * 1000 + self.rng.below(200_000);
@@ -578,6 +582,7 @@ impl World {
     /// No more faults.
     fn calm(&mut self) {
         self.quiet = true;
+        self.voter = None;
         self.net.heal();
         self.net.weather = crate::script::Weather {
             loss: 0,
