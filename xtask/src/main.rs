@@ -7,6 +7,7 @@ mod demo;
 #[allow(unreachable_pub, reason = "its one door is written as of a library")]
 mod ebpf;
 mod packages;
+mod sim;
 mod test;
 mod ui;
 
@@ -29,6 +30,8 @@ enum Verb {
     Test(test::Args),
     /// Figures beside those of other ways to do the same.
     Bench(bench::Args),
+    /// Managers, agents and clients in one thread, with faults by seed and an oracle.
+    Sim(sim::Args),
     /// Build the eBPF object, or check that it is what the sources say.
     Ebpf {
         /// Change nothing; fail when the committed object is stale.
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Sim(args) => sim::run(&args),
         Verb::Ebpf { check } => ebpf::run(check),
         Verb::Packages => packages::ensure(packages::ALL),
     };
