@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{Name, NodeId, Vni},
+    settings::ClusterSettings,
     spec::{PortSpec, ServiceSpec},
 };
 
@@ -32,6 +33,9 @@ pub struct Intent {
     pub blocks: BTreeMap<Vni, BTreeMap<u32, NodeId>>,
     /// Placement: service -> node -> slots.
     pub placements: BTreeMap<Name, BTreeMap<NodeId, SlotSet>>,
+    /// Settings of the cluster.
+    #[serde(default)]
+    pub settings: ClusterSettings,
 }
 
 /// A role.
@@ -237,6 +241,9 @@ pub struct IntentDelta {
     pub blocks: BTreeMap<Vni, Option<BTreeMap<u32, NodeId>>>,
     /// As above, per service.
     pub placements: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
+    /// All settings, when one of them changed; always there in a snapshot.
+    #[serde(default)]
+    pub settings: Option<ClusterSettings>,
 }
 
 fn diff<K: Ord + Clone, V: PartialEq + Clone>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
@@ -269,6 +276,8 @@ impl Intent {
             services: diff(&self.services, &new.services),
             blocks: diff(&self.blocks, &new.blocks),
             placements: diff(&self.placements, &new.placements),
+            // Also the defaults are told once: another version may have others.
+            settings: (self.revision == 0 || self.settings != new.settings).then(|| new.settings.clone()),
         }
     }
 
@@ -288,6 +297,9 @@ impl Intent {
         patch(&mut self.services, delta.services);
         patch(&mut self.blocks, delta.blocks);
         patch(&mut self.placements, delta.placements);
+        if let Some(settings) = delta.settings {
+            self.settings = settings;
+        }
         true
     }
 

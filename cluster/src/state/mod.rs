@@ -11,13 +11,13 @@ mod place;
 mod requests;
 mod roles;
 mod services;
+mod settings;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
     Intent, Name, NodeId, Vni,
     intent::{BLOCK, PortKey},
@@ -70,11 +70,9 @@ pub struct State {
     ports: BTreeMap<PortKey, Name>,
 }
 
-/// Where subnets come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where the next subnet is looked for: slices of the pools in the settings, in a circle.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Pools {
-    v4: Ipv4Net,
-    ula: Ipv6Net,
     next_v4: u32,
     next_v6: u32,
 }
@@ -164,6 +162,7 @@ impl State {
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),
             Command::SetSecrets(secrets) => self.set_secrets(secrets),
+            Command::UpdateSettings(changes) => self.update_settings(index, changes),
             Command::SetRole { node, role, rpc } => self.set_role(index, *node, *role, rpc.as_deref()),
             Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
         }
@@ -197,11 +196,6 @@ impl State {
     /// All secrets.
     pub fn secrets(&self) -> &BTreeMap<String, Secret> {
         &self.secrets
-    }
-
-    /// Pool that networks without a subnet are cut from.
-    pub fn default_pool(&self) -> Option<Ipv4Net> {
-        self.pools.as_ref().map(|p| p.v4)
     }
 
     /// The intent, to be changed by the entry at `index`.
