@@ -45,8 +45,8 @@ pub struct PeerId {
     pub key: Vec<u8>,
 }
 
-/// Whether a peer counts as a node of the cluster now.
-pub fn admit(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+/// Whether a peer counts as a node of the cluster now, with the rights of a worker at least.
+pub fn admit_node(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
     if peer.cluster != intent.cluster {
         return Err(IdentityError::NotOurs("its certificate names another cluster"));
     }
@@ -57,9 +57,26 @@ pub fn admit(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
     if node.key != peer.key {
         return Err(IdentityError::NotOurs("its key is not the one it joined with"));
     }
+    Ok(())
+}
+
+/// As [`admit_node`], and its certificate claims no role that the log does not give it.
+pub fn admit(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+    admit_node(intent, peer)?;
     // A manager that became a worker keeps its old certificate for a while; the log decides.
-    if peer.role == Role::Manager && node.role == Role::Worker {
+    let role = intent.nodes.get(&peer.node).map(|n| n.role);
+    if peer.role == Role::Manager && role == Some(Role::Worker) {
         return Err(IdentityError::NotOurs("it is no manager any more"));
+    }
+    Ok(())
+}
+
+/// Whether a peer counts as a manager now: by its certificate and by the log.
+pub fn admit_manager(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+    admit(intent, peer)?;
+    let role = intent.nodes.get(&peer.node).map(|n| n.role);
+    if peer.role != Role::Manager || role != Some(Role::Manager) {
+        return Err(IdentityError::NotOurs("it is no manager"));
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! The managers' listening side: handshakes, joins, streams.
 
 use std::{
-    io::{Error, Result},
+    io::{Error, ErrorKind, Result},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -22,13 +22,15 @@ use tokio_rustls::server::TlsStream;
 use super::{
     HANDSHAKE, MAX_HANDSHAKES, MAX_JOIN, MAX_STREAMS, Newcomer, frame,
     hub::Hub,
-    message::{JoinAnswer, JoinRequest},
+    message::{JoinAnswer, JoinRequest, ToManager},
     session,
 };
 use crate::identity::{Csr, Gate, PeerId, Tls};
 
 /// How long a node that the log has just let in may be ahead of this manager's intent.
 const CATCH_UP: Duration = Duration::from_secs(2);
+/// Octets of a node's first message.
+const MAX_FIRST: usize = 4 << 10;
 /// A full connection table or file table: give others time to end.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -150,9 +152,16 @@ impl Hub {
         })
     }
 
-    async fn stream(&self, stream: TlsStream<TcpStream>, peer: PeerId, from: SocketAddr) -> Result<()> {
-        self.wait_for(peer.node).await;
-        session::serve(self, stream, peer.node, Some(peer), Some(from)).await
+    async fn stream(&self, mut stream: TlsStream<TcpStream>, peer: PeerId, from: SocketAddr) -> Result<()> {
+        match timeout(HANDSHAKE, frame::read(&mut stream, MAX_FIRST)).await?? {
+            ToManager::Hello { revision, version } => {
+                self.wait_for(peer.node).await;
+                session::serve(self, stream, peer.node, Some(peer), Some(from), revision, version).await
+            }
+            ToManager::Raft { from, to } => self.port.raft(stream, peer, from, to).await,
+            ToManager::Http => self.port.http(stream, peer).await,
+            _ => Err(Error::new(ErrorKind::InvalidData, "the first message is no greeting")),
+        }
     }
 
     /// Waits a little for the intent to know a node; whether it does is checked by the stream.

@@ -19,6 +19,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
     sync::{mpsc, oneshot, watch},
+    task::JoinHandle,
     time::{interval, timeout},
 };
 
@@ -28,7 +29,10 @@ use super::{
     message::{Answer, Ask, Reply, Report, Request, ToManager, ToNode},
     session::read_all,
 };
-use crate::identity::{Tls, admit};
+use crate::{
+    identity::{Tls, admit_node},
+    known::Known,
+};
 
 /// Pause after the first failure to connect; it doubles with each one.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -39,18 +43,13 @@ const REQUEST: Duration = Duration::from_secs(10);
 /// Questions of a manager under way at once.
 const MAX_ASKS: usize = 16;
 
-/// Where managers are.
+/// This node's own part as a manager.
 #[derive(Debug, Clone)]
-pub enum Managers {
-    /// Other nodes: those in the intent, and these.
-    Remote {
-        /// This node's TLS settings.
-        tls: Arc<Tls>,
-        /// Known when the node joined.
-        first: Vec<SocketAddr>,
-    },
-    /// This very process.
-    Local(Hub),
+pub struct Local {
+    /// Its hub.
+    pub hub: Hub,
+    /// It leads: then the stream stays inside this process.
+    pub leads: bool,
 }
 
 /// Settings.
@@ -60,10 +59,14 @@ pub struct UplinkConfig {
     pub me: NodeId,
     /// Version of netd.
     pub version: String,
-    /// Where managers are.
-    pub managers: Managers,
+    /// This node's TLS settings.
+    pub tls: Arc<Tls>,
+    /// Managers known when the node joined; newer ones are in the intent.
+    pub first: Vec<SocketAddr>,
+    /// This node's own part as a manager, while it has one.
+    pub local: watch::Receiver<Option<Local>>,
     /// What is known of the intent; increments are put into it.
-    pub intent: watch::Sender<Arc<Intent>>,
+    pub intent: Known,
 }
 
 type Asked = (Ask, oneshot::Sender<Answer>);
@@ -77,6 +80,7 @@ pub struct Uplink {
     connected: watch::Receiver<bool>,
     held: watch::Receiver<u64>,
     keys: watch::Receiver<Vec<Key>>,
+    prefer: watch::Sender<Option<SocketAddr>>,
 }
 
 impl Uplink {
@@ -88,12 +92,14 @@ impl Uplink {
         let connected = watch::Sender::new(false);
         let held = watch::Sender::new(0);
         let keys = watch::Sender::new(Vec::new());
+        let prefer = watch::Sender::new(None);
         let handle = Uplink {
             report: report.clone(),
             requests,
             connected: connected.subscribe(),
             held: held.subscribe(),
             keys: keys.subscribe(),
+            prefer: prefer.clone(),
         };
         let run = Run {
             config,
@@ -103,7 +109,11 @@ impl Uplink {
             connected,
             held,
             keys,
+            preferred: prefer.subscribe(),
             resync: false,
+            hint: None,
+            pending: BTreeMap::new(),
+            count: 0,
         };
         drop(report);
         tokio::spawn(run.forever());
@@ -146,6 +156,19 @@ impl Uplink {
     /// Asks to be taken out of the cluster.
     pub async fn leave(&self) -> std::result::Result<(), ApiError> {
         self.request(Request::Leave).await.map(|_| ())
+    }
+
+    /// Asks for an id in Raft to begin a log under; `old` is the one that the intent gives this node.
+    pub async fn raft_id(&self, old: u64) -> std::result::Result<u64, ApiError> {
+        match self.request(Request::Raft { old }).await? {
+            Reply::Raft { id } => Ok(id),
+            _ => Err(odd()),
+        }
+    }
+
+    /// Moves the stream to a manager, if it can be reached there.
+    pub fn prefer(&self, addr: SocketAddr) {
+        self.prefer.send_replace(Some(addr));
     }
 
     /// Whether a manager is reached.
@@ -191,6 +214,19 @@ fn odd() -> ApiError {
     )
 }
 
+type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+type Pending = (Request, oneshot::Sender<std::result::Result<Reply, ApiError>>);
+
+/// How a stream ended well.
+enum End {
+    /// The handles are gone.
+    Over,
+    /// A better manager is connected to.
+    Move(Box<Stream>, SocketAddr),
+    /// This node leads, or does not any more.
+    Elsewhere,
+}
+
 struct Run {
     config: UplinkConfig,
     reports: watch::Receiver<Option<Report>>,
@@ -199,8 +235,14 @@ struct Run {
     connected: watch::Sender<bool>,
     held: watch::Sender<u64>,
     keys: watch::Sender<Vec<Key>>,
+    preferred: watch::Receiver<Option<SocketAddr>>,
     /// An increment did not fit: ask for the whole intent.
     resync: bool,
+    /// Where the leader is said to be.
+    hint: Option<SocketAddr>,
+    /// Requests that wait for an answer; a new stream asks them again.
+    pending: BTreeMap<u64, Pending>,
+    count: u64,
 }
 
 impl Run {
@@ -210,90 +252,149 @@ impl Run {
             let ended = self.once(&mut pause).await;
             self.connected.send_replace(false);
             match ended {
-                Ok(()) => return,
-                Err(e) => tracing::debug!(error = %e, "no stream to a manager"),
-            }
-            // Half of it is chance, so that nodes do not come all at once.
-            let jitter = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
-            let over = tokio::time::sleep(jitter);
-            tokio::pin!(over);
-            loop {
-                tokio::select! {
-                    () = &mut over => break,
-                    // A new report waits for the stream; an error tells that the handles are gone.
-                    changed = self.reports.changed() => if changed.is_err() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(e) => {
+                    tracing::debug!(error = %e, "no stream to a manager");
+                    if !self.rest(pause).await {
                         return;
                     }
+                    pause = (pause * 2).min(BACKOFF_MAX);
                 }
             }
-            pause = (pause * 2).min(BACKOFF_MAX);
         }
     }
 
-    /// One stream, from connecting to its end; `Ok`: the handles are gone.
-    async fn once(&mut self, pause: &mut Duration) -> Result<()> {
-        match self.config.managers.clone() {
-            Managers::Local(hub) => {
-                let stream = hub.local(self.config.me);
-                self.stream(stream, pause).await
-            }
-            Managers::Remote { tls, first } => {
-                let stream = self.connect(&tls, &first).await?;
-                self.stream(stream, pause).await
+    /// A pause; `false`: the handles are gone.
+    async fn rest(&mut self, pause: Duration) -> bool {
+        // Half of it is chance, so that nodes do not come all at once.
+        let jitter = pause.mul_f64(0.5 + rand::random::<f64>() / 2.0);
+        let over = tokio::time::sleep(jitter);
+        tokio::pin!(over);
+        let mut local = true;
+        loop {
+            tokio::select! {
+                () = &mut over => return true,
+                // This node became leader: there is somebody to talk to.
+                changed = self.config.local.changed(), if local => {
+                    local = changed.is_ok();
+                    if self.leads() {
+                        return true;
+                    }
+                }
+                // A new report waits for the stream; an error tells that the handles are gone.
+                changed = self.reports.changed() => if changed.is_err() {
+                    return false;
+                }
             }
         }
     }
 
-    async fn connect(&self, tls: &Tls, first: &[SocketAddr]) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
-        let intent = self.config.intent.borrow().clone();
-        let known = intent.nodes.values().filter(|n| n.role == Role::Manager);
-        let known = known.filter_map(|n| n.rpc.as_ref()?.parse().ok());
-        let all: BTreeSet<SocketAddr> = known.chain(first.iter().copied()).collect();
+    fn leads(&self) -> bool {
+        self.config.local.borrow().as_ref().is_some_and(|l| l.leads)
+    }
+
+    /// One stream after the other, from connecting to an end; `false`: the handles are gone.
+    async fn once(&mut self, pause: &mut Duration) -> Result<bool> {
+        let local = self.config.local.borrow_and_update().clone();
+        let ended = match local.filter(|l| l.leads) {
+            Some(l) => {
+                let hub = l.hub;
+                let base = self.base();
+                let stream = hub.local(self.config.me, base.revision, self.config.version.clone());
+                self.stream(stream, base, None, pause).await?
+            }
+            None => {
+                let (stream, addr) = self.connect().await?;
+                self.greet(stream, addr, pause).await?
+            }
+        };
+        let mut ended = ended;
+        loop {
+            match ended {
+                End::Over => return Ok(false),
+                End::Elsewhere => return Ok(true),
+                End::Move(stream, addr) => ended = self.greet(*stream, addr, pause).await?,
+            }
+        }
+    }
+
+    /// What this node knows; nothing, if increments did not fit it.
+    fn base(&mut self) -> Arc<Intent> {
+        match std::mem::take(&mut self.resync) {
+            true => Arc::default(),
+            false => self.config.intent.now(),
+        }
+    }
+
+    async fn greet(&mut self, mut stream: Stream, addr: SocketAddr, pause: &mut Duration) -> Result<End> {
+        let base = self.base();
+        let hello = ToManager::Hello {
+            revision: base.revision,
+            version: self.config.version.clone(),
+        };
+        write(&mut stream, &hello).await?;
+        self.stream(stream, base, Some(addr), pause).await
+    }
+
+    /// Tries every manager that is known: the leader first, the others in any order.
+    async fn connect(&mut self) -> Result<(Stream, SocketAddr)> {
+        let intent = self.config.intent.now();
+        let known = intent
+            .nodes
+            .iter()
+            .filter(|(id, n)| **id != self.config.me && n.role == Role::Manager);
+        let known = known.filter_map(|(_, n)| n.rpc.as_ref()?.parse().ok());
+        let all: BTreeSet<SocketAddr> = known.chain(self.config.first.iter().copied()).collect();
         let mut all: Vec<SocketAddr> = all.into_iter().collect();
         all.shuffle(&mut rand::rng());
+        if let Some(first) = self.hint.take().or(*self.preferred.borrow_and_update()) {
+            all.retain(|a| *a != first);
+            all.insert(0, first);
+        }
+        let mine = intent
+            .nodes
+            .get(&self.config.me)
+            .and_then(|n| n.rpc.as_ref()?.parse().ok());
+        all.retain(|a| Some(*a) != mine);
         let mut last = Error::new(ErrorKind::NotFound, "no manager's address is known");
         for addr in all {
-            let one = async {
-                let tcp = TcpStream::connect(addr).await?;
-                tcp.set_nodelay(true)?;
-                let (stream, peer) = tls.connect(tcp).await?;
-                if peer.role != Role::Manager {
-                    return Err(Error::other(format!("{} is no manager", peer.node)));
-                }
-                if intent.revision > 0 {
-                    admit(&intent, &peer).map_err(Error::other)?;
-                }
-                Ok(stream)
-            };
-            match timeout(HANDSHAKE, one).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(e)) => last = Error::new(e.kind(), format!("{addr}: {e}")),
-                Err(_) => last = Error::new(ErrorKind::TimedOut, format!("{addr}: no answer")),
+            match open(&self.config.tls, &intent, addr).await {
+                Ok(stream) => return Ok((stream, addr)),
+                Err(e) => last = Error::new(e.kind(), format!("{addr}: {e}")),
             }
         }
         Err(last)
     }
 
-    async fn stream<S>(&mut self, stream: S, pause: &mut Duration) -> Result<()>
+    /// A stream from its greeting on. `base` is the intent that the manager knows this node to have, `addr` where the
+    /// manager is; none: in this process.
+    async fn stream<S>(
+        &mut self,
+        stream: S,
+        mut base: Arc<Intent>,
+        addr: Option<SocketAddr>,
+        pause: &mut Duration,
+    ) -> Result<End>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let (rd, mut wr) = tokio::io::split(stream);
         let mut messages = read_all::<ToNode>(rd, MAX_DOWN);
-        let revision = match std::mem::take(&mut self.resync) {
-            true => 0,
-            false => self.config.intent.borrow().revision,
-        };
-        let hello = ToManager::Hello {
-            revision,
-            version: self.config.version.clone(),
-        };
-        write(&mut wr, &hello).await?;
         self.reports.mark_changed();
+        self.preferred.borrow_and_update();
+        self.pending.retain(|_, (_, tx)| !tx.is_closed());
+        for (id, (request, _)) in &self.pending {
+            let again = ToManager::Request {
+                id: *id,
+                request: request.clone(),
+            };
+            write(&mut wr, &again).await?;
+        }
         let mut ping = interval(PING_EVERY);
-        let mut count = 0u64;
-        let mut pending = BTreeMap::new();
         let (answers_tx, mut answers) = mpsc::channel::<(u64, Answer)>(MAX_ASKS);
+        let mut better: Option<(JoinHandle<Result<Stream>>, SocketAddr)> = None;
+        let mut local = true;
         loop {
             tokio::select! {
                 m = messages.recv() => {
@@ -304,17 +405,22 @@ impl Run {
                             self.keys.send_replace(keys);
                             self.connected.send_replace(true);
                         }
-                        ToNode::Delta(delta) => self.delta(*delta)?,
+                        ToNode::Delta(delta) => self.delta(&mut base, *delta)?,
                         ToNode::Held { version } => {
                             self.held.send_replace(version);
                         }
                         ToNode::Reply { id, reply } => {
-                            if let Some(tx) = pending.remove(&id) {
-                                let tx: oneshot::Sender<_> = tx;
+                            if let Some((_, tx)) = self.pending.remove(&id) {
                                 let _ = tx.send(reply);
                             }
                         }
                         ToNode::Ask { id, ask } => self.ask(id, ask, answers_tx.clone()),
+                        ToNode::Leader { node, addr: to } => {
+                            if node != self.config.me && let Ok(to) = to.parse() {
+                                self.hint = Some(to);
+                                self.approach(to, addr, &mut better);
+                            }
+                        }
                         ToNode::Refused(e) => {
                             // Trying again soon is of no use.
                             *pause = BACKOFF_MAX;
@@ -324,21 +430,40 @@ impl Run {
                         ToNode::Ping => {}
                     }
                 }
+                changed = self.preferred.changed() => {
+                    let to = *self.preferred.borrow_and_update();
+                    if changed.is_ok() && let Some(to) = to {
+                        self.approach(to, addr, &mut better);
+                    }
+                }
+                changed = self.config.local.changed(), if local => {
+                    local = changed.is_ok();
+                    if self.leads() != addr.is_none() {
+                        return Ok(End::Elsewhere);
+                    }
+                }
+                reached = arrived(&mut better) => {
+                    match reached {
+                        // What was asked here is asked there again.
+                        Ok((stream, to)) => return Ok(End::Move(Box::new(stream), to)),
+                        Err(e) => tracing::debug!(error = %e, "the leader is not reached"),
+                    }
+                }
                 w = self.waiting.recv() => {
-                    let Some((request, tx)) = w else { return Ok(()) };
+                    let Some((request, tx)) = w else { return Ok(End::Over) };
                     if tx.is_closed() {
                         // Its caller gave up while there was no stream: doing it now would surprise.
                         continue;
                     }
-                    count += 1;
+                    self.count += 1;
                     // Those whose callers gave up make room.
-                    pending.retain(|_, tx: &mut oneshot::Sender<_>| !tx.is_closed());
-                    pending.insert(count, tx);
-                    write(&mut wr, &ToManager::Request { id: count, request }).await?;
+                    self.pending.retain(|_, (_, tx)| !tx.is_closed());
+                    self.pending.insert(self.count, (request.clone(), tx));
+                    write(&mut wr, &ToManager::Request { id: self.count, request }).await?;
                 }
                 changed = self.reports.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return Ok(End::Over);
                     }
                     let report = self.reports.borrow_and_update().clone();
                     if let Some(r) = report {
@@ -353,19 +478,35 @@ impl Run {
         }
     }
 
-    fn delta(&mut self, delta: model::intent::IntentDelta) -> Result<()> {
-        let mut taken = false;
-        let mut delta = Some(delta);
-        self.config.intent.send_if_modified(|i| {
-            taken = delta.take().is_some_and(|d| Arc::make_mut(i).apply(d));
-            taken
-        });
-        if !taken {
+    /// Connects to a better manager while this stream goes on.
+    fn approach(
+        &self,
+        to: SocketAddr,
+        here: Option<SocketAddr>,
+        better: &mut Option<(JoinHandle<Result<Stream>>, SocketAddr)>,
+    ) {
+        if Some(to) == here
+            || better
+                .as_ref()
+                .is_some_and(|(task, at)| *at == to && !task.is_finished())
+        {
+            return;
+        }
+        let (tls, intent) = (self.config.tls.clone(), self.config.intent.now());
+        let task = tokio::spawn(async move { open(&tls, &intent, to).await });
+        if let Some((old, _)) = better.replace((task, to)) {
+            old.abort();
+        }
+    }
+
+    fn delta(&mut self, base: &mut Arc<Intent>, delta: model::intent::IntentDelta) -> Result<()> {
+        if !Arc::make_mut(base).apply(delta) {
             self.resync = true;
             return Err(Error::other(
                 "an increment of the intent does not fit what is known here",
             ));
         }
+        self.config.intent.offer(base);
         Ok(())
     }
 
@@ -381,6 +522,39 @@ impl Run {
             let _ = answers.send((id, answer)).await;
         });
     }
+}
+
+/// Waits for the better manager; for ever, if there is none.
+async fn arrived(better: &mut Option<(JoinHandle<Result<Stream>>, SocketAddr)>) -> Result<(Stream, SocketAddr)> {
+    let Some((task, addr)) = better.as_mut() else {
+        return std::future::pending().await;
+    };
+    let addr = *addr;
+    let got = task.await.map_err(Error::other);
+    *better = None;
+    Ok((got??, addr))
+}
+
+/// Connects to a manager.
+async fn open(tls: &Tls, intent: &Intent, addr: SocketAddr) -> Result<Stream> {
+    let one = async {
+        let tcp = TcpStream::connect(addr).await?;
+        tcp.set_nodelay(true)?;
+        let (stream, peer) = tls.connect(tcp).await?;
+        if peer.role != Role::Manager {
+            return Err(Error::other(format!("{} is no manager", peer.node)));
+        }
+        // What is known here may be old: a manager that has joined since is one all the same. Ids only grow, so one that
+        // was removed is told apart.
+        let newest = intent.nodes.keys().next_back();
+        if newest.is_some_and(|n| peer.node <= *n) {
+            admit_node(intent, &peer).map_err(Error::other)?;
+        }
+        Ok(stream)
+    };
+    timeout(HANDSHAKE, one)
+        .await
+        .unwrap_or_else(|_| Err(Error::new(ErrorKind::TimedOut, "no answer")))
 }
 
 async fn write(wr: &mut (impl AsyncWrite + Unpin), m: &ToManager) -> Result<()> {

@@ -1,0 +1,69 @@
+//! A new cluster, decided but not yet written anywhere.
+
+use std::net::SocketAddr;
+
+use cluster::state::{InitCluster, NewNode, Secret};
+use ipnet::Ipv6Net;
+use model::{ApiError, ClusterSettings, NetworkSpec, NodeId, intent::Role};
+
+use crate::{
+    daemon::internal,
+    identity::{ClusterSecrets, Credentials, Csr, NodeKey},
+};
+
+/// What makes a cluster begin.
+pub struct FirstCommand {
+    /// The first entry of the log.
+    pub command: InitCluster,
+}
+
+/// A new cluster, decided but not yet written anywhere.
+pub fn found(
+    hostname: &str,
+    key: &NodeKey,
+    rpc: SocketAddr,
+    mut settings: ClusterSettings,
+) -> Result<(Credentials, FirstCommand), ApiError> {
+    let id: [u8; 16] = crate::identity::random()?;
+    let cluster: String = id.iter().map(|b| format!("{b:02x}")).collect();
+    let secrets = ClusterSecrets::create(&cluster)?;
+    // The log gives ids from 1 on, so the founder's is known.
+    let node = NodeId(1);
+    let certificate = secrets.sign(&Csr::parse(&key.csr(hostname)?)?, &cluster, node, Role::Manager)?;
+    let credentials = Credentials {
+        cluster: cluster.clone(),
+        node,
+        role: Role::Manager,
+        certificate,
+        ca: secrets.ca().to_owned(),
+        gossip: secrets.gossip.clone(),
+        managers: vec![rpc.to_string()],
+    };
+    if settings.default_addr_pool6.is_none() {
+        settings.default_addr_pool6 = Some(random_ula()?);
+    }
+    let avoid = crate::reconcile::host::routed_subnets().map_err(|e| internal("routes of this host", e))?;
+    let command = InitCluster {
+        cluster,
+        node: NewNode {
+            hostname: hostname.to_owned(),
+            role: Role::Manager,
+            key: key.public().to_vec(),
+            rpc: Some(rpc.to_string()),
+        },
+        settings,
+        default_network: NetworkSpec::default(),
+        avoid: avoid.into_iter().collect(),
+        secrets: secrets.to_map().into_iter().map(|(k, v)| (k, Secret(v))).collect(),
+    };
+    Ok((credentials, FirstCommand { command }))
+}
+
+/// A random /48 of fd00::/8 (RFC 4193 3.2).
+fn random_ula() -> Result<Ipv6Net, ApiError> {
+    let r: [u8; 5] = crate::identity::random()?;
+    let mut octets = [0u8; 16];
+    octets[0] = 0xfd;
+    octets[1..6].copy_from_slice(&r);
+    Ipv6Net::new(octets.into(), 48).map_err(|e| internal("the ULA prefix", e))
+}
