@@ -22,6 +22,11 @@ impl State {
         id
     }
 
+    /// Whether a Raft id was given out and is no manager's any more: it never will be again.
+    pub fn raft_is_gone(&self, raft: u64) -> bool {
+        raft < self.next_raft && !self.intent.nodes.values().any(|n| n.raft == Some(raft))
+    }
+
     fn managers(&self) -> usize {
         let nodes = self.intent.nodes.values();
         nodes.filter(|n| n.role == Role::Manager).count()

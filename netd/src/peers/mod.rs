@@ -32,6 +32,7 @@ use tokio::{
 
 use crate::identity::{IdentityError, PeerId, Tls, admit_manager};
 use queue::Queue;
+pub(crate) use queue::octets;
 
 /// Where a manager stands in its log, as told in a pong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -160,31 +161,20 @@ impl Peers {
         Peers(Arc::new(Inner { shared, follow }))
     }
 
-    /// Sends; what is for nobody known, or does not fit, is dropped. Never blocks.
-    pub fn send(&self, messages: Vec<Message>) {
-        let mut lost = Vec::new();
-        {
-            let peers = self.0.shared.table();
-            for m in messages {
-                let to = m.to;
-                match peers.get(&to) {
-                    Some((peer, _)) => {
-                        let dropped = peer.queue().push(m, Instant::now());
-                        peer.wake.notify_one();
-                        if let Some(dropped) = dropped {
-                            lost.push((to, dropped));
-                        }
-                    }
-                    None => lost.push((
-                        to,
-                        queue::Dropped {
-                            snapshot: m.snapshot.is_some(),
-                        },
-                    )),
-                }
+    /// Sends a message; one for nobody known, or that does not fit, is dropped. Never blocks.
+    pub fn send(&self, m: Message) {
+        let to = m.to;
+        let snapshot = m.snapshot.is_some();
+        let peer = self.0.shared.table().get(&to).map(|(p, _)| p.clone());
+        let dropped = match peer {
+            Some(peer) => {
+                let dropped = peer.queue().push(m, Instant::now());
+                peer.wake.notify_one();
+                dropped
             }
-        }
-        for (to, dropped) in lost {
+            None => Some(queue::Dropped { snapshot }),
+        };
+        if let Some(dropped) = dropped {
             self.0.shared.lost(to, dropped);
         }
     }

@@ -30,12 +30,15 @@ pub(super) struct Dropped {
     pub(super) snapshot: bool,
 }
 
-fn octets(m: &Message) -> usize {
+/// About how many octets a message has.
+pub(crate) fn octets(m: &Message) -> usize {
     let body = |e: &Entry| match &e.body {
         Body::Command(bytes) => bytes.len(),
         Body::Empty | Body::Conf(_) => 0,
     };
-    64 + m.context.len() + m.entries.iter().map(|e| 32 + body(e)).sum::<usize>()
+    64 + m.context.len()
+        + m.snapshot.as_ref().map_or(0, |s| s.data.len())
+        + m.entries.iter().map(|e| 32 + body(e)).sum::<usize>()
 }
 
 impl Queue {

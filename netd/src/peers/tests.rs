@@ -191,7 +191,7 @@ async fn messages_come_in_order_and_a_round_trip_is_measured() {
     for n in 1..=100 {
         let mut m = heartbeat(11, 12);
         m.commit = n;
-        a.peers.send(vec![m]);
+        a.peers.send(m);
     }
     for n in 1..=100 {
         let Told::Message(m) = next(&b) else { panic!() };
@@ -202,7 +202,8 @@ async fn messages_come_in_order_and_a_round_trip_is_measured() {
     assert!(view.round_trip.unwrap() < Duration::from_secs(1));
     // Nobody listens for a: what b wants to send is dropped and told.
     drop(place.listeners);
-    b.peers.send(vec![heartbeat(12, 11), heartbeat(12, 99)]);
+    b.peers.send(heartbeat(12, 11));
+    b.peers.send(heartbeat(12, 99));
     assert_eq!(next(&b), Told::Unreachable(99));
     assert!(b.rtt.borrow_and_update().is_none());
 }
@@ -223,9 +224,9 @@ async fn a_snapshot_does_not_hold_heartbeats_up() {
         data: (0..20u32 << 20).map(|i| i as u8).collect(),
     };
     m.snapshot = Some(snapshot);
-    a.peers.send(vec![m.clone()]);
+    a.peers.send(m.clone());
     tokio::task::yield_now().await;
-    a.peers.send(vec![heartbeat(11, 12)]);
+    a.peers.send(heartbeat(11, 12));
     assert_eq!(next(&b), Told::Message(heartbeat(11, 12)), "the later one comes first");
     assert_eq!(next(&b), Told::Message(m));
     assert_eq!(next(&a), Told::Snapshot(12, true));
@@ -246,7 +247,7 @@ async fn who_is_no_manager_any_more_is_cut_off() {
         (n.role, n.raft) = (Role::Worker, None);
     });
     reached(&a, 12, false).await;
-    a.peers.send(vec![heartbeat(11, 12)]);
+    a.peers.send(heartbeat(11, 12));
     let mut superseded = a.peers.superseded();
     let told = timeout(Duration::from_secs(10), superseded.wait_for(Option::is_some)).await;
     assert!(told.is_ok(), "a hears that the cluster went on without it");
