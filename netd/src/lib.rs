@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_types, reason = "no decision is taken here")]
 
 pub mod api;
+pub mod backup;
 pub mod config;
 pub mod daemon;
 pub mod disk;

@@ -2,7 +2,7 @@
 
 use axum::{body::Bytes, extract::State};
 use cluster::state::{Applied, Command, MAX_COMMAND};
-use model::Code;
+use model::{ApiError, Code};
 
 use super::{
     Shared,
@@ -15,9 +15,9 @@ pub(crate) const PATH: &str = "/internal/command";
 pub(super) const MAX: usize = MAX_COMMAND + 64;
 
 /// The body of such a request.
-pub(crate) fn encode(request: u128, command: &Command) -> Result<Vec<u8>, Fail> {
+pub(crate) fn encode(request: u128, command: &Command) -> Result<Vec<u8>, ApiError> {
     postcard::to_allocvec(&(request, command))
-        .map_err(|e| Fail::new(Code::Internal, format!("a command cannot be passed on: {e}"), ""))
+        .map_err(|e| ApiError::new(Code::Internal, format!("a command cannot be passed on: {e}"), ""))
 }
 
 pub(super) async fn command(State(d): State<Shared>, body: Bytes) -> Result<Answer<(u64, Applied)>, Fail> {
@@ -30,5 +30,7 @@ pub(super) async fn command(State(d): State<Shared>, body: Bytes) -> Result<Answ
     })?;
     let c = d.cluster()?;
     let m = c.manager()?;
-    Ok(Answer(m.store.propose_as(request, command).await.map_err(model::ApiError::from)?))
+    Ok(Answer(
+        m.store.propose_as(request, command).await.map_err(ApiError::from)?,
+    ))
 }

@@ -1,14 +1,18 @@
 //! `/v1/nodes`
 
-use axum::extract::{Path, State};
+use axum::{
+    extract::{Path, State},
+    response::{IntoResponse, Response},
+};
 use model::{
     Code, NodeId,
-    api::{Changed, NodeHealth, NodeView},
+    api::{Changed, NodeHealth, NodeView, RoleAnswer, RoleChange},
+    intent::Role,
 };
 
 use super::{
     Shared,
-    answer::{Answer, Fail},
+    answer::{Answer, Body, Fail},
 };
 use crate::daemon::Cluster;
 
@@ -56,7 +60,7 @@ pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<NodeView>
 }
 
 /// By id (`n2`) or host name.
-fn find(c: &Cluster, text: &str) -> Result<NodeId, Fail> {
+pub(super) fn find(c: &Cluster, text: &str) -> Result<NodeId, Fail> {
     let intent = c.intent();
     let by_id = text.parse::<NodeId>().ok().filter(|id| intent.nodes.contains_key(id));
     let mut by_name = intent
@@ -101,4 +105,40 @@ pub(super) async fn remove(State(d): State<Shared>, Path(text): Path<String>) ->
         revision,
         message: format!("{id} is removed; its id is never used again"),
     }))
+}
+
+pub(super) async fn role(
+    State(d): State<Shared>,
+    Path(text): Path<String>,
+    Body(req): Body<RoleChange>,
+) -> Result<Response, Fail> {
+    let c = d.cluster()?;
+    let id = find(&c, &text)?;
+    let m = c.manager()?;
+    let hostname = c
+        .intent()
+        .nodes
+        .get(&id)
+        .map(|n| n.hostname.clone())
+        .unwrap_or_default();
+    let managers = |i: &model::Intent| i.nodes.values().filter(|n| n.role == Role::Manager).count();
+    let (revision, message) = match req.role {
+        Role::Manager => (m.promote(&c, id).await?, format!("{id} ({hostname}) becomes a manager")),
+        Role::Worker if id == c.me && managers(&c.intent()) > 1 => {
+            // The leader cannot take itself out: whoever leads next does.
+            m.transfer(&c.intent(), None).await?;
+            return Ok(super::route::not_leader());
+        }
+        Role::Worker => {
+            let revision = m.demote(&c.intent(), id, req.force).await?;
+            (revision, format!("{id} ({hostname}) becomes a worker"))
+        }
+    };
+    let answer = RoleAnswer {
+        node: id,
+        revision,
+        message,
+        warning: super::cluster::warning(managers(&c.intent())),
+    };
+    Ok(Answer(answer).into_response())
 }

@@ -15,7 +15,7 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use model::{ApiError, Code, NodeId, client::REQUEST_HEADER, client::STALE_HEADER};
+use model::{ApiError, Code, NodeId, api::REQUEST_HEADER, api::STALE_HEADER};
 
 use super::{Fail, Shared, answer::MAX_BODY};
 use crate::{
@@ -57,7 +57,7 @@ fn place(method: &Method, path: &str) -> Place {
         "/v1/cluster/quorum",
     ];
     const NOUNS: &[&str] = &[
-        "/v1/cluster/",
+        "/v1/cluster",
         "/v1/nodes",
         "/v1/networks",
         "/v1/services",
@@ -147,13 +147,16 @@ struct Whole {
 
 async fn whole(req: Request) -> Result<Whole, Fail> {
     let (head, body) = req.into_parts();
-    let body = Limited::new(body, MAX_BODY + super::command::MAX).collect().await.map_err(|e| {
-        Fail::new(
-            Code::Invalid,
-            format!("the body cannot be read: {e}"),
-            format!("at most {MAX_BODY} octets of JSON"),
-        )
-    })?;
+    let body = Limited::new(body, MAX_BODY + super::command::MAX)
+        .collect()
+        .await
+        .map_err(|e| {
+            Fail::new(
+                Code::Invalid,
+                format!("the body cannot be read: {e}"),
+                format!("at most {MAX_BODY} octets of JSON"),
+            )
+        })?;
     let given = head.headers.get(REQUEST_HEADER).map(|v| {
         let id = v.to_str().ok().and_then(|v| u128::from_str_radix(v, 16).ok());
         id.ok_or_else(|| {
@@ -165,7 +168,10 @@ async fn whole(req: Request) -> Result<Whole, Fail> {
         })
     });
     Ok(Whole {
-        path: head.uri.path_and_query().map_or_else(|| "/".to_owned(), |p| p.to_string()),
+        path: head
+            .uri
+            .path_and_query()
+            .map_or_else(|| "/".to_owned(), |p| p.to_string()),
         method: head.method,
         headers: head.headers,
         extensions: head.extensions,
@@ -188,7 +194,11 @@ async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next)
         match now {
             Leader::Me => {
                 let id = RequestId::new(req.id);
-                return REQUEST.scope(id, next.run(req.rebuild())).await;
+                let answer = REQUEST.scope(id, next.clone().run(req.rebuild())).await;
+                // It may say itself that it is another one's now: who is demoted hands the lead over first.
+                if forwarded || !answer.headers().contains_key(NOT_LEADER) {
+                    return answer;
+                }
             }
             _ if forwarded => return not_leader(),
             Leader::Other { node, addr } => match pass(m, node, &addr, &req).await {
@@ -207,13 +217,13 @@ async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next)
 }
 
 impl Whole {
-    fn rebuild(self) -> Request {
-        let mut req = Request::new(Body::from(self.body));
-        *req.method_mut() = self.method;
+    fn rebuild(&self) -> Request {
+        let mut req = Request::new(Body::from(self.body.clone()));
+        *req.method_mut() = self.method.clone();
         // It came from a request line.
         *req.uri_mut() = self.path.parse().unwrap_or_default();
-        *req.headers_mut() = self.headers;
-        *req.extensions_mut() = self.extensions;
+        *req.headers_mut() = self.headers.clone();
+        *req.extensions_mut() = self.extensions.clone();
         req
     }
 }
@@ -239,7 +249,7 @@ async fn pass(m: &Manager, node: NodeId, addr: &str, req: &Whole) -> std::io::Re
     Ok(answer)
 }
 
-fn not_leader() -> Response {
+pub(super) fn not_leader() -> Response {
     let mut answer = (StatusCode::SERVICE_UNAVAILABLE, "").into_response();
     answer.headers_mut().insert(NOT_LEADER, HeaderValue::from_static("1"));
     answer
@@ -256,7 +266,9 @@ pub(super) fn no_leader(c: &Cluster, m: &Manager, last: &str) -> ApiError {
         message.push_str(&format!(" (last tried: {last})"));
     }
     let hint = match q.reachable < q.quorum {
-        true => "netctl cluster members, and start the managers that are away; if they are lost for good: netctl cluster init --force-new",
+        true => {
+            "netctl cluster members, and start the managers that are away; if they are lost for good: netctl cluster init --force-new"
+        }
         false => "again in a moment; netctl cluster members",
     };
     ApiError::new(Code::Unavailable, message, hint)

@@ -51,7 +51,13 @@ pub(super) async fn status(State(d): State<Shared>) -> Result<Answer<Status>, Fa
     let converged = c.progress(intent.revision).await.ok().map(|p| p.converged);
     let mut problems = reconciled.problems.clone();
     problems.extend(d.problems());
-    if converged.is_none() {
+    problems.extend(
+        c.role_problem()
+            .map(|why| format!("this node's role is not carried out yet: {why}")),
+    );
+    if let Some(m) = c.manager_now() {
+        problems.extend(super::cluster::quorum_of(&c, &m).problem);
+    } else if converged.is_none() {
         problems.push("no manager is reached: what stands here is this node's last view".to_owned());
     }
     Ok(Answer(Status {

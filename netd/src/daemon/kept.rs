@@ -1,8 +1,13 @@
 //! What this node keeps on disk beside log, identity and gossip: its address, the last intent, the log's key.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use model::{ApiError, Code, Intent};
+use cluster::{log::LogError, manager::ManagerError};
+use model::{ApiError, Intent, intent::Role};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -10,9 +15,14 @@ use super::internal;
 use crate::{
     config::Config,
     manager::FirstCommand,
-    store::{Store, nobody},
+    peers::Peers,
+    store::{Store, StoreError, Transport},
 };
 
+/// Between two writes of the last view on a worker.
+const KEEP: Duration = Duration::from_millis(200);
+/// The same on a manager.
+const KEEP_MANAGER: Duration = Duration::from_secs(5);
 /// The last view of the intent, for a start without managers.
 const INTENT: &str = "intent.json";
 /// Addresses of this node: attributes, not identity.
@@ -38,26 +48,91 @@ impl Place {
     }
 }
 
-pub(super) async fn open_store(state: &std::path::Path, first: Option<FirstCommand>) -> Result<Store, ApiError> {
-    let dir = state.join("raft");
-    let key = log_key(state)?;
+/// An open log, and where its messages to other managers will go.
+pub(super) struct Log {
+    pub(super) store: Store,
+    pub(super) transport: Arc<OnceLock<Peers>>,
+}
+
+/// The log that is here; none: this node has no manager's part now.
+///
+/// One that is damaged while there are other managers is laid aside: this node gets theirs, as a new voter.
+pub(super) async fn open_log(config: &Config, first: Option<FirstCommand>) -> Result<Option<Log>, ApiError> {
+    let (dir, state) = (config.log_dir(), config.node.state_dir.clone());
+    let key = log_key(&state)?;
+    let (transport, send) = transport();
     let opened = tokio::task::spawn_blocking(move || match first {
-        Some(f) => Store::create(&dir, key, f.command, nobody()).map(Some),
-        None => Store::open(&dir, key, nobody()),
+        Some(f) => Store::create(&dir, key, f.command, send).map(Some),
+        None => Store::open(&dir, key, send).or_else(|e| match e {
+            StoreError::Manager(ManagerError::Log(LogError::Damaged { .. })) if others_manage(&state) => {
+                tracing::error!("{e}; going on without it: the other managers have the same log, and will send it");
+                lay_aside(&dir).map(|()| None)
+            }
+            e => Err(e),
+        }),
     });
     match opened.await.map_err(|e| internal("the log", e))? {
-        Ok(Some(s)) => Ok(s),
-        Ok(None) => Err(ApiError::new(
-            Code::Internal,
-            format!("the log is missing in {}", state.display()),
-            "restore it, or netctl cluster leave --force and begin anew",
-        )),
+        Ok(store) => Ok(store.map(|store| Log { store, transport })),
         Err(e) => Err(internal("the log", e)),
     }
 }
 
+/// An empty log under an id that has never voted; what lies there is wiped.
+pub(super) async fn join_log(config: &Config, id: u64) -> Result<Log, ApiError> {
+    forget_log(config)?;
+    let dir = config.log_dir();
+    let key = log_key(&config.node.state_dir)?;
+    let (transport, send) = transport();
+    let made = tokio::task::spawn_blocking(move || Store::join(&dir, key, id, send));
+    let store = made.await.map_err(|e| internal("the log", e))?;
+    Ok(Log {
+        store: store.map_err(|e| internal("the log", e))?,
+        transport,
+    })
+}
+
+/// Wipes the log of a node that is no manager, or that begins anew.
+pub(super) fn forget_log(config: &Config) -> Result<(), ApiError> {
+    Store::wipe(&config.log_dir()).map_err(|e| internal("the old log cannot be wiped", e))
+}
+
+/// The log's messages go to whoever is put here.
+fn transport() -> (Arc<OnceLock<Peers>>, Transport) {
+    let to: Arc<OnceLock<Peers>> = Arc::default();
+    let send: Transport = Box::new({
+        let to = to.clone();
+        move |m| {
+            if let Some(peers) = to.get() {
+                peers.send(m);
+            }
+        }
+    });
+    (to, send)
+}
+
+/// Whether the last view names managers beside this node.
+fn others_manage(state: &std::path::Path) -> bool {
+    let managers = |i: &Intent| i.nodes.values().filter(|n| n.role == Role::Manager).count();
+    last_intent(state).is_some_and(|i| managers(&i) > 1)
+}
+
+/// Renames a damaged log: nothing that might still be read by a person is deleted.
+fn lay_aside(dir: &std::path::Path) -> Result<(), StoreError> {
+    let mut aside = dir.as_os_str().to_owned();
+    aside.push(".damaged");
+    let aside = std::path::PathBuf::from(aside);
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => std::fs::rename(dir, &aside),
+    };
+    moved.map_err(|source| StoreError::Folder {
+        dir: aside.display().to_string(),
+        source,
+    })
+}
+
 /// Key that the log's records are sealed with: made once, beside the node's own key.
-fn log_key(state: &std::path::Path) -> Result<[u8; 32], ApiError> {
+pub(super) fn log_key(state: &std::path::Path) -> Result<[u8; 32], ApiError> {
     let dir = state.join("identity");
     let path = dir.join("log.key");
     match std::fs::read(&path) {
@@ -82,19 +157,31 @@ pub(super) fn last_intent(state: &std::path::Path) -> Option<Arc<Intent>> {
         .ok()
 }
 
-/// Keeps the last view on disk: a worker that reboots without managers goes on from it.
-pub(super) async fn keep_intent(state: std::path::PathBuf, mut intent: watch::Receiver<Arc<Intent>>) {
-    while intent.changed().await.is_ok() {
+/// Keeps the last view on disk. `managed`: whether this node is a manager, and has it in the log too.
+pub(super) async fn keep_intent(
+    state: std::path::PathBuf,
+    mut intent: watch::Receiver<Arc<Intent>>,
+    managed: impl Fn() -> bool,
+) {
+    let mut written = last_intent(&state).map_or(0, |i| i.revision);
+    loop {
         let now = intent.borrow_and_update().clone();
-        let path = state.join(INTENT);
-        let written = tokio::task::spawn_blocking(move || {
-            let bytes = serde_json::to_vec(&*now).map_err(std::io::Error::other)?;
-            crate::disk::write_atomic(&path, &bytes, 0o600)
-        });
-        if let Ok(Err(e)) = written.await {
-            tracing::warn!("{INTENT} cannot be kept: {e}");
+        if now.revision != written {
+            let path = state.join(INTENT);
+            written = now.revision;
+            let done = tokio::task::spawn_blocking(move || {
+                let bytes = serde_json::to_vec(&*now).map_err(std::io::Error::other)?;
+                crate::disk::write_atomic(&path, &bytes, 0o600)
+            });
+            if let Ok(Err(e)) = done.await {
+                tracing::warn!("{INTENT} cannot be kept: {e}");
+                written = 0;
+            }
         }
-        // A burst of changes is one write.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // A burst of changes is one write; a manager's disk has the log to sync.
+        tokio::time::sleep(if managed() { KEEP_MANAGER } else { KEEP }).await;
+        if intent.changed().await.is_err() {
+            return;
+        }
     }
 }

@@ -14,7 +14,7 @@ mod token;
 
 pub use ca::{CERTIFICATE_DAYS, ClusterSecrets, Csr};
 pub use node::{Credentials, NodeKey};
-pub use tls::{PeerId, Tls, admit, admit_manager, admit_node, connect_pinned};
+pub use tls::{PeerId, Tls, admit, admit_manager, admit_node, certified_role, connect_pinned};
 pub use token::{Gate, SECRET, Token};
 
 use model::ids::NodeId;

@@ -234,6 +234,15 @@ impl PeerId {
     }
 }
 
+/// The role in a certificate, PEM.
+pub fn certified_role(pem: &str) -> Result<Role, IdentityError> {
+    let chain = pem_list(pem)?;
+    let leaf = chain
+        .first()
+        .ok_or(IdentityError::NotOurs("its certificate is empty"))?;
+    Ok(PeerId::read(leaf)?.role)
+}
+
 /// Connects to a manager of which only the digest of its CA is known. Gives the CA's certificate (DER) too. The peer
 /// must be a manager.
 pub async fn connect_pinned(

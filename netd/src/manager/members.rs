@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Weak},
+    sync::Weak,
     time::{Duration, Instant},
 };
 
@@ -222,7 +222,7 @@ impl Drop for Leaving<'_> {
     }
 }
 
-fn known_node(intent: &Arc<Intent>, node: NodeId) -> Result<&model::intent::Node, ApiError> {
+fn known_node(intent: &Intent, node: NodeId) -> Result<&model::intent::Node, ApiError> {
     let found = intent.nodes.get(&node);
     found.ok_or_else(|| ApiError::new(Code::NotFound, format!("there is no node {node}"), "netctl node ls"))
 }

@@ -72,8 +72,14 @@ pub struct Joined {
     pub seen: IpAddr,
 }
 
-/// Joins the cluster of a manager. Trying again with the same key gives the same node.
-pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str) -> Result<Joined, JoinError> {
+/// Joins the cluster of a manager; `rpc` is where this node would be one. Trying again with the same key gives the same node.
+pub async fn join(
+    token: &Token,
+    addr: SocketAddr,
+    key: &NodeKey,
+    hostname: &str,
+    rpc: SocketAddr,
+) -> Result<Joined, JoinError> {
     let connect = |why: String| JoinError::Connect { addr, why };
     let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
     let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
@@ -84,6 +90,7 @@ pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str
         secret: token.secret.to_vec(),
         csr: key.csr(hostname)?,
         hostname: hostname.to_owned(),
+        rpc: Some(rpc.to_string()),
     };
     let talk = async {
         frame::write(&mut stream, &request).await?;

@@ -20,6 +20,9 @@ pub(super) struct JoinRequest {
     pub(super) csr: String,
     /// Host name.
     pub(super) hostname: String,
+    /// Where it would serve the managers' RPC, `ip:port`.
+    #[serde(default)]
+    pub(super) rpc: Option<String>,
 }
 
 /// The answer to it.
@@ -74,7 +77,7 @@ pub(crate) enum ToManager {
 
 /// What a node may ask for.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) enum Request {
+pub(crate) enum Request {
     /// One more address block.
     NeedBlock { vni: Vni },
     /// A read of the manager's memory.

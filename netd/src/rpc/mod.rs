@@ -31,7 +31,7 @@ use model::{
     ids::{NodeId, Vni},
     intent::{Intent, Role},
 };
-pub use renew::keep_credentials;
+pub use renew::{certify, keep_credentials};
 use tokio::sync::watch;
 pub use uplink::{Local, Uplink, UplinkConfig};
 
@@ -65,6 +65,8 @@ pub struct Newcomer {
     pub role: Role,
     /// Public key, 32 octets.
     pub key: Vec<u8>,
+    /// Where it would serve the managers' RPC, `ip:port`.
+    pub rpc: Option<String>,
 }
 
 /// A connection whose peer showed its certificate.

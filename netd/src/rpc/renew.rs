@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::Uplink;
-use crate::identity::{CERTIFICATE_DAYS, Credentials, IdentityError, NodeKey, Tls};
+use model::intent::Role;
+
+use crate::identity::{CERTIFICATE_DAYS, Credentials, IdentityError, NodeKey, Tls, certified_role};
 
 /// Pause between looks at the certificate's end, and between tries.
 const LOOK: Duration = Duration::from_secs(3600);
@@ -49,15 +51,29 @@ fn update(state_dir: &Path, change: impl FnOnce(&mut Credentials)) -> Result<Opt
     Ok(Some(c))
 }
 
-async fn renew(uplink: &Uplink, state_dir: &Path, key: &NodeKey, tls: &Tls) -> anyhow::Result<()> {
+async fn renew(uplink: &Uplink, state_dir: &Path, key: &NodeKey, tls: &Tls) -> anyhow::Result<Role> {
     let (certificate, ca) = uplink.renew(key.csr("netd")?).await?;
+    let role = certified_role(&certificate)?;
     let new = update(state_dir, |c| {
         c.certificate = certificate;
         c.ca = ca;
+        c.role = role;
     })?;
     if let Some(c) = new {
         tls.replace(&c, key)?;
-        tracing::info!("the certificate was renewed");
+        tracing::info!(?role, "the certificate was renewed");
     }
-    Ok(())
+    Ok(role)
+}
+
+/// Sees to it that the certificate says a role: renews it if it says another.
+pub async fn certify(uplink: &Uplink, state_dir: &Path, key: &NodeKey, tls: &Tls, role: Role) -> anyhow::Result<()> {
+    match Credentials::load(state_dir)? {
+        Some(c) if c.role != role => {}
+        _ => return Ok(()),
+    }
+    match renew(uplink, state_dir, key, tls).await? {
+        got if got != role => anyhow::bail!("the manager that was asked gives another role"),
+        _ => Ok(()),
+    }
 }

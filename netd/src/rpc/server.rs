@@ -135,6 +135,7 @@ impl Hub {
             hostname: r.hostname,
             role,
             key: csr.key().to_vec(),
+            rpc: r.rpc.filter(|_| role == Role::Manager),
         };
         let node = self.port.add_node(newcomer).await?;
         let intent = self.port.intent().borrow().clone();

@@ -81,6 +81,7 @@ pub struct Uplink {
     held: watch::Receiver<u64>,
     keys: watch::Receiver<Vec<Key>>,
     prefer: watch::Sender<Option<SocketAddr>>,
+    leader: watch::Receiver<Option<NodeId>>,
 }
 
 impl Uplink {
@@ -93,6 +94,7 @@ impl Uplink {
         let held = watch::Sender::new(0);
         let keys = watch::Sender::new(Vec::new());
         let prefer = watch::Sender::new(None);
+        let leader = watch::Sender::new(None);
         let handle = Uplink {
             report: report.clone(),
             requests,
@@ -100,6 +102,7 @@ impl Uplink {
             held: held.subscribe(),
             keys: keys.subscribe(),
             prefer: prefer.clone(),
+            leader: leader.subscribe(),
         };
         let run = Run {
             config,
@@ -110,6 +113,7 @@ impl Uplink {
             held,
             keys,
             preferred: prefer.subscribe(),
+            leader,
             resync: false,
             hint: None,
             pending: BTreeMap::new(),
@@ -171,6 +175,11 @@ impl Uplink {
         self.prefer.send_replace(Some(addr));
     }
 
+    /// Who leads the managers, as far as the one at the other end knows.
+    pub fn leader(&self) -> Option<NodeId> {
+        *self.leader.borrow()
+    }
+
     /// Whether a manager is reached.
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.connected.clone()
@@ -214,7 +223,8 @@ fn odd() -> ApiError {
     )
 }
 
-type Stream = tokio_rustls::client::TlsStream<TcpStream>;
+/// A stream, and the manager at its end.
+type Stream = (tokio_rustls::client::TlsStream<TcpStream>, NodeId);
 type Pending = (Request, oneshot::Sender<std::result::Result<Reply, ApiError>>);
 
 /// How a stream ended well.
@@ -236,6 +246,7 @@ struct Run {
     held: watch::Sender<u64>,
     keys: watch::Sender<Vec<Key>>,
     preferred: watch::Receiver<Option<SocketAddr>>,
+    leader: watch::Sender<Option<NodeId>>,
     /// An increment did not fit: ask for the whole intent.
     resync: bool,
     /// Where the leader is said to be.
@@ -251,6 +262,7 @@ impl Run {
         while !self.waiting.is_closed() {
             let ended = self.once(&mut pause).await;
             self.connected.send_replace(false);
+            self.leader.send_replace(None);
             match ended {
                 Ok(true) => {}
                 Ok(false) => return,
@@ -302,7 +314,7 @@ impl Run {
                 let hub = l.hub;
                 let base = self.base();
                 let stream = hub.local(self.config.me, base.revision, self.config.version.clone());
-                self.stream(stream, base, None, pause).await?
+                self.stream(stream, base, (None, self.config.me), pause).await?
             }
             None => {
                 let (stream, addr) = self.connect().await?;
@@ -327,14 +339,14 @@ impl Run {
         }
     }
 
-    async fn greet(&mut self, mut stream: Stream, addr: SocketAddr, pause: &mut Duration) -> Result<End> {
+    async fn greet(&mut self, (mut stream, node): Stream, addr: SocketAddr, pause: &mut Duration) -> Result<End> {
         let base = self.base();
         let hello = ToManager::Hello {
             revision: base.revision,
             version: self.config.version.clone(),
         };
         write(&mut stream, &hello).await?;
-        self.stream(stream, base, Some(addr), pause).await
+        self.stream(stream, base, (Some(addr), node), pause).await
     }
 
     /// Tries every manager that is known: the leader first, the others in any order.
@@ -367,13 +379,13 @@ impl Run {
         Err(last)
     }
 
-    /// A stream from its greeting on. `base` is the intent that the manager knows this node to have, `addr` where the
-    /// manager is; none: in this process.
+    /// A stream from its greeting on. `base` is the intent that the manager knows this node to have, then come the manager's
+    /// address (none: in this process) and node.
     async fn stream<S>(
         &mut self,
         stream: S,
         mut base: Arc<Intent>,
-        addr: Option<SocketAddr>,
+        (addr, node): (Option<SocketAddr>, NodeId),
         pause: &mut Duration,
     ) -> Result<End>
     where
@@ -382,6 +394,8 @@ impl Run {
         let (rd, mut wr) = tokio::io::split(stream);
         let mut messages = read_all::<ToNode>(rd, MAX_DOWN);
         self.reports.mark_changed();
+        // It says so at once if it does not lead.
+        self.leader.send_replace(Some(node));
         self.preferred.borrow_and_update();
         self.pending.retain(|_, (_, tx)| !tx.is_closed());
         for (id, (request, _)) in &self.pending {
@@ -416,6 +430,7 @@ impl Run {
                         }
                         ToNode::Ask { id, ask } => self.ask(id, ask, answers_tx.clone()),
                         ToNode::Leader { node, addr: to } => {
+                            self.leader.send_replace(Some(node));
                             if node != self.config.me && let Ok(to) = to.parse() {
                                 self.hint = Some(to);
                                 self.approach(to, addr, &mut better);
@@ -550,7 +565,7 @@ async fn open(tls: &Tls, intent: &Intent, addr: SocketAddr) -> Result<Stream> {
         if newest.is_some_and(|n| peer.node <= *n) {
             admit_node(intent, &peer).map_err(Error::other)?;
         }
-        Ok(stream)
+        Ok((stream, peer.node))
     };
     timeout(HANDSHAKE, one)
         .await

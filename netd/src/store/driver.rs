@@ -88,6 +88,12 @@ impl<D: Disk> Driver<D> {
         Driver::start(manager, transport)
     }
 
+    /// A log that begins with a state from elsewhere.
+    pub(super) fn restore(disk: D, key: &[u8; 32], id: u64, state: &State) -> Result<(), StoreError> {
+        Manager::restore(Duration::ZERO, disk, key, random()?, Options::default(), id, state)?;
+        Ok(())
+    }
+
     /// Goes on from what is on disk. `None`: nothing is.
     pub(super) fn open(disk: D, key: &[u8; 32], transport: Transport) -> Result<Option<Driver<D>>, StoreError> {
         let Some(found) = Manager::open(Duration::ZERO, disk, key, random()?, Options::default())? else {
@@ -194,7 +200,10 @@ impl<D: Disk> Driver<D> {
                 self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
                 // Who sent it was checked against its certificate.
                 let from = message.from;
-                self.handle(Input::Message { from, message });
+                self.handle(Input::Message {
+                    from,
+                    message: Box::new(message),
+                });
             }
             Ask::Stop => {}
         }
@@ -283,9 +292,7 @@ impl From<Unanswered> for ProposeError {
                 hint,
             }),
             e @ Unanswered::Unknown { .. } => ProposeError::Unknown(e.to_string()),
-            e @ (Unanswered::Overloaded | Unanswered::DiskFull) => {
-                ProposeError::Unavailable(e.to_string())
-            }
+            e @ (Unanswered::Overloaded | Unanswered::DiskFull) => ProposeError::Unavailable(e.to_string()),
         }
     }
 }
