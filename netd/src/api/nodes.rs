@@ -1,7 +1,7 @@
 //! `/v1/nodes`
 
 use axum::{
-    extract::{Path, State},
+    extract::{Path, Query, State},
     response::{IntoResponse, Response},
 };
 use model::{
@@ -9,6 +9,8 @@ use model::{
     api::{Changed, NodeHealth, NodeView, RoleAnswer, RoleChange},
     intent::Role,
 };
+
+use serde::Deserialize;
 
 use super::{
     Shared,
@@ -87,14 +89,25 @@ pub(super) async fn one(State(d): State<Shared>, Path(text): Path<String>) -> Re
         .ok_or_else(|| Fail::new(Code::NotFound, format!("no node {text}"), "netctl node ls"))
 }
 
-pub(super) async fn remove(State(d): State<Shared>, Path(text): Path<String>) -> Result<Answer<Changed>, Fail> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RemoveQuery {
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn remove(
+    State(d): State<Shared>,
+    Path(text): Path<String>,
+    Query(q): Query<RemoveQuery>,
+) -> Result<Answer<Changed>, Fail> {
     let c = d.cluster()?;
     let id = find(&c, &text)?;
-    if c.facts().health.get(&id) == Some(&NodeHealth::Ready) {
+    if id == c.me || (!q.force && c.facts().health.get(&id) == Some(&NodeHealth::Ready)) {
         return Err(Fail::new(
             Code::Conflict,
             format!("{id} is alive"),
-            "netctl cluster leave on that node",
+            format!("netctl cluster leave on that node, or netctl node rm --force {id}"),
         ));
     }
     let (revision, _) = c
