@@ -25,7 +25,9 @@ pub fn form(lab: &Lab, managers: usize) -> anyhow::Result<()> {
     lab.form_cluster()?;
     let more: Vec<&str> = lab.nodes().iter().take(managers).skip(1).map(Host::name).collect();
     if !more.is_empty() {
-        lab.host("n1")?.netctl(&format!("node promote {}", more.join(" ")))?.ok()?;
+        lab.host("n1")?
+            .netctl(&format!("node promote {}", more.join(" ")))?
+            .ok()?;
     }
     all_reached(lab.host("n1")?, managers)
 }
@@ -157,11 +159,13 @@ impl Writers {
                             return;
                         }
                         tries.fetch_add(1, Ordering::Relaxed);
-                        let Some(socket) = sockets.get(at % sockets.len()) else { return };
+                        let Some(socket) = sockets.get(at % sockets.len()) else {
+                            return;
+                        };
                         match http(socket, "PUT", &format!("/v1/services/{name}"), Some(id), "{}") {
                             Ok((200, _)) => break,
-                            // No leader yet, or a daemon that is down: the next one may know better.
-                            Ok((503, _)) | Err(_) => at += 1,
+                            // No leader yet, a worker by now, or a daemon that is down: the next one may know better.
+                            Ok((503 | 421, _)) | Err(_) => at += 1,
                             Ok(other) => {
                                 if let Ok(mut r) = record.lock() {
                                     r.odd.push(format!("{name}: {other:?}"));
@@ -198,7 +202,12 @@ impl Writers {
             if let Some(odd) = record.odd.first() {
                 bail!("an answer that makes no sense: {odd}");
             }
-            let next = record.acknowledged.iter().map(|(_, at)| *at).filter(|at| *at > moment).min();
+            let next = record
+                .acknowledged
+                .iter()
+                .map(|(_, at)| *at)
+                .filter(|at| *at > moment)
+                .min();
             Ok(next.map(|at| at - moment))
         })?;
         Ok(took)

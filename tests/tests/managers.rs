@@ -29,7 +29,10 @@ fn leaders_die_under_writes() {
         ensure!((q.voters, q.quorum, q.tolerated) == (3, 2, 1), "{q:?}");
         let seen = members(n5)?;
         let rtt = seen.iter().filter(|m| m.round_trip_us.is_some()).count();
-        ensure!(rtt == 2 && seen.iter().filter(|m| m.leader).count() == 1, "a worker tells too: {seen:?}");
+        ensure!(
+            rtt == 2 && seen.iter().filter(|m| m.leader).count() == 1,
+            "a worker tells too: {seen:?}"
+        );
         // A worker is told where changes are made, a follower makes them.
         let refused = n5.netctl("network create x")?;
         ensure!(refused.code == 1 && refused.stderr.contains("n1"), "{}", refused.stderr);
@@ -68,7 +71,17 @@ fn leaders_die_under_writes() {
 fn steady(client: &lab::Host, to: &str) -> anyhow::Result<Process> {
     let mut load = client.spawn(
         "steady",
-        &["lab-tool", "tally", "--announce", "--to", to, "--rate", "50", "--duration", "20"],
+        &[
+            "lab-tool",
+            "tally",
+            "--announce",
+            "--to",
+            to,
+            "--rate",
+            "50",
+            "--duration",
+            "20",
+        ],
     )?;
     load.line("ready", Duration::from_secs(5))?;
     Ok(load)
@@ -77,7 +90,9 @@ fn steady(client: &lab::Host, to: &str) -> anyhow::Result<Process> {
 fn report(process: &mut Process) -> anyhow::Result<Tally> {
     let out = process.wait(Duration::from_secs(60))?;
     let json = out.stdout.lines().find(|l| l.starts_with('{'));
-    Ok(serde_json::from_str(json.with_context(|| format!("no report: {}", out.stdout))?)?)
+    Ok(serde_json::from_str(
+        json.with_context(|| format!("no report: {}", out.stdout))?,
+    )?)
 }
 
 #[test]
@@ -122,7 +137,10 @@ fn all_are_killed_at_once_and_one_loses_its_disk() {
         flip(&wiped.folder().join("state/raft"))?;
         wiped.start_netd()?;
         all_reached(leads, 3)?;
-        ensure!(wiped.folder().join("state/raft.damaged").is_dir(), "the damaged log is kept for a look");
+        ensure!(
+            wiped.folder().join("state/raft.damaged").is_dir(),
+            "the damaged log is kept for a look"
+        );
         let log = wiped.netd_log()?;
         ensure!(log.contains("damaged"), "it is told: {log}");
 
@@ -130,7 +148,9 @@ fn all_are_killed_at_once_and_one_loses_its_disk() {
         wiped.stop_netd()?;
         let before = quorum(leads)?;
         ensure!(before.reachable == 2 && before.tolerated == 0, "{before:?}");
-        leads.netctl("cluster update snapshot-interval=50 log-retention=0")?.ok()?;
+        leads
+            .netctl("cluster update snapshot-interval=50 log-retention=0")?
+            .ok()?;
         let writers = Writers::start(&[leads], 2, Duration::ZERO);
         writers.next_after(Instant::now() + Duration::from_secs(3))?;
         wiped.start_netd()?;
@@ -141,7 +161,7 @@ fn all_are_killed_at_once_and_one_loses_its_disk() {
     });
 }
 
-/// Flips a bit in the middle of what was written to a log.
+/// Flips a bit early in what was written to a log: at its very end it would be a write that had not ended.
 fn flip(dir: &std::path::Path) -> anyhow::Result<()> {
     let mut files: Vec<_> = std::fs::read_dir(dir)?.flatten().map(|e| e.path()).collect();
     files.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("log-")));
@@ -149,7 +169,7 @@ fn flip(dir: &std::path::Path) -> anyhow::Result<()> {
     let file = files.last().context("no segment")?;
     let mut bytes = std::fs::read(file)?;
     let written = bytes.iter().rposition(|b| *b != 0).context("an empty segment")?;
-    let at = written / 2;
+    let at = written / 10;
     bytes[at] ^= 0x10;
     std::fs::write(file, bytes)?;
     Ok(())
@@ -181,7 +201,12 @@ fn roles_change_under_writes() {
             let said = by.netctl(&format!("node demote {}", host.name()))?.ok()?;
             ensure!(said.stderr.contains("warning: 2 managers"), "{}", said.stderr);
             eventually("its part to end", SETTLED, || {
-                Ok(!host.folder().join("state/raft").read_dir()?.flatten().any(|f| f.file_name() != "lock"))
+                Ok(!host
+                    .folder()
+                    .join("state/raft")
+                    .read_dir()?
+                    .flatten()
+                    .any(|f| f.file_name() != "lock"))
             })?;
             ensure!(!voters(by)?.contains(host.name()), "it votes no more");
             host.stop_netd()?;
@@ -195,7 +220,11 @@ fn roles_change_under_writes() {
         let alive: Vec<&lab::Host> = vec![n1, n2];
         eventually("n3 to be missed", SETTLED, || Ok(quorum(n1)?.reachable == 2))?;
         let refused = n1.netctl("node demote n2")?;
-        ensure!(refused.code == 1, "demoting one of two that are left: {}", refused.stdout);
+        ensure!(
+            refused.code == 1,
+            "demoting one of two that are left: {}",
+            refused.stdout
+        );
         ensure!(
             refused.stderr.contains("quorum") && refused.stderr.contains("--force"),
             "{}",
@@ -205,9 +234,7 @@ fn roles_change_under_writes() {
         ensure!(refused.stderr.contains("netctl node demote n3"), "{}", refused.stderr);
         // The dead one may go, and then be removed.
         n1.netctl("node demote n3")?.ok()?;
-        eventually("n3's death", SETTLED, || {
-            Ok(n1.netctl("node rm n3")?.success())
-        })?;
+        eventually("n3's death", SETTLED, || Ok(n1.netctl("node rm n3")?.success()))?;
         ensure!(voters(n2)?.len() == 2, "two are left");
 
         // 4. A manager leaves: it is demoted by itself.
@@ -215,14 +242,21 @@ fn roles_change_under_writes() {
         ensure!(status(n2)?.me.is_none(), "n2 is out");
         ensure!(quorum(n1)?.voters == 1, "one is left");
         let nodes: Vec<NodeView> = n4.netctl("node ls -o json")?.json()?;
-        let managers: Vec<&str> = nodes.iter().filter(|n| n.role == Role::Manager).map(|n| n.hostname.as_str()).collect();
+        let managers: Vec<&str> = nodes
+            .iter()
+            .filter(|n| n.role == Role::Manager)
+            .map(|n| n.hostname.as_str())
+            .collect();
         ensure!(managers == ["n1"], "{managers:?}");
         let refused = n1.netctl("cluster leave")?;
-        ensure!(refused.code == 1 && refused.stderr.contains("only manager"), "{}", refused.stderr);
+        ensure!(
+            refused.code == 1 && refused.stderr.contains("only manager"),
+            "{}",
+            refused.stderr
+        );
         drop(alive);
         managers::all_reached(n1, 1)?;
         writers.none_lost(n1)?;
         Ok(())
     });
 }
-
