@@ -5,13 +5,13 @@ use std::{
     net::{Ipv4Addr, Ipv6Addr},
 };
 
-use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{EndpointId, Mac, Name, NodeId, Proto, Vni},
     intent::{Availability, Network, Role, Service},
     row::{Datapath, EndpointState},
+    settings::ClusterSettings,
     spec::PortSpec,
 };
 
@@ -21,8 +21,9 @@ use crate::{
 pub struct ClusterInit {
     /// Address that the others reach this node by; default: the only address that is not loopback.
     pub advertise_addr: Option<String>,
-    /// Pool that networks without a subnet are cut from, in /16s; default 10.128.0.0/9.
-    pub default_pool: Option<Ipv4Net>,
+    /// Settings that the cluster begins with, as `POST /v1/cluster/update` takes them; default: those of the node's
+    /// configuration, then those of [`ClusterSettings`].
+    pub settings: BTreeMap<String, String>,
 }
 
 /// Answer to init.
@@ -454,4 +455,44 @@ pub struct Writes {
     pub total: u64,
     /// Reconciles since netd started.
     pub runs: u64,
+}
+
+/// `GET /v1/cluster`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// Id of the cluster.
+    pub id: String,
+    /// Newest revision known here.
+    pub revision: u64,
+    /// Managers.
+    pub managers: u32,
+    /// Nodes, managers among them.
+    pub nodes: u32,
+    /// Settings as data.
+    pub settings: ClusterSettings,
+    /// Settings as people read and type them, in the order in which they are shown.
+    pub table: Vec<SettingView>,
+}
+
+/// A setting of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingView {
+    /// Key.
+    pub key: String,
+    /// Value now.
+    pub value: String,
+    /// Value when nobody says anything.
+    pub default: String,
+    /// What it may be.
+    pub range: String,
+    /// What it does.
+    pub help: String,
+}
+
+/// `POST /v1/cluster/update`: all of it is carried out, or nothing.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterUpdate {
+    /// Key -> value, as people type them.
+    pub set: BTreeMap<String, String>,
 }

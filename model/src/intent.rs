@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{Name, NodeId, Vni},
+    settings::ClusterSettings,
     spec::{PortSpec, ServiceSpec},
 };
 
@@ -35,6 +36,9 @@ pub struct Intent {
     /// Which certificates and keys count.
     #[serde(default)]
     pub trust: Trust,
+    /// Settings of the cluster.
+    #[serde(default)]
+    pub settings: ClusterSettings,
 }
 
 /// What nodes trust and hold of what managers keep: the part that is no secret. Empty until managers have told it.
@@ -254,6 +258,9 @@ pub struct IntentDelta {
     /// If it has changed.
     #[serde(default)]
     pub trust: Option<Trust>,
+    /// All settings, when one of them changed; always there in a snapshot.
+    #[serde(default)]
+    pub settings: Option<ClusterSettings>,
 }
 
 fn diff<K: Ord + Clone, V: PartialEq + Clone>(old: &BTreeMap<K, V>, new: &BTreeMap<K, V>) -> BTreeMap<K, Option<V>> {
@@ -287,6 +294,8 @@ impl Intent {
             blocks: diff(&self.blocks, &new.blocks),
             placements: diff(&self.placements, &new.placements),
             trust: (self.trust != new.trust).then(|| new.trust.clone()),
+            // Also the defaults are told once: another version may have others.
+            settings: (self.revision == 0 || self.settings != new.settings).then(|| new.settings.clone()),
         }
     }
 
@@ -308,6 +317,9 @@ impl Intent {
         patch(&mut self.placements, delta.placements);
         if let Some(trust) = delta.trust {
             self.trust = trust;
+        }
+        if let Some(settings) = delta.settings {
+            self.settings = settings;
         }
         true
     }

@@ -14,6 +14,7 @@ use crate::{
     node::health_cell,
     output::{Column, Table, cell, column, maybe, wide},
     progress::Progress,
+    settings,
 };
 
 #[derive(Debug, Subcommand)]
@@ -26,9 +27,15 @@ pub(crate) enum Verb {
         /// Address that the others reach this node by; needed where it has several.
         #[arg(long, value_name = "IP[:PORT]")]
         advertise_addr: Option<String>,
-        /// Pool that networks without a subnet are cut from.
-        #[arg(long, value_name = "CIDR", default_value = "10.128.0.0/9")]
-        default_pool: Ipv4Net,
+        /// Pool that networks without a subnet are cut from; default: 10.128.0.0/9.
+        #[arg(long, value_name = "CIDR", alias = "default-pool")]
+        default_addr_pool: Option<Ipv4Net>,
+        /// Prefix length of what is cut from it; default: 16.
+        #[arg(long, value_name = "LENGTH")]
+        default_addr_pool_mask_length: Option<u8>,
+        /// A setting that the cluster begins with, as netctl cluster update takes it; may be repeated.
+        #[arg(long, value_name = "KEY=VALUE", value_parser = settings::pair)]
+        set: Vec<(String, String)>,
         /// How long to wait for netd.
         #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
         timeout: Duration,
@@ -72,6 +79,16 @@ pub(crate) enum Verb {
         #[arg(value_enum)]
         role: TokenRole,
     },
+    /// Show the cluster and its settings.
+    #[command(
+        after_help = "Example:\n  netctl cluster inspect\n  netctl cluster inspect -o wide     ranges and what each setting does"
+    )]
+    Inspect(ListArgs),
+    /// Change settings of the cluster, on all nodes, live.
+    #[command(
+        after_help = "Example:\n  netctl cluster update cert-expiry=720h node-grace=30s\n\nAll of them are changed, or none. netctl cluster inspect -o wide lists the keys and their ranges."
+    )]
+    Update(settings::Update),
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -84,12 +101,18 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
         Verb::Init {
             advertise_addr,
-            default_pool,
+            default_addr_pool,
+            default_addr_pool_mask_length,
+            mut set,
             timeout,
         } => {
+            let flag = |key: &str, value: Option<String>| value.map(|v| (key.to_owned(), v));
+            set.extend(flag("default-addr-pool", default_addr_pool.map(|p| p.to_string())));
+            let mask = default_addr_pool_mask_length.map(|m| m.to_string());
+            set.extend(flag("default-addr-pool-mask-length", mask));
             let body = ClusterInit {
                 advertise_addr,
-                default_pool: Some(default_pool),
+                settings: settings::collect(set)?,
             };
             let answer: ClusterInitAnswer = slow(cx, timeout, "making the cluster", "/v1/cluster/init", &body).await?;
             let sentence = format!(
@@ -138,6 +161,8 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             );
             cx.out.done(&sentence, &answer.token, &answer)
         }
+        Verb::Inspect(list) => settings::inspect(cx, list).await,
+        Verb::Update(args) => settings::update(cx, args).await,
     }
 }
 

@@ -12,6 +12,7 @@ mod node;
 mod output;
 mod progress;
 mod service;
+mod settings;
 mod status;
 mod wait;
 

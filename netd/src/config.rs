@@ -80,7 +80,8 @@ pub struct ClusterSection {
     pub listen: SocketAddr,
     /// UDP and TCP port of gossip. Default 7946.
     pub gossip_port: u16,
-    /// From a node's confirmed death to its slots being placed elsewhere. Default `10s`.
+    /// From a node's confirmed death to its slots being placed elsewhere. Default `10s`. This and the next two are what a
+    /// cluster made on this node begins with; later `netctl cluster update` changes them for all nodes.
     #[serde(deserialize_with = "duration")]
     pub node_grace: Duration,
     /// The same when only its daemon is silent. Default `10m`.

@@ -10,9 +10,9 @@ use std::{
 
 use cluster::state::{Applied, Command, InitCluster, NewNode, Secret};
 use futures_util::future::{BoxFuture, join_all};
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::{IpNet, Ipv6Net};
 use model::{
-    ApiError, Code, Intent, Name, NetworkSpec, NodeId, PortSpec, Vni,
+    ApiError, ClusterSettings, Code, Intent, Name, NetworkSpec, NodeId, PortSpec, Vni,
     api::{Convergence, NodeHealth, NodeProgress, TaskView},
     intent::Role,
 };
@@ -31,8 +31,6 @@ use crate::{
 const ASK: Duration = Duration::from_secs(3);
 /// Between two looks at who is dead for how long.
 const OVERSEE: Duration = Duration::from_millis(500);
-/// Pool that networks without a subnet are cut from (DESIGN, Addresses).
-const DEFAULT_POOL: &str = "10.128.0.0/9";
 
 /// What makes a cluster begin.
 pub struct FirstCommand {
@@ -45,7 +43,7 @@ pub fn found(
     hostname: &str,
     key: &NodeKey,
     rpc: SocketAddr,
-    pool: Option<Ipv4Net>,
+    mut settings: ClusterSettings,
 ) -> Result<(Credentials, FirstCommand), ApiError> {
     let id: [u8; 16] = crate::identity::random()?;
     let cluster: String = id.iter().map(|b| format!("{b:02x}")).collect();
@@ -62,10 +60,9 @@ pub fn found(
         gossip: secrets.gossip.clone(),
         managers: vec![rpc.to_string()],
     };
-    let pool = match pool {
-        Some(p) => p,
-        None => DEFAULT_POOL.parse().map_err(|e| internal("the default pool", e))?,
-    };
+    if settings.default_addr_pool6.is_none() {
+        settings.default_addr_pool6 = Some(random_ula()?);
+    }
     let avoid = crate::reconcile::host::routed_subnets().map_err(|e| internal("routes of this host", e))?;
     let command = InitCluster {
         cluster,
@@ -75,8 +72,7 @@ pub fn found(
             key: key.public().to_vec(),
             rpc: Some(rpc.to_string()),
         },
-        pool,
-        ula: random_ula()?,
+        settings,
         default_network: NetworkSpec::default(),
         avoid: avoid.into_iter().collect(),
         secrets: secrets.to_map().into_iter().map(|(k, v)| (k, Secret(v))).collect(),
@@ -312,8 +308,8 @@ impl Manager {
                 *at = (health, now);
             }
             let grace = match health {
-                NodeHealth::Down => c.config.cluster.node_grace,
-                NodeHealth::DaemonDown => c.config.cluster.daemon_grace,
+                NodeHealth::Down => intent.settings.node_grace(),
+                NodeHealth::DaemonDown => intent.settings.daemon_grace(),
                 NodeHealth::Unknown => continue,
                 NodeHealth::Ready => Duration::ZERO,
             };

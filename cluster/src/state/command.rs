@@ -2,8 +2,9 @@ use std::{collections::BTreeMap, fmt};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
-    ApiError, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
+    ApiError, ClusterSettings, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
     intent::{Availability, Role, Trust},
+    settings::{Change, SettingError},
 };
 use serde::{Deserialize, Serialize};
 
@@ -195,6 +196,8 @@ pub enum Command {
         /// What all nodes are told of them.
         trust: Trust,
     },
+    /// Changes settings of the cluster: all of these, or none.
+    UpdateSettings(Vec<Change>),
 }
 
 /// Body of [`Command::InitCluster`].
@@ -204,10 +207,8 @@ pub struct InitCluster {
     pub cluster: String,
     /// The first manager.
     pub node: NewNode,
-    /// Pool that networks without a subnet are cut from, /8 to /24, in /16s.
-    pub pool: Ipv4Net,
-    /// Random ULA prefix (RFC 4193), /48.
-    pub ula: Ipv6Net,
+    /// First settings. They name an IPv6 pool: a random ULA prefix (RFC 4193), /48.
+    pub settings: ClusterSettings,
     /// The network `default`.
     pub default_network: NetworkSpec,
     /// As for [`Command::CreateNetwork`].
@@ -317,6 +318,12 @@ impl Refusal {
     }
     pub(crate) fn not_found(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
         Refusal::new(Code::NotFound, message, hint)
+    }
+}
+
+impl From<SettingError> for Refusal {
+    fn from(e: SettingError) -> Refusal {
+        Refusal::invalid(e.message, e.hint)
     }
 }
 

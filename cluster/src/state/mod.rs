@@ -12,13 +12,13 @@ mod requests;
 mod roles;
 mod secrets;
 mod services;
+mod settings;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
     Intent, Name, NodeId, Vni,
     intent::{BLOCK, PortKey},
@@ -76,11 +76,9 @@ pub struct State {
     ports: BTreeMap<PortKey, Name>,
 }
 
-/// Where subnets come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where the next subnet is looked for: slices of the pools in the settings, in a circle.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Pools {
-    v4: Ipv4Net,
-    ula: Ipv6Net,
     next_v4: u32,
     next_v6: u32,
 }
@@ -176,6 +174,7 @@ impl State {
             Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
             Command::Join { node, secret } => self.join(index, node, secret),
             Command::ReplaceSecrets { seen, secrets, trust } => self.replace_secrets(index, *seen, secrets, trust),
+            Command::UpdateSettings(changes) => self.update_settings(index, changes),
         }
     }
 
@@ -197,11 +196,6 @@ impl State {
     /// Whether `InitCluster` was applied.
     pub fn is_initialised(&self) -> bool {
         self.pools.is_some()
-    }
-
-    /// Pool that networks without a subnet are cut from.
-    pub fn default_pool(&self) -> Option<Ipv4Net> {
-        self.pools.as_ref().map(|p| p.v4)
     }
 
     /// The intent, to be changed by the entry at `index`.

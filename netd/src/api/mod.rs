@@ -12,6 +12,7 @@ mod nodes;
 mod ports;
 mod serve;
 mod services;
+mod settings;
 mod status;
 mod watch;
 
@@ -43,6 +44,8 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/cluster/leave", post(cluster::leave))
         .route("/v1/cluster/members", get(cluster::members))
         .route("/v1/cluster/token", get(cluster::token))
+        .route("/v1/cluster", get(settings::inspect))
+        .route("/v1/cluster/update", post(settings::update))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::one).delete(nodes::remove))
         .route("/v1/networks", get(networks::list))

@@ -15,9 +15,10 @@ use std::{
 };
 
 use model::{
-    ApiError, Code, Intent,
+    ApiError, ClusterSettings, Code, Intent,
     api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer},
     intent::Role,
+    settings::Change,
 };
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{mpsc, watch};
@@ -163,7 +164,8 @@ impl Daemon {
         let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
         let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
         let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
-        let (credentials, first) = manager::found(&self.hostname, &key, rpc, req.default_pool)?;
+        let settings = self.first_settings(&req)?;
+        let (credentials, first) = manager::found(&self.hostname, &key, rpc, settings)?;
         self.wipe_log()?;
         let entered = async {
             kept::Place { advertise: addr }.save(&self.config)?;
@@ -250,6 +252,23 @@ impl Daemon {
         let cleared = c.clear().await;
         self.wipe()?;
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
+    }
+
+    /// What a new cluster begins with: this node's configuration, then what the request says.
+    fn first_settings(&self, req: &ClusterInit) -> Result<ClusterSettings, ApiError> {
+        let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let cluster = &self.config.cluster;
+        let mut settings = ClusterSettings {
+            node_grace_ms: ms(cluster.node_grace),
+            daemon_grace_ms: ms(cluster.daemon_grace),
+            drain_ack_timeout_ms: ms(cluster.drain_ack_timeout),
+            ..ClusterSettings::default()
+        };
+        for (key, value) in &req.settings {
+            settings.set(&Change::parse(key, value)?)?;
+        }
+        settings.check()?;
+        Ok(settings)
     }
 
     fn refuse_second(&self) -> Result<(), ApiError> {
