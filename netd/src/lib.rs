@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod config;
+pub mod custodian;
 pub mod daemon;
 pub mod disk;
 pub mod dns;

@@ -19,9 +19,10 @@ use model::{
 use tokio::sync::watch;
 
 use crate::{
+    custodian::{self, LogClock},
     daemon::{Cluster, internal},
     gossip::Facts,
-    identity::{ClusterSecrets, Credentials, Csr, NodeKey},
+    identity::{ClusterSecrets, Credentials, Csr, Issued, NodeKey, Signer, Subject, Tls, UnlockKey},
     rpc::{Answer, Ask, Hub, ManagerPort, Newcomer},
     store::{ProposeError, Store},
     tasks::TaskBoard,
@@ -36,6 +37,8 @@ const OVERSEE: Duration = Duration::from_millis(500);
 pub struct FirstCommand {
     /// The first entry of the log.
     pub command: InitCluster,
+    /// With `autolock`: the key that its disk is sealed with.
+    pub unlock: Option<UnlockKey>,
 }
 
 /// A new cluster, decided but not yet written anywhere.
@@ -47,17 +50,27 @@ pub fn found(
 ) -> Result<(Credentials, FirstCommand), ApiError> {
     let id: [u8; 16] = crate::identity::random()?;
     let cluster: String = id.iter().map(|b| format!("{b:02x}")).collect();
-    let secrets = ClusterSecrets::create(&cluster)?;
+    let mut secrets = ClusterSecrets::create(&cluster)?;
+    if settings.autolock {
+        secrets.unlock = Some(UnlockKey::create()?);
+    }
     // The log gives ids from 1 on, so the founder's is known.
     let node = NodeId(1);
-    let certificate = secrets.sign(&Csr::parse(&key.csr(hostname)?)?, &cluster, node, Role::Manager)?;
+    let who = Subject {
+        cluster: cluster.clone(),
+        node,
+        role: Role::Manager,
+    };
+    let life = Duration::from_millis(settings.cert_expiry_ms);
+    let issued = secrets.ca.sign(&Csr::parse(&key.csr(hostname)?)?, &who, life)?;
     let credentials = Credentials {
         cluster: cluster.clone(),
         node,
         role: Role::Manager,
-        certificate,
-        ca: secrets.ca().to_owned(),
-        gossip: secrets.gossip.clone(),
+        certificate: issued.certificate,
+        ca: issued.ca,
+        issuer: issued.issuer,
+        gossip: secrets.gossip.keys().to_vec(),
         managers: vec![rpc.to_string()],
     };
     if settings.default_addr_pool6.is_none() {
@@ -75,9 +88,14 @@ pub fn found(
         settings,
         default_network: NetworkSpec::default(),
         avoid: avoid.into_iter().collect(),
-        secrets: secrets.to_map().into_iter().map(|(k, v)| (k, Secret(v))).collect(),
+        secrets: secrets
+            .to_map()?
+            .into_iter()
+            .filter_map(|(k, v)| Some((k, Secret(v?))))
+            .collect(),
     };
-    Ok((credentials, FirstCommand { command }))
+    let unlock = secrets.unlock;
+    Ok((credentials, FirstCommand { command, unlock }))
 }
 
 /// A random /48 of fd00::/8 (RFC 4193 3.2).
@@ -95,6 +113,8 @@ pub struct Manager {
     pub store: Store,
     /// Nodes' streams.
     pub hub: Hub,
+    /// Log time.
+    pub(crate) clock: LogClock,
     board: Mutex<TaskBoard>,
     rpc: String,
 }
@@ -110,14 +130,16 @@ impl From<ProposeError> for ApiError {
 
 impl Manager {
     /// A manager around its log. The port learns of the cluster later: each needs the other.
-    pub fn new(store: Store, rpc: String) -> (Manager, Arc<Port>) {
+    pub fn new(store: Store, rpc: String, tls: Arc<Tls>) -> (Manager, Arc<Port>) {
         let port = Arc::new(Port {
             store: store.clone(),
+            tls,
             cluster: OnceLock::new(),
         });
         let hub = Hub::new(port.clone());
         (
             Manager {
+                clock: LogClock::new(&store),
                 store,
                 hub,
                 board: Mutex::default(),
@@ -132,13 +154,9 @@ impl Manager {
         Ok(self.store.propose(command).await?)
     }
 
-    fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
-        secrets(&self.store)
-    }
-
-    /// The workers' token and the address to use it at.
-    pub fn worker_token(&self) -> Result<(String, String), ApiError> {
-        Ok((self.secrets()?.token(Role::Worker)?.to_string(), self.rpc.clone()))
+    /// Address that new nodes join at.
+    pub fn rpc(&self) -> &str {
+        &self.rpc
     }
 
     /// How far every node has come.
@@ -323,13 +341,13 @@ impl Manager {
 }
 
 fn secrets(store: &Store) -> Result<ClusterSecrets, ApiError> {
-    let found = store.with(|s| ClusterSecrets::from_map(|name| s.secret(name)));
-    Ok(found?)
+    Ok(custodian::held(store)?.secrets)
 }
 
 /// How the hub reaches the log and the node.
 pub struct Port {
     store: Store,
+    tls: Arc<Tls>,
     cluster: OnceLock<Weak<Cluster>>,
 }
 
@@ -353,6 +371,21 @@ impl ManagerPort for Port {
         secrets(&self.store)
     }
 
+    fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>> {
+        Box::pin(async move {
+            let secrets = secrets(&self.store)?;
+            let intent = self.store.intent().borrow().clone();
+            let signer = Signer {
+                ca: &secrets.ca,
+                tls: &self.tls,
+                outside: &intent.settings.external_ca,
+                life: Duration::from_millis(intent.settings.cert_expiry_ms),
+            };
+            let cluster = intent.cluster.clone();
+            Ok(signer.certify(&csr, &Subject { cluster, node, role }).await?)
+        })
+    }
+
     fn add_node(&self, node: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>> {
         Box::pin(async move {
             if node.role == Role::Manager {
@@ -362,12 +395,15 @@ impl ManagerPort for Port {
                     "netctl cluster token worker",
                 ));
             }
-            let command = Command::AddNode(NewNode {
-                hostname: node.hostname,
-                role: node.role,
-                key: node.key,
-                rpc: None,
-            });
+            let command = Command::Join {
+                node: NewNode {
+                    hostname: node.hostname,
+                    role: node.role,
+                    key: node.key,
+                    rpc: None,
+                },
+                secret: node.secret,
+            };
             match self.store.propose(command).await? {
                 (_, Applied::Node(id)) => Ok(id),
                 (_, other) => Err(internal("joining", format!("the log answered {other:?}"))),

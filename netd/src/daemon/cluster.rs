@@ -22,7 +22,7 @@ use tokio::{
 use super::{
     feeds::{keep_table, meet, newest_intent},
     internal,
-    kept::{Place, keep_intent, last_intent, open_store},
+    kept::{Place, keep_intent, keep_intent_sealed, last_intent, open_store},
     rows::look_who_listens,
 };
 use crate::{
@@ -30,10 +30,10 @@ use crate::{
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, Gossip, GossipConfig},
-    identity::{Credentials, NodeKey, Tls},
+    identity::{About, Credentials, Holding, Issued, NodeKey, Tls, Vault},
     manager::{FirstCommand, Manager},
     reconcile::{self, Kernel, Reconciled, Reconciler},
-    rpc::{self, Managers, Uplink, UplinkConfig},
+    rpc::{self, ManagerPort, Managers, Uplink, UplinkConfig},
     view,
 };
 
@@ -64,6 +64,14 @@ pub struct Cluster {
     endpoints_version: watch::Sender<u64>,
     pub(super) tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
     pub(super) names: DnsServer,
+    /// What this node holds of certificates and keys.
+    pub(super) holding: watch::Sender<Holding>,
+    /// Why its certificate cannot be kept fresh.
+    trouble: watch::Sender<Option<String>>,
+    /// A certificate that this node got by a token, to be taken.
+    pub(super) renewed: watch::Sender<Option<Issued>>,
+    pub(super) vault: Arc<Vault>,
+    pub(super) key: Arc<NodeKey>,
     running: Mutex<JoinSet<()>>,
 }
 
@@ -72,6 +80,7 @@ impl Cluster {
     pub(super) async fn start(
         config: &Config,
         hostname: &str,
+        vault: Arc<Vault>,
         credentials: Credentials,
         first: Option<FirstCommand>,
         known: Option<Arc<Intent>>,
@@ -80,18 +89,8 @@ impl Cluster {
         let state = config.node.state_dir.clone();
         let me = credentials.node;
         let place = Place::load(config)?;
-        let vtep = match (config.datapath.address, place.advertise) {
-            (Some(a), _) => a,
-            (None, IpAddr::V4(a)) => a,
-            (None, IpAddr::V6(_)) => {
-                return Err(ApiError::new(
-                    Code::Unsupported,
-                    "the underlay is IPv4 in this version",
-                    "[datapath] address = an IPv4 address",
-                ));
-            }
-        };
-        let key = NodeKey::load_or_create(&state)?;
+        let vtep = place.vtep(config)?;
+        let key = Arc::new(NodeKey::load_or_create(&vault)?);
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
             let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
@@ -108,11 +107,11 @@ impl Cluster {
         let managers;
         let sink;
         if credentials.role == Role::Manager {
-            let store = open_store(&state, first).await?;
+            let store = open_store(&state, &vault, first).await?;
             intent = store.intent();
             sink = watch::Sender::new(intent.borrow().clone());
             let rpc_addr = SocketAddr::new(place.advertise, config.cluster.listen.port());
-            let (m, p) = Manager::new(store, rpc_addr.to_string());
+            let (m, p) = Manager::new(store, rpc_addr.to_string(), tls.clone());
             let listener = TcpListener::bind(config.cluster.listen).await.map_err(|e| {
                 ApiError::new(
                     Code::Conflict,
@@ -137,7 +136,16 @@ impl Cluster {
                 }
             });
             (manager, port) = (Some(m), Some(p));
+            running.spawn(keep_intent_sealed(state.clone(), vault.clone(), intent.clone()));
         } else {
+            if vault.is_sealed() {
+                // It was a manager once; a worker holds nothing that is worth a person's key.
+                let about = About {
+                    cluster: credentials.cluster.clone(),
+                    node: me,
+                };
+                vault.keep_sealed(None, &about)?;
+            }
             let last = known.or_else(|| last_intent(&state)).unwrap_or_default();
             sink = watch::Sender::new(last);
             intent = sink.subscribe();
@@ -231,9 +239,14 @@ impl Cluster {
             endpoints_version: watch::Sender::new(0),
             tasks: watch::Sender::new(BTreeMap::new()),
             names,
+            holding: watch::Sender::new(rpc::holding(&credentials, &tls)),
+            trouble: watch::Sender::new(None),
+            renewed: watch::Sender::new(None),
+            vault: vault.clone(),
+            key: key.clone(),
             running: Mutex::new(running),
         });
-        if let Some(p) = port {
+        if let Some(p) = &port {
             p.belongs_to(&c);
         }
         c.publish_node();
@@ -242,18 +255,29 @@ impl Cluster {
         c.spawn(c.clone().report());
         c.spawn(c.clone().answer(asked));
         c.spawn(c.clone().keep_names());
+        let custody = rpc::Custody {
+            me,
+            uplink: c.uplink.clone(),
+            vault: vault.clone(),
+            key,
+            tls,
+            intent: c.intent.clone(),
+            own: port.map(|p| p as Arc<dyn ManagerPort>),
+            holding: c.holding.clone(),
+            trouble: c.trouble.clone(),
+            proved: c.renewed.subscribe(),
+        };
         c.spawn({
-            let c = c.clone();
-            async move { rpc::keep_credentials(&c.uplink, &state, &key, &tls).await }
+            let gossip = c.gossip.clone();
+            rpc::keep_credentials(custody, move |keys| gossip.set_keys(keys).map_err(|e| e.to_string()))
         });
-        c.spawn(c.clone().follow_keys());
         if c.manager.is_some() {
             let weak = Arc::downgrade(&c);
             c.spawn({
                 let c = c.clone();
                 async move {
                     if let Some(m) = &c.manager {
-                        m.oversee(weak).await;
+                        tokio::join!(m.oversee(weak.clone()), m.keep_custody(weak, vault));
                     }
                 }
             });
@@ -265,6 +289,11 @@ impl Cluster {
         if let Ok(mut r) = self.running.lock() {
             r.spawn(f);
         }
+    }
+
+    /// Why this node's certificate cannot be kept fresh, if it cannot.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
     }
 
     /// Role of this node.

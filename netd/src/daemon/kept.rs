@@ -1,13 +1,22 @@
 //! What this node keeps on disk beside log, identity and gossip: its address, the last intent, the log's key.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+    time::Duration,
+};
 
 use model::{ApiError, Code, Intent};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::internal;
-use crate::{config::Config, manager::FirstCommand, store::Store};
+use crate::{
+    config::Config,
+    identity::{LOG_KEY, Vault},
+    manager::FirstCommand,
+    store::Store,
+};
 
 /// The last view of the intent, for a start without managers.
 const INTENT: &str = "intent.json";
@@ -28,15 +37,32 @@ impl Place {
             .map_err(|e| internal("this node's address", e))
     }
 
+    /// Where VXLAN is sent to.
+    pub(super) fn vtep(self, config: &Config) -> Result<Ipv4Addr, ApiError> {
+        match (config.datapath.address, self.advertise) {
+            (Some(a), _) => Ok(a),
+            (None, IpAddr::V4(a)) => Ok(a),
+            (None, IpAddr::V6(_)) => Err(ApiError::new(
+                Code::Unsupported,
+                "the underlay is IPv4 in this version",
+                "[datapath] address = an IPv4 address",
+            )),
+        }
+    }
+
     pub(super) fn load(config: &Config) -> Result<Place, ApiError> {
         let bytes = std::fs::read(config.node.state_dir.join(PLACE)).map_err(|e| internal("this node's address", e))?;
         serde_json::from_slice(&bytes).map_err(|e| internal("this node's address", e))
     }
 }
 
-pub(super) async fn open_store(state: &std::path::Path, first: Option<FirstCommand>) -> Result<Store, ApiError> {
+pub(super) async fn open_store(
+    state: &std::path::Path,
+    vault: &Vault,
+    first: Option<FirstCommand>,
+) -> Result<Store, ApiError> {
     let dir = state.join("raft");
-    let key = log_key(state)?;
+    let key = log_key(vault)?;
     let opened = tokio::task::spawn_blocking(move || match first {
         Some(f) => Store::create(&dir, key, f.command).map(Some),
         None => Store::open(&dir, key),
@@ -53,20 +79,16 @@ pub(super) async fn open_store(state: &std::path::Path, first: Option<FirstComma
 }
 
 /// Key that the log's records are sealed with: made once, beside the node's own key.
-fn log_key(state: &std::path::Path) -> Result<[u8; 32], ApiError> {
-    let dir = state.join("identity");
-    let path = dir.join("log.key");
-    match std::fs::read(&path) {
-        Ok(bytes) => bytes
+fn log_key(vault: &Vault) -> Result<[u8; 32], ApiError> {
+    match vault.read(LOG_KEY)? {
+        Some(bytes) => bytes
             .try_into()
-            .map_err(|_| internal("the log's key", format!("{} has not 32 octets", path.display()))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            .map_err(|_| internal("the log's key", format!("{LOG_KEY} has not 32 octets"))),
+        None => {
             let key: [u8; 32] = crate::identity::random()?;
-            std::fs::create_dir_all(&dir).map_err(|e| internal("the log's key", e))?;
-            crate::disk::write_atomic(&path, &key, 0o600).map_err(|e| internal("the log's key", e))?;
+            vault.write(LOG_KEY, &key)?;
             Ok(key)
         }
-        Err(e) => Err(internal("the log's key", e)),
     }
 }
 
@@ -82,15 +104,38 @@ pub(super) fn last_intent(state: &std::path::Path) -> Option<Arc<Intent>> {
 pub(super) async fn keep_intent(state: std::path::PathBuf, mut intent: watch::Receiver<Arc<Intent>>) {
     while intent.changed().await.is_ok() {
         let now = intent.borrow_and_update().clone();
-        let path = state.join(INTENT);
-        let written = tokio::task::spawn_blocking(move || {
-            let bytes = serde_json::to_vec(&*now).map_err(std::io::Error::other)?;
-            crate::disk::write_atomic(&path, &bytes, 0o600)
-        });
-        if let Ok(Err(e)) = written.await {
-            tracing::warn!("{INTENT} cannot be kept: {e}");
-        }
+        write_intent(&state, now).await;
         // A burst of changes is one write.
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// The same on a manager, whose view is its log: only a sealed one needs it, for the time when it is locked.
+pub(super) async fn keep_intent_sealed(
+    state: std::path::PathBuf,
+    vault: Arc<Vault>,
+    intent: watch::Receiver<Arc<Intent>>,
+) {
+    let mut written = 0;
+    let mut tick = tokio::time::interval(Duration::from_secs(1));
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let now = intent.borrow().clone();
+        if vault.is_sealed() && now.revision != written {
+            written = now.revision;
+            write_intent(&state, now).await;
+        }
+    }
+}
+
+async fn write_intent(state: &std::path::Path, now: Arc<Intent>) {
+    let path = state.join(INTENT);
+    let written = tokio::task::spawn_blocking(move || {
+        let bytes = serde_json::to_vec(&*now).map_err(std::io::Error::other)?;
+        crate::disk::write_atomic(&path, &bytes, 0o600)
+    });
+    if let Ok(Err(e)) = written.await {
+        tracing::warn!("{INTENT} cannot be kept: {e}");
     }
 }

@@ -179,11 +179,6 @@ impl Root {
         })
     }
 
-    /// Certificate and key as they were kept.
-    pub(super) fn from_parts(cert: String, key: Option<String>) -> Root {
-        Root { cert, key }
-    }
-
     /// Its certificate, PEM.
     pub fn cert(&self) -> &str {
         &self.cert
@@ -258,7 +253,8 @@ impl Root {
         params.not_after = x.validity().not_after.to_datetime();
         let cross = params.signed_by(&public_key(&x)?, &self.issuer()?).map_err(&err)?;
         // Chains are built by comparing names octet by octet.
-        let same = X509Certificate::from_der(cross.der()).is_ok_and(|(_, c)| c.subject().as_raw() == x.subject().as_raw());
+        let same =
+            X509Certificate::from_der(cross.der()).is_ok_and(|(_, c)| c.subject().as_raw() == x.subject().as_raw());
         match same {
             true => Ok(cross.pem()),
             false => Err(bad(WHAT, "its subject cannot be written again")),
@@ -301,7 +297,10 @@ pub(super) fn role_name(role: Role) -> &'static str {
 /// SHA-256 of the first certificate of a PEM, hexadecimal; empty: it has none.
 pub fn fingerprint(pem: &str) -> String {
     let der = CertificateDer::from_pem_slice(pem.as_bytes());
-    der.ok().and_then(|d| pin_of(&d)).map(|pin| hex(&pin)).unwrap_or_default()
+    der.ok()
+        .and_then(|d| pin_of(&d))
+        .map(|pin| hex(&pin))
+        .unwrap_or_default()
 }
 
 /// Lower case.

@@ -314,7 +314,9 @@ impl ClusterSecrets {
         Ok(ClusterSecrets {
             ca: serde_json::from_slice(octets(CA)?).map_err(|e| unreadable(CA, &e.to_string()))?,
             gossip,
-            unlock: unlock.transpose().map_err(|_| unreadable(UNLOCK, "it has another length"))?,
+            unlock: unlock
+                .transpose()
+                .map_err(|_| unreadable(UNLOCK, "it has another length"))?,
             worker: secret(TOKEN_WORKER)?,
             manager: secret(TOKEN_MANAGER)?,
         })

@@ -28,7 +28,7 @@ use super::{
     message::{Answer, Ask, Reply, Report, Request, ToManager, ToNode},
     session::read_all,
 };
-use crate::identity::{Tls, admit};
+use crate::identity::{Issued, PeerId, Tls, admit, known};
 
 /// Pause after the first failure to connect; it doubles with each one.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -135,10 +135,10 @@ impl Uplink {
         }
     }
 
-    /// Asks for a new certificate: certificate and CA, PEM.
-    pub async fn renew(&self, csr: String) -> std::result::Result<(String, String), ApiError> {
+    /// Asks for a new certificate.
+    pub async fn renew(&self, csr: String) -> std::result::Result<Issued, ApiError> {
         match self.request(Request::Renew { csr }).await? {
-            Reply::Certificate { certificate, ca } => Ok((certificate, ca)),
+            Reply::Certificate(issued) => Ok(issued),
             _ => Err(odd()),
         }
     }
@@ -235,16 +235,28 @@ impl Run {
         match self.config.managers.clone() {
             Managers::Local(hub) => {
                 let stream = hub.local(self.config.me);
-                self.stream(stream, pause).await
+                self.stream(stream, None, pause).await
             }
             Managers::Remote { tls, first } => {
-                let stream = self.connect(&tls, &first).await?;
-                self.stream(stream, pause).await
+                let (stream, manager) = self.connect(&tls, &first).await?;
+                let ended = self.stream(stream, Some(manager), pause).await;
+                if let Err(e) = &ended {
+                    tls.note(e);
+                    let refusal = e.get_ref().and_then(|e| e.downcast_ref::<ApiError>());
+                    if refusal.is_some_and(|e| e.code == Code::Forbidden) {
+                        tls.disowned();
+                    }
+                }
+                ended
             }
         }
     }
 
-    async fn connect(&self, tls: &Tls, first: &[SocketAddr]) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    async fn connect(
+        &self,
+        tls: &Tls,
+        first: &[SocketAddr],
+    ) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, PeerId)> {
         let intent = self.config.intent.borrow().clone();
         let known = intent.nodes.values().filter(|n| n.role == Role::Manager);
         let known = known.filter_map(|n| n.rpc.as_ref()?.parse().ok());
@@ -263,10 +275,10 @@ impl Run {
                 if intent.revision > 0 {
                     admit(&intent, &peer).map_err(Error::other)?;
                 }
-                Ok(stream)
+                Ok((stream, peer))
             };
             match timeout(HANDSHAKE, one).await {
-                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Ok(found)) => return Ok(found),
                 Ok(Err(e)) => last = Error::new(e.kind(), format!("{addr}: {e}")),
                 Err(_) => last = Error::new(ErrorKind::TimedOut, format!("{addr}: no answer")),
             }
@@ -274,7 +286,7 @@ impl Run {
         Err(last)
     }
 
-    async fn stream<S>(&mut self, stream: S, pause: &mut Duration) -> Result<()>
+    async fn stream<S>(&mut self, stream: S, manager: Option<PeerId>, pause: &mut Duration) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -304,7 +316,12 @@ impl Run {
                             self.keys.send_replace(keys);
                             self.connected.send_replace(true);
                         }
-                        ToNode::Delta(delta) => self.delta(*delta)?,
+                        ToNode::Delta(delta) => {
+                            self.delta(*delta)?;
+                            // It may tell that the one at the other end is no manager any more.
+                            let now = self.config.intent.borrow().clone();
+                            manager.as_ref().map_or(Ok(()), |m| known(&now, m)).map_err(Error::other)?;
+                        }
                         ToNode::Held { version } => {
                             self.held.send_replace(version);
                         }
