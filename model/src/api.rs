@@ -577,6 +577,9 @@ pub struct CaRotate {
     pub ca_cert: Option<String>,
 }
 
+/// Longest secret that a person types, octets.
+pub const MAX_SECRET_TEXT: usize = 256;
+
 /// `POST /v1/cluster/unlock`.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

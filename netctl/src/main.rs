@@ -7,6 +7,7 @@
 mod cli;
 mod cluster;
 mod endpoint;
+mod identity;
 mod network;
 mod node;
 mod output;

@@ -256,6 +256,7 @@ impl Cluster {
         c.spawn(c.clone().answer(asked));
         c.spawn(c.clone().keep_names());
         let custody = rpc::Custody {
+            held: credentials,
             me,
             uplink: c.uplink.clone(),
             vault: vault.clone(),

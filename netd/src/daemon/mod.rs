@@ -202,7 +202,7 @@ impl Daemon {
         let entered = async {
             kept::Place { advertise: addr }.save(&self.config)?;
             let c = self.enter(credentials.clone(), Some(first), None).await?;
-            credentials.save(&self.vault)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -243,7 +243,7 @@ impl Daemon {
         let entered = async {
             kept::Place { advertise }.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
-            credentials.save(&self.vault)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -291,6 +291,14 @@ impl Daemon {
         let cleared = c.clear().await;
         self.wipe()?;
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
+    }
+
+    /// From now on this node is in the cluster. What was renewed meanwhile stays.
+    fn begin_with(&self, credentials: &Credentials) -> Result<(), ApiError> {
+        match Credentials::load(&self.vault)? {
+            Some(newer) if newer.cluster == credentials.cluster => Ok(()),
+            _ => Ok(credentials.save(&self.vault)?),
+        }
     }
 
     /// What a new cluster begins with: this node's configuration, then what the request says.

@@ -40,6 +40,8 @@ const LONG: Duration = Duration::from_secs(60);
 
 /// What [`keep_credentials`] works with.
 pub struct Custody {
+    /// What is held when it begins.
+    pub held: Credentials,
     /// This node.
     pub me: NodeId,
     /// The way to managers.
@@ -81,14 +83,7 @@ fn pems(all: &str) -> impl Iterator<Item = String> + '_ {
 
 /// Keeps them until it is dropped. `use_keys` puts gossip keys to use.
 pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<(), String> + Send) {
-    let mut held = match Credentials::load(&c.vault) {
-        Ok(Some(held)) => held,
-        Ok(None) => return,
-        Err(e) => {
-            tracing::error!("this node's credentials cannot be kept fresh: {e}");
-            return;
-        }
-    };
+    let mut held = c.held.clone();
     let (mut intent, mut keys, mut connected) = (c.intent.clone(), c.uplink.keys(), c.uplink.connected());
     let mut due = renewal(&c.tls);
     let mut retry = Retry::default();
