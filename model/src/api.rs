@@ -27,7 +27,7 @@ pub struct ClusterInit {
 }
 
 /// Answer to init.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct ClusterInitAnswer {
     /// Id of the cluster.
     pub cluster: String,
@@ -42,8 +42,19 @@ pub struct ClusterInitAnswer {
     pub unlock_key: Option<String>,
 }
 
+impl std::fmt::Debug for ClusterInitAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("ClusterInitAnswer")
+            .field("cluster", &self.cluster)
+            .field("node", &self.node)
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
+}
+
 /// `POST /v1/cluster/join`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterJoin {
     /// Token with the CA's pin and a secret.
@@ -53,6 +64,15 @@ pub struct ClusterJoin {
     /// As at init.
     #[serde(default)]
     pub advertise_addr: Option<String>,
+}
+
+impl std::fmt::Debug for ClusterJoin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("ClusterJoin")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
 }
 
 /// Answer to join.
@@ -75,12 +95,21 @@ pub struct ClusterLeave {
 }
 
 /// `GET /v1/cluster/token?role=worker`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct TokenAnswer {
     /// The token.
     pub token: String,
     /// `ip:port` to join at.
     pub addr: String,
+}
+
+impl std::fmt::Debug for TokenAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("TokenAnswer")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a node is seen.
@@ -510,13 +539,22 @@ pub struct TokenRotate {
 
 /// `POST /v1/cluster/renew`: proves this node anew by a token, when its certificate is too old to be traded in. Its id,
 /// its tasks and its state stay.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterRenew {
     /// Token of the node's role.
     pub token: String,
     /// A manager, `ip[:port]`.
     pub addr: String,
+}
+
+impl std::fmt::Debug for ClusterRenew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("ClusterRenew")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `GET /v1/cluster/custody`: how the CA, the gossip keys and the certificates stand.

@@ -47,7 +47,7 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
     )]
     Join {
-        /// Token, from netctl cluster token worker.
+        /// Token, from netctl cluster token worker; - reads it from standard input.
         token: String,
         /// A manager.
         #[arg(value_name = "IP[:PORT]")]
@@ -144,7 +144,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         } => {
             let what = format!("joining at {addr}");
             let body = ClusterJoin {
-                token,
+                token: identity::typed_token(token)?,
                 addr,
                 advertise_addr,
             };

@@ -67,7 +67,7 @@ pub(crate) enum Ca {
 
 #[derive(Debug, Args)]
 pub(crate) struct Renew {
-    /// Token of this node's role, from netctl cluster token.
+    /// Token of this node's role, from netctl cluster token; - reads it from standard input.
     token: String,
     /// A manager.
     #[arg(value_name = "IP[:PORT]")]
@@ -202,7 +202,7 @@ pub(crate) async fn renew(cx: &Context, args: Renew) -> Run {
     let mut progress = Progress::new(cx.out);
     progress.say(&format!("proving this node anew at {}", args.addr));
     let body = ClusterRenew {
-        token: args.token,
+        token: typed_token(args.token)?,
         addr: args.addr,
     };
     let client = cx.client.clone().with_timeout(args.timeout);
@@ -212,7 +212,7 @@ pub(crate) async fn renew(cx: &Context, args: Renew) -> Run {
 }
 
 pub(crate) async fn unlock(cx: &Context) -> Run {
-    let key = secret("unlock key: ")?;
+    let key = secret("unlock key: ", "netctl cluster unlock < FILE")?;
     let answer: serde_json::Value = cx
         .client
         .clone()
@@ -240,15 +240,17 @@ pub(crate) async fn unlock_key(cx: &Context, args: UnlockKey) -> Run {
     cx.out.done(&sentence, &answer.key, &answer)
 }
 
+/// A token as it was typed; `-`: from standard input, so that it is not seen in the list of processes.
+pub(crate) fn typed_token(text: String) -> Result<String, ApiError> {
+    match text.as_str() {
+        "-" => secret("token: ", "netctl cluster join - ADDR < FILE"),
+        _ => Ok(text),
+    }
+}
+
 /// One line from standard input; typed, it is not shown. Never from the command line: others see that.
-fn secret(prompt: &str) -> Result<String, ApiError> {
-    let failed = |e: io::Error| {
-        ApiError::new(
-            Code::Invalid,
-            format!("no key was read: {e}"),
-            "netctl cluster unlock < FILE",
-        )
-    };
+fn secret(prompt: &str, hint: &str) -> Result<String, ApiError> {
+    let failed = |e: io::Error| ApiError::new(Code::Invalid, format!("nothing was read: {e}"), hint);
     let stdin = io::stdin();
     let hidden = stdin
         .is_terminal()

@@ -105,8 +105,15 @@ fn guesses_are_bounded() {
     assert!(!g.open(t0, a));
     assert!(g.open(t0, b));
     assert!(g.open(t0 + Gate::WINDOW, a));
+    // A host has a whole /64; its neighbours have others.
+    for i in 0..Gate::PER_ADDRESS {
+        g.failed(t0, format!("fd00:1::{i}").parse().unwrap());
+    }
+    assert!(!g.open(t0, "fd00:1::ffff".parse().unwrap()));
+    assert!(g.open(t0, "fd00:1:0:1::1".parse().unwrap()));
     for i in 0..Gate::TOTAL {
-        g.failed(t0, IpAddr::from([198, 18, 1, u8::try_from(i).unwrap()]));
+        let [.., a, b] = i.to_be_bytes();
+        g.failed(t0, IpAddr::from([198, 18, a, b]));
     }
     assert!(!g.open(t0 + Duration::from_secs(1), b));
     assert!(g.open(t0 + Gate::WINDOW, b));

@@ -22,7 +22,10 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
     version::TLS13,
 };
-use tokio::{net::TcpStream, sync::Notify};
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, watch},
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
@@ -92,6 +95,7 @@ struct Bundle {
 pub struct Tls {
     bundle: ArcSwap<Bundle>,
     refused: Notify,
+    replaced: watch::Sender<u64>,
 }
 
 impl std::fmt::Debug for Tls {
@@ -175,13 +179,20 @@ impl Tls {
         Ok(Tls {
             bundle: ArcSwap::from_pointee(Bundle::new(c, key)?),
             refused: Notify::new(),
+            replaced: watch::Sender::new(0),
         })
     }
 
     /// Uses a new certificate or CA from now on.
     pub fn replace(&self, c: &Credentials, key: &NodeKey) -> Result<(), IdentityError> {
         self.bundle.store(Arc::new(Bundle::new(c, key)?));
+        self.replaced.send_modify(|n| *n += 1);
         Ok(())
+    }
+
+    /// Rises with each [`Tls::replace`]: what was refused may be accepted now.
+    pub fn replaced(&self) -> watch::Receiver<u64> {
+        self.replaced.subscribe()
     }
 
     /// When this node's certificate was made, and when it ends.

@@ -111,7 +111,8 @@ fn source(from: IpAddr) -> IpAddr {
     }
 }
 
-/// Bounds how fast secrets can be guessed: an address is let in again a minute after its last failures, and so are all.
+/// Bounds how fast secrets can be guessed: an address is let in again a minute after its last failures. So are all, after
+/// very many, which bounds the memory; a few attackers must not keep good nodes out.
 #[derive(Debug, Default)]
 pub struct Gate {
     failed: BTreeMap<IpAddr, (u32, Instant)>,
@@ -122,7 +123,7 @@ impl Gate {
     /// Failures of one address within [`Gate::WINDOW`].
     pub const PER_ADDRESS: u32 = 5;
     /// Failures of all together within [`Gate::WINDOW`].
-    pub const TOTAL: u32 = 60;
+    pub const TOTAL: u32 = 4096;
     /// See above.
     pub const WINDOW: Duration = Duration::from_secs(60);
 

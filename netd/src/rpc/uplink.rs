@@ -206,6 +206,10 @@ struct Run {
 impl Run {
     async fn forever(mut self) {
         let mut pause = BACKOFF_MIN;
+        let mut replaced = match &self.config.managers {
+            Managers::Remote { tls, .. } => Some(tls.replaced()),
+            Managers::Local(_) => None,
+        };
         while !self.waiting.is_closed() {
             let ended = self.once(&mut pause).await;
             self.connected.send_replace(false);
@@ -218,8 +222,19 @@ impl Run {
             let over = tokio::time::sleep(jitter);
             tokio::pin!(over);
             loop {
+                let renewed = async {
+                    match &mut replaced {
+                        Some(r) => r.changed().await.is_ok(),
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     () = &mut over => break,
+                    // With a new certificate or root it may go better.
+                    true = renewed => {
+                        pause = BACKOFF_MIN;
+                        break;
+                    }
                     // A new report waits for the stream; an error tells that the handles are gone.
                     changed = self.reports.changed() => if changed.is_err() {
                         return;
