@@ -133,3 +133,6 @@ impl ClusterSecrets {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
