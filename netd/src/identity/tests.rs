@@ -10,6 +10,9 @@ use model::{
 
 use super::*;
 
+mod doors;
+mod rotation;
+
 /// A cluster's secrets and a member of it.
 fn member(s: &ClusterSecrets, node: u64, role: Role) -> (NodeKey, Credentials) {
     let key = NodeKey::generate().unwrap();

@@ -385,7 +385,7 @@ impl PeerId {
         PeerId::read(leaf)
     }
 
-    pub(super) fn read(leaf: &CertificateDer<'_>) -> Result<PeerId, IdentityError> {
+    pub(crate) fn read(leaf: &CertificateDer<'_>) -> Result<PeerId, IdentityError> {
         let bad = || IdentityError::NotOurs("its certificate names no node");
         let (_, x) = X509Certificate::from_der(leaf).map_err(|_| bad())?;
         let san = x.subject_alternative_name().ok().flatten().ok_or_else(bad)?;

@@ -159,8 +159,10 @@ impl Hub {
             key: csr.key().to_vec(),
         };
         let node = self.port.add_node(newcomer).await?;
-        let issued = self.port.certify(csr, node, role).await?;
         let intent = self.port.intent().borrow().clone();
+        // The log has the last word, also on this.
+        let role = intent.nodes.get(&node).map_or(role, |n| n.role);
+        let issued = self.port.certify(csr, node, role).await?;
         let managers = intent.nodes.values().filter(|n| n.role == Role::Manager);
         tracing::info!(%node, %from, ?role, "a node has joined");
         Ok(JoinAnswer {

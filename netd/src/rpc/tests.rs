@@ -25,6 +25,9 @@ use crate::identity::{
     CERTIFICATE_LIFE, Credentials, Csr, Holding, Issued, NodeKey, Subject, Tls, Token, connect_pinned,
 };
 
+mod fresh;
+mod peers;
+
 struct Port {
     intent: watch::Sender<Arc<Intent>>,
     secrets: Mutex<ClusterSecrets>,
@@ -63,15 +66,13 @@ impl ManagerPort for Port {
     }
     fn add_node(&self, n: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>> {
         Box::pin(async move {
-            let known = self
-                .intent
-                .borrow()
-                .nodes
-                .iter()
-                .find(|(_, x)| x.key == n.key)
-                .map(|(id, _)| *id);
-            if let Some(id) = known {
-                return Ok(id);
+            let now = self.intent.borrow().clone();
+            match now.nodes.iter().find(|(_, x)| x.key == n.key) {
+                Some((_, known)) if known.role != n.role => {
+                    return Err(ApiError::new(Code::Conflict, "in the cluster with another role", ""));
+                }
+                Some((id, _)) => return Ok(*id),
+                None => {}
             }
             let id = NodeId(self.next.fetch_add(1, Ordering::SeqCst));
             self.change(|i| {
