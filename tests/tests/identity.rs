@@ -1,6 +1,8 @@
 //! Tokens, certificates, the CA and gossip keys change under traffic; who is removed is out; a locked manager goes on
 //! forwarding; a node that was away for longer than its certificate lives comes back with its tasks.
 
+#![allow(clippy::disallowed_methods, reason = "what is promised in seconds is measured")]
+
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
