@@ -15,6 +15,12 @@ use crate::{
     spec::PortSpec,
 };
 
+/// Header of a request: a hexadecimal number that its sender chose. The same one sent again changes nothing again.
+pub const REQUEST_HEADER: &str = "netd-request";
+
+/// Header of an answer that may be old, and why.
+pub const STALE_HEADER: &str = "netd-stale";
+
 /// `POST /v1/cluster/init`: makes a one-manager cluster of this node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -157,6 +163,18 @@ pub struct NodeView {
     pub problems: Vec<String>,
 }
 
+/// A manager's part in Raft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vote {
+    /// It votes.
+    Voter,
+    /// It gets the log, and will vote once it has it.
+    Learner,
+    /// It is to become a manager, and is not heard yet.
+    None,
+}
+
 /// `GET /v1/cluster/members`: a list of these.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MemberView {
@@ -176,6 +194,131 @@ pub struct MemberView {
     pub term: Option<u64>,
     /// Whether it leads.
     pub leader: bool,
+    /// Its part in Raft (managers).
+    #[serde(default)]
+    pub vote: Option<Vote>,
+    /// Last log index applied (managers).
+    #[serde(default)]
+    pub applied: Option<u64>,
+    /// Whether it answers the manager that tells this (managers).
+    #[serde(default)]
+    pub reachable: Option<bool>,
+    /// Time to it and back, microseconds, from the manager that tells this (other managers).
+    #[serde(default)]
+    pub round_trip_us: Option<u64>,
+    /// Why it is not reached, or cannot do its part.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// `GET /v1/cluster/quorum`: whether the cluster can be changed, and what it can bear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuorumView {
+    /// Managers that vote.
+    pub voters: u32,
+    /// Managers that will.
+    pub learners: u32,
+    /// Voters that must agree.
+    pub quorum: u32,
+    /// Voters that answer the manager that tells this, itself among them.
+    pub reachable: u32,
+    /// Voters that may still fail before nothing can be changed any more.
+    pub tolerated: u32,
+    /// Who leads.
+    pub leader: Option<NodeId>,
+    /// Term.
+    pub term: u64,
+    /// Why nothing can be changed now.
+    pub problem: Option<String>,
+    /// What would be better.
+    pub warning: Option<String>,
+}
+
+/// `POST /v1/nodes/NODE/role`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleChange {
+    /// To what.
+    pub role: Role,
+    /// Also if too few of the managers that would be left can be reached.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RoleAnswer {
+    /// Node.
+    pub node: NodeId,
+    /// Revision that holds the change.
+    pub revision: u64,
+    /// What there is to tell.
+    pub message: String,
+    /// What would be better.
+    pub warning: Option<String>,
+}
+
+/// `POST /v1/cluster/transfer`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Transfer {
+    /// Who is to lead, an id or a host name; none: the manager that has most of the log.
+    pub to: Option<String>,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TransferAnswer {
+    /// Who leads now.
+    pub leader: NodeId,
+}
+
+/// `POST /v1/cluster/backup`: a sealed copy of all that the managers know, secrets included.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// Passphrase, or the octets of a key file, base64.
+    pub secret: String,
+}
+
+/// Answer to it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct BackupAnswer {
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Index of the last log entry in it.
+    pub index: u64,
+    /// The file, base64.
+    pub file: String,
+}
+
+/// `POST /v1/cluster/restore`: makes a one-manager cluster of this node from a backup.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// As for the backup.
+    pub secret: String,
+    /// The file, base64.
+    pub file: String,
+    /// As at init.
+    #[serde(default)]
+    pub advertise_addr: Option<String>,
+    /// Also if a manager of that cluster answers.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Answer to a restore and to `POST /v1/cluster/recover`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AloneAnswer {
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Id of this node, now its only manager.
+    pub node: NodeId,
+    /// Revision that it goes on from.
+    pub revision: u64,
+    /// Managers that were; they are workers now.
+    pub former: Vec<String>,
 }
 
 /// `GET /v1/networks`, `GET /v1/networks/NAME`.

@@ -4,14 +4,12 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use ipnet::Ipv4Net;
-use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, MemberView};
+use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave};
 
 use crate::{
-    Run,
+    Run, backup,
     cli::{Context, ListArgs, duration},
-    identity,
-    node::health_cell,
-    output::{Column, Table, cell, column, maybe, wide},
+    identity, managers,
     progress::Progress,
     settings,
 };
@@ -20,9 +18,12 @@ use crate::{
 pub(crate) enum Verb {
     /// Make a cluster with this node as its manager.
     #[command(
-        after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with."
+        after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with. When most managers are lost for good, run\nnetctl cluster init --force-new on one that is left: it goes on alone with all that it knows."
     )]
     Init {
+        /// Begin the cluster that this manager is in anew, with this manager alone: for when most managers are lost for good.
+        #[arg(long, conflicts_with_all = ["advertise_addr", "default_addr_pool", "default_addr_pool_mask_length", "set"])]
+        force_new: bool,
         /// Address that the others reach this node by; needed where it has several.
         #[arg(long, value_name = "IP[:PORT]")]
         advertise_addr: Option<String>,
@@ -77,6 +78,21 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone\n  netctl cluster token manager --rotate"
     )]
     Token(identity::Token),
+    /// Hand the lead over to another manager.
+    #[command(
+        after_help = "Example:\n  netctl cluster transfer n2\n\nA manager that is stopped or leaves does so by itself."
+    )]
+    Transfer(managers::TransferArgs),
+    /// Write all that the managers know, keys included, into a sealed file.
+    #[command(
+        after_help = "Example:\n  head -c 32 /dev/urandom > backup.key\n  netctl cluster backup cluster.netd --key-file backup.key"
+    )]
+    Backup(backup::BackupArgs),
+    /// Make a cluster of this node alone from such a file; its nodes come back by themselves.
+    #[command(
+        after_help = "Example:\n  netctl cluster restore cluster.netd --key-file backup.key\n\nThis node must be in no cluster, and best has the address of a former manager: there the nodes look for one."
+    )]
+    Restore(backup::RestoreArgs),
     /// Show the cluster and its settings.
     #[command(
         after_help = "Example:\n  netctl cluster inspect\n  netctl cluster inspect -o wide     ranges and what each setting does"
@@ -108,6 +124,12 @@ pub(crate) enum Verb {
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
         Verb::Init {
+            force_new: true,
+            timeout,
+            ..
+        } => backup::force_new(cx, timeout).await,
+        Verb::Init {
+            force_new: false,
             advertise_addr,
             default_addr_pool,
             default_addr_pool_mask_length,
@@ -162,15 +184,15 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let answer: serde_json::Value = slow(cx, timeout, "leaving", "/v1/cluster/leave", &body).await?;
             cx.out.done("this node has left its cluster", "", &answer)
         }
-        Verb::Members(list) => {
-            let members: Vec<MemberView> = cx.client.get("/v1/cluster/members").await?;
-            cx.out.table(&members_table(&members), &list.filter)
-        }
+        Verb::Members(list) => managers::members(cx, &list).await,
         Verb::Token(args) => identity::token(cx, args).await,
         Verb::Ca(verb) => identity::ca(cx, verb).await,
         Verb::Unlock => identity::unlock(cx).await,
         Verb::UnlockKey(args) => identity::unlock_key(cx, args).await,
         Verb::Renew(args) => identity::renew(cx, args).await,
+        Verb::Transfer(args) => managers::transfer(cx, args).await,
+        Verb::Backup(args) => backup::backup(cx, args).await,
+        Verb::Restore(args) => backup::restore(cx, args).await,
         Verb::Inspect(list) => settings::inspect(cx, list).await,
         Verb::Update(args) => settings::update(cx, args).await,
     }
@@ -188,44 +210,4 @@ async fn slow<T: serde::de::DeserializeOwned>(
     progress.say(what);
     let client = cx.client.clone().with_timeout(timeout);
     client.post(path, body).await
-}
-
-const MEMBERS: &[Column] = &[
-    column("ID"),
-    column("HOSTNAME"),
-    column("ROLE"),
-    column("HEALTH"),
-    column("ADDRESS"),
-    column("LEADER"),
-    wide("TERM"),
-    wide("LOG"),
-];
-
-fn members_table(members: &[MemberView]) -> Table {
-    let mut table = Table::new(MEMBERS);
-    for m in members {
-        let cells = vec![
-            cell(m.id),
-            cell(&m.hostname),
-            cell(crate::node::role_word(m.role)),
-            health_cell(m.health),
-            maybe(m.addr.as_ref()),
-            cell(if m.leader { "leader" } else { "" }),
-            maybe(m.term),
-            maybe(m.log_index),
-        ];
-        table.row(m.id, cells, m);
-    }
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture;
-
-    #[test]
-    fn members() {
-        insta::assert_snapshot!(fixture::show(&members_table(&fixture::members())));
-    }
 }

@@ -6,17 +6,17 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Weak},
+    sync::Weak,
     time::{Duration, Instant},
 };
 
 use crate::{
     daemon::Cluster,
     identity::{
-        About, CaPhase, ClusterSecrets, GossipPhase, Policy, Root, Seen, UnlockKey, Vault, ca_waits, gossip_waits, next,
+        CaPhase, ClusterSecrets, GossipPhase, Policy, Root, Seen, UnlockKey, Vault, ca_waits, gossip_waits, next,
     },
     manager::Manager,
-    store::{ProposeError, Store},
+    store::Store,
 };
 use cluster::state::{Command, Secret, State};
 use model::{
@@ -105,10 +105,10 @@ impl Manager {
                 secrets: changed(now.old, now.secrets.to_map()?),
                 trust: now.secrets.trust(),
             };
-            match self.store.propose(command).await {
+            match self.propose(command).await {
                 Ok(_) => return Ok(Some(out)),
-                Err(ProposeError::Refused(r)) if r.code == Code::Conflict => {}
-                Err(e) => return Err(e.into()),
+                Err(e) if e.code == Code::Conflict => {}
+                Err(e) => return Err(e),
             }
         }
         Err(ApiError::new(
@@ -238,43 +238,16 @@ impl Manager {
         seen.collect()
     }
 
-    /// Takes the steps that are due, and keeps this manager's disk sealed as the log says. Ends with the cluster.
-    pub async fn keep_custody(&self, c: Weak<Cluster>, vault: Arc<Vault>) {
-        let mut intents = self.store.intent();
-        let mut reports = self.hub.changed();
-        let mut tick = tokio::time::interval(LOOK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                r = intents.changed() => if r.is_err() { return },
-                r = reports.changed() => if r.is_err() { return },
-                _ = tick.tick() => {}
-            }
-            let Some(c) = c.upgrade() else { return };
-            if let Err(e) = self.look_after(&c, &vault).await {
-                tracing::warn!("the cluster's secrets: {}", e.message);
-            }
-            // A burst of reports is one look.
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-
-    async fn look_after(&self, c: &Cluster, vault: &Arc<Vault>) -> Result<(), ApiError> {
+    async fn look_after(&self, c: &Cluster) -> Result<(), ApiError> {
         let intent = c.intent();
         let now = held(&self.store)?;
         let unlock = now.secrets.unlock.clone();
-        if vault_differs(vault, unlock.as_ref()) {
-            let about = About {
-                cluster: intent.cluster.clone(),
-                node: c.me,
-            };
-            let (vault, sealed) = (vault.clone(), unlock.is_some());
-            let done = tokio::task::spawn_blocking(move || vault.keep_sealed(unlock.as_ref(), &about));
-            done.await.map_err(|e| crate::daemon::internal("sealing", e))??;
+        if vault_differs(&c.vault(), unlock.as_ref()) {
+            let sealed = unlock.is_some();
+            c.seal(unlock).await?;
             tracing::info!(sealed, "this manager's keys on disk are as autolock says");
         }
-        let leader = self.store.status().leader;
-        if leader.is_none() || intent.nodes.get(&c.me).and_then(|n| n.raft) != leader {
+        if !self.leads() {
             return Ok(());
         }
         let settings = &intent.settings;
@@ -319,6 +292,37 @@ impl Manager {
         })
         .await?;
         Ok(())
+    }
+}
+
+/// Takes the steps that are due, and keeps this manager's disk sealed as the log says. Ends with the manager's part.
+pub(crate) async fn keep(m: Weak<Manager>, c: Weak<Cluster>) {
+    let Some((mut intents, mut reports)) = m.upgrade().map(|m| (m.store.intent(), m.hub.changed())) else {
+        return;
+    };
+    let mut tick = tokio::time::interval(LOOK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            r = intents.changed() => if r.is_err() { return },
+            r = reports.changed() => if r.is_err() { return },
+            _ = tick.tick() => {}
+        }
+        intents.mark_unchanged();
+        reports.mark_unchanged();
+        let (Some(m), Some(c)) = (m.upgrade(), c.upgrade()) else {
+            return;
+        };
+        // A manager that has just begun has an empty log: it waits for what the others send.
+        if m.store.with(|s| !s.is_initialised()) {
+            continue;
+        }
+        if let Err(e) = m.look_after(&c).await {
+            tracing::warn!("the cluster's secrets: {}", e.message);
+        }
+        drop((m, c));
+        // A burst of reports is one look.
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_types, reason = "no decision is taken here")]
 
 pub mod api;
+pub mod backup;
 pub mod config;
 pub mod custodian;
 pub mod daemon;
@@ -14,8 +15,10 @@ pub mod dns;
 pub mod endpoints;
 pub mod gossip;
 pub mod identity;
+pub mod known;
 pub mod manager;
 pub mod notify;
+pub mod peers;
 pub mod reconcile;
 pub mod rpc;
 pub mod store;

@@ -5,6 +5,7 @@
 mod convert;
 mod memory;
 mod message;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -15,6 +16,7 @@ use rand::{RngExt, SeedableRng, rngs::StdRng};
 
 use memory::Memory;
 pub use message::{Body, Conf, ConfChange, ConfStep, Entry, HardState, Kind, Message, MessageError, Snapshot};
+pub use status::{Progress, Status};
 
 /// How a peer is set up.
 #[derive(Debug, Clone)]
@@ -104,27 +106,6 @@ pub struct After {
     pub committed: Vec<Entry>,
 }
 
-/// What a peer knows of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Status {
-    /// Term.
-    pub term: u64,
-    /// Who leads, if known.
-    pub leader: Option<u64>,
-    /// Whether this node does.
-    pub leads: bool,
-    /// Last entry, committed or not.
-    pub last_index: u64,
-    /// Last entry that is committed.
-    pub commit: u64,
-    /// Last entry that was applied.
-    pub applied: u64,
-    /// Voters.
-    pub voters: Vec<u64>,
-    /// Learners.
-    pub learners: Vec<u64>,
-}
-
 /// Most octets of entries in one message.
 const MAX_MESSAGE: u64 = 1 << 20;
 /// Most messages to one follower under way.
@@ -142,6 +123,8 @@ pub struct Peer {
     /// Term, role and leader when the timeout was drawn.
     drawn_at: (u64, StateRole, u64),
     writing: Option<raft::Ready>,
+    /// A call to stand for election that came before the entries in front of it were written.
+    summons: Option<Message>,
 }
 
 impl Peer {
@@ -181,6 +164,7 @@ impl Peer {
             timeout: 0,
             drawn_at: (0, StateRole::Follower, 0),
             writing: None,
+            summons: None,
         };
         peer.draw();
         Ok(peer)
@@ -193,6 +177,13 @@ impl Peer {
             self.node.tick();
             self.settle();
         }
+        Ok(())
+    }
+
+    /// Lets the followers know at once that the leader lives; nothing elsewhere.
+    pub fn ping(&mut self) -> Result<(), RaftError> {
+        self.idle()?;
+        self.node.ping();
         Ok(())
     }
 
@@ -213,9 +204,17 @@ impl Peer {
         self.idle()?;
         self.admit(m)
             .map_err(|why| RaftError::BadMessage { from: m.from, why })?;
-        if matches!(m.kind, Kind::VoteReply | Kind::PreVoteReply | Kind::TimeoutNow) && self.has_unwritten() {
+        let log = &self.node.raft.raft_log;
+        match m.kind {
             // Cannot be meant: votes are asked for after the write. As good as lost.
-            return Ok(());
+            Kind::VoteReply | Kind::PreVoteReply if self.has_unwritten() => return Ok(()),
+            // Comes right behind the last entries; a change of voters among them would keep this node from standing until
+            // it is applied.
+            Kind::TimeoutNow if self.has_unwritten() || log.committed > log.applied() => {
+                self.summons = Some(m.clone());
+                return Ok(());
+            }
+            _ => {}
         }
         let message = convert::message_in(m).ok_or(RaftError::BadMessage {
             from: m.from,
@@ -235,21 +234,29 @@ impl Peer {
     pub fn propose(&mut self, command: Vec<u8>) -> Result<(), RaftError> {
         self.idle()?;
         self.leads()?;
+        self.stays()?;
         self.node.propose(Vec::new(), command).map_err(|e| match e {
             raft::Error::ProposalDropped => RaftError::Overloaded,
             e => RaftError::Refused(e.to_string()),
         })
     }
 
-    /// Proposes a change of voters; one at a time.
-    pub fn propose_conf(&mut self, change: &ConfChange) -> Result<(), RaftError> {
+    /// Proposes a change of voters; one at a time. Without steps it leaves a joint configuration. Returns the index that
+    /// its entry has.
+    pub fn propose_conf(&mut self, change: &ConfChange) -> Result<u64, RaftError> {
         self.idle()?;
         self.leads()?;
+        self.stays()?;
+        // The library would put an empty entry in its place and say nothing.
+        if self.changing() || (self.conf().outgoing.is_empty() == change.steps.is_empty()) {
+            return Err(RaftError::Refused("another change of the managers is under way".into()));
+        }
         let context =
             convert::conf_context(change).ok_or_else(|| RaftError::Refused("the change cannot be encoded".into()))?;
         self.node
             .propose_conf_change(context, convert::conf_change(change))
-            .map_err(|e| RaftError::Refused(e.to_string()))
+            .map_err(|e| RaftError::Refused(e.to_string()))?;
+        Ok(self.node.raft.raft_log.last_index())
     }
 
     /// Hands leadership to another voter.
@@ -289,6 +296,10 @@ impl Peer {
     /// What is to be done; `None`: nothing. After it, [`Peer::persisted`] comes before anything else.
     pub fn ready(&mut self) -> Result<Option<Ready>, RaftError> {
         self.idle()?;
+        if let Some(m) = self.summons.take() {
+            // All is written and applied now; one whose term is over is passed over.
+            let _ = self.handle(&m);
+        }
         if !self.node.has_ready() {
             return Ok(None);
         }
@@ -387,22 +398,6 @@ impl Peer {
         &self.node.store().conf
     }
 
-    /// Term, leader and so on.
-    pub fn status(&self) -> Status {
-        let raft = &self.node.raft;
-        let conf = self.conf();
-        Status {
-            term: raft.term,
-            leader: (raft.leader_id != 0).then_some(raft.leader_id),
-            leads: raft.state == StateRole::Leader,
-            last_index: raft.raft_log.last_index(),
-            commit: raft.raft_log.committed,
-            applied: raft.raft_log.applied(),
-            voters: conf.voters.clone(),
-            learners: conf.learners.clone(),
-        }
-    }
-
     fn idle(&self) -> Result<(), RaftError> {
         match self.writing {
             Some(_) => Err(RaftError::Busy),
@@ -423,6 +418,14 @@ impl Peer {
         }
         let leader = (raft.leader_id != 0).then_some(raft.leader_id);
         Err(RaftError::NotLeader { leader })
+    }
+
+    /// Whether leadership is not being handed over: what is proposed meanwhile would be dropped.
+    fn stays(&self) -> Result<(), RaftError> {
+        match self.node.raft.lead_transferee {
+            Some(to) => Err(RaftError::NotLeader { leader: Some(to) }),
+            None => Ok(()),
+        }
     }
 
     /// The library draws its election timeout from the thread's own randomness at each change of term, role or leader.

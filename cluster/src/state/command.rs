@@ -162,6 +162,8 @@ pub enum Command {
     },
     /// Replaces (`Some`) or forgets (`None`) what managers keep secret.
     SetSecrets(BTreeMap<String, Option<Secret>>),
+    /// Changes settings of the cluster: all of these, or none.
+    UpdateSettings(Vec<Change>),
     /// Promotes or demotes. The proposer has taken a manager out of Raft's voters before it makes a worker of it. Answer:
     /// [`Applied::Raft`] for a manager.
     SetRole {
@@ -196,8 +198,6 @@ pub enum Command {
         /// What all nodes are told of them.
         trust: Trust,
     },
-    /// Changes settings of the cluster: all of these, or none.
-    UpdateSettings(Vec<Change>),
 }
 
 /// Body of [`Command::InitCluster`].

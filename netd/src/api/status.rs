@@ -56,15 +56,16 @@ pub(super) async fn status(State(d): State<Shared>) -> Result<Answer<Status>, Fa
     let mut problems = reconciled.problems.clone();
     problems.extend(d.problems());
     problems.extend(c.trouble());
-    if let Some(waiting) = c
-        .manager
-        .as_ref()
-        .and_then(|m| m.custody(&c).ok())
-        .and_then(|v| ca_waits(&v))
-    {
+    if let Some(waiting) = c.leading().and_then(|m| m.custody(&c).ok()).and_then(|v| ca_waits(&v)) {
         problems.push(waiting);
     }
-    if converged.is_none() {
+    problems.extend(
+        c.role_problem()
+            .map(|why| format!("this node's role is not carried out yet: {why}")),
+    );
+    if let Some(m) = c.manager_now() {
+        problems.extend(super::cluster::quorum_of(&c, &m).problem);
+    } else if converged.is_none() {
         problems.push("no manager is reached: what stands here is this node's last view".to_owned());
     }
     Ok(Answer(Status {

@@ -87,6 +87,14 @@ impl Cluster {
         mut asked: mpsc::Receiver<(Ask, tokio::sync::oneshot::Sender<Answer>)>,
     ) {
         while let Some((ask, tell)) = asked.recv().await {
+            if ask == Ask::ManagerAddress {
+                let answer = match self.may_listen().await {
+                    Ok(addr) => Answer::Address { addr },
+                    Err(why) => Answer::Failed { why },
+                };
+                let _ = tell.send(answer);
+                continue;
+            }
             let found = tokio::task::spawn_blocking(move || match ask {
                 Ask::PortFree { port, proto } => match sockdiag::holders(proto, port) {
                     Ok(h) => match h.first() {
@@ -98,6 +106,9 @@ impl Cluster {
                     Err(e) => Answer::Failed { why: e.to_string() },
                 },
                 Ask::HostRoutes => routes_answer(reconcile::host::routed_subnets()),
+                Ask::ManagerAddress => Answer::Failed {
+                    why: "answered elsewhere".into(),
+                },
             });
             let _ = tell.send(found.await.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
         }

@@ -44,7 +44,7 @@ impl Daemon {
     }
 
     /// Opens this manager's secrets and goes on in the cluster. A wrong key changes nothing.
-    pub async fn unlock(&self, req: ClusterUnlock) -> Result<(), ApiError> {
+    pub async fn unlock(self: &Arc<Self>, req: ClusterUnlock) -> Result<(), ApiError> {
         let _turn = self.changing.lock().await;
         if self.vault.locked().is_none() {
             return Err(ApiError::new(
@@ -96,13 +96,7 @@ impl Daemon {
 
     /// Seals this manager's disk, or takes the seal away, now.
     pub(crate) async fn seal(&self, c: &Cluster, key: Option<UnlockKey>) -> Result<(), ApiError> {
-        let about = About {
-            cluster: c.intent().cluster.clone(),
-            node: c.me,
-        };
-        let vault = self.vault.clone();
-        let done = tokio::task::spawn_blocking(move || vault.keep_sealed(key.as_ref(), &about)).await;
-        Ok(done.map_err(|e| internal("sealing", e))??)
+        c.seal(key).await
     }
 
     /// A locked manager whose key is lost leaves without being able to tell anybody.
@@ -122,12 +116,31 @@ impl Daemon {
         let c = self.cluster()?;
         let token = req.token.parse()?;
         let to = manager_addr(&req.addr, self.config.cluster.listen.port())?;
-        let (new, _) = rpc::prove_anew(&token, to, &c.key, &self.hostname).await?;
+        let (new, _) = rpc::prove_anew(&token, to, &c.key, &self.hostname, c.rpc_addr()).await?;
         c.proved(new).await
     }
 }
 
 impl Cluster {
+    /// Seals this node's disk under a key, or takes the seal away.
+    pub(crate) async fn seal(&self, key: Option<UnlockKey>) -> Result<(), ApiError> {
+        let about = About {
+            cluster: self.intent().cluster.clone(),
+            node: self.me,
+        };
+        let vault = self.vault.clone();
+        let done = tokio::task::spawn_blocking(move || vault.keep_sealed(key.as_ref(), &about)).await;
+        Ok(done.map_err(|e| internal("sealing", e))??)
+    }
+
+    /// A worker's disk holds nothing that is worth a person's key.
+    pub(super) async fn unseal(&self) -> Result<(), ApiError> {
+        match self.vault.is_sealed() {
+            true => self.seal(None).await,
+            false => Ok(()),
+        }
+    }
+
     /// Takes credentials that are this node's own, newly made.
     async fn proved(&self, new: Credentials) -> Result<(), ApiError> {
         let old =

@@ -9,30 +9,38 @@ mod feeds;
 mod identity;
 mod kept;
 mod locked;
+mod recover;
+mod role;
 mod rows;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use model::{
     ApiError, ClusterSettings, Code, Intent,
-    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer},
+    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, RoleChange},
     intent::Role,
     settings::Change,
 };
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{mpsc, watch};
+use tower::ServiceExt;
 
 pub use cluster::Cluster;
 use locked::Locked;
+pub use recover::backup;
 
 use crate::{
     config::Config,
     identity::{Credentials, Gate, IdentityError, NodeKey, Vault},
     manager, rpc,
 };
+
+/// Longest wait for this node to have heard that it is no manager any more.
+const DEMOTED: Duration = Duration::from_secs(15);
 
 /// The daemon.
 pub struct Daemon {
@@ -169,7 +177,7 @@ impl Daemon {
     }
 
     async fn enter(
-        &self,
+        self: &Arc<Self>,
         credentials: Credentials,
         first: Option<manager::FirstCommand>,
         known: Option<Arc<Intent>>,
@@ -177,11 +185,14 @@ impl Daemon {
         let c = Cluster::start(
             &self.config,
             &self.hostname,
-            self.vault.clone(),
             credentials,
             first,
-            known,
-            self.fatal.clone(),
+            cluster::Enter {
+                known,
+                vault: self.vault.clone(),
+                daemon: Arc::downgrade(self),
+                fatal: self.fatal.clone(),
+            },
         )
         .await?;
         self.cluster.send_replace(Some(c.clone()));
@@ -189,7 +200,7 @@ impl Daemon {
     }
 
     /// Makes a one-manager cluster of this node.
-    pub async fn init(&self, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
+    pub async fn init(self: &Arc<Self>, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
@@ -226,7 +237,7 @@ impl Daemon {
     }
 
     /// Joins the cluster of a manager.
-    pub async fn join(&self, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
+    pub async fn join(self: &Arc<Self>, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let token = req.token.parse()?;
@@ -237,9 +248,10 @@ impl Daemon {
             None => source_towards(to).await?,
         };
         let key = NodeKey::load_or_create(&self.vault)?;
+        let rpc = SocketAddr::new(advertise, self.config.cluster.listen.port());
         let rpc::Joined {
             credentials, intent, ..
-        } = rpc::join(&token, to, &key, &self.hostname).await?;
+        } = rpc::join(&token, to, &key, &self.hostname, rpc).await?;
         let entered = async {
             kept::Place { advertise }.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
@@ -262,30 +274,18 @@ impl Daemon {
     }
 
     /// Leaves: the managers forget this node, the kernel is cleared of what is ours, the state is wiped.
-    pub async fn leave(&self, force: bool) -> Result<(), ApiError> {
+    pub async fn leave(self: &Arc<Self>, force: bool) -> Result<(), ApiError> {
         let _turn = self.changing.lock().await;
         if force && self.vault.locked().is_some() {
             return self.leave_locked().await;
         }
         let c = self.cluster()?;
-        let intent = c.intent();
-        let others = intent.nodes.keys().filter(|n| **n != c.me).count();
-        if c.role() == Role::Manager && others > 0 && !force {
-            return Err(ApiError::new(
-                Code::Conflict,
-                format!("this node is the only manager, and {others} other nodes would be left without one"),
-                "netctl cluster leave on the others first, or netctl cluster leave --force",
-            ));
-        }
-        let told = c.tell_leaving().await;
-        if let Err(e) = told
-            && !force
-        {
-            return Err(ApiError::new(
-                Code::Unavailable,
-                format!("no manager could be told: {e}"),
-                "netctl cluster leave --force (then netctl node rm on a manager)",
-            ));
+        let told = self.say_goodbye(&c, force).await;
+        if let Err(e) = told {
+            if !force {
+                return Err(e);
+            }
+            tracing::warn!("leaving without the managers' leave: {}", e.message);
         }
         self.cluster.send_replace(None);
         let cleared = c.clear().await;
@@ -293,17 +293,71 @@ impl Daemon {
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
     }
 
-    /// From now on this node is in the cluster. What was renewed meanwhile stays.
-    fn begin_with(&self, credentials: &Credentials) -> Result<(), ApiError> {
-        match Credentials::load(&self.vault)? {
-            Some(newer) if newer.cluster == credentials.cluster => Ok(()),
-            _ => Ok(credentials.save(&self.vault)?),
+    /// Tells the managers. A manager is demoted first, so that the others can still agree without it.
+    async fn say_goodbye(self: &Arc<Self>, c: &Arc<Cluster>, force: bool) -> Result<(), ApiError> {
+        let intent = c.intent();
+        let others = intent.nodes.keys().filter(|n| **n != c.me).count();
+        let managers = intent
+            .nodes
+            .iter()
+            .filter(|(id, n)| **id != c.me && n.role == Role::Manager);
+        if c.role() == Role::Manager {
+            if managers.count() == 0 {
+                if others > 0 && !force {
+                    return Err(ApiError::new(
+                        Code::Conflict,
+                        format!("this node is the only manager, and {others} other nodes would be left without one"),
+                        "netctl node promote another one first, or netctl cluster leave --force to end the cluster",
+                    ));
+                }
+                return Ok(());
+            }
+            self.demote_me(c, force).await?;
+        }
+        c.tell_leaving().await.map_err(|e| {
+            ApiError::new(
+                Code::Unavailable,
+                format!("no manager could be told: {e}"),
+                "netctl cluster leave --force (then netctl node rm on a manager)",
+            )
+        })
+    }
+
+    async fn demote_me(self: &Arc<Self>, c: &Arc<Cluster>, force: bool) -> Result<(), ApiError> {
+        let change = RoleChange {
+            role: Role::Worker,
+            force,
+        };
+        let body = serde_json::to_vec(&change).map_err(|e| internal("demoting this node", e))?;
+        let request = axum::http::Request::post(format!("/v1/nodes/{}/role", c.me))
+            .body(axum::body::Body::from(body))
+            .map_err(|e| internal("demoting this node", e))?;
+        // As if it had come on the socket: it goes to whoever leads.
+        let answer = match crate::api::router(self.clone()).oneshot(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        };
+        if !answer.status().is_success() {
+            let body = axum::body::to_bytes(answer.into_body(), 64 << 10)
+                .await
+                .unwrap_or_default();
+            return Err(
+                serde_json::from_slice(&body).unwrap_or_else(|_| internal("demoting this node", "no reason is told"))
+            );
+        }
+        match c.has_role(Role::Worker, DEMOTED).await {
+            true => Ok(()),
+            false => Err(ApiError::new(
+                Code::NotConverged,
+                "the managers have taken this node out, and it has not heard of it",
+                "netctl cluster leave again",
+            )),
         }
     }
 
     /// What a new cluster begins with: this node's configuration, then what the request says.
     fn first_settings(&self, req: &ClusterInit) -> Result<ClusterSettings, ApiError> {
-        let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let cluster = &self.config.cluster;
         let mut settings = ClusterSettings {
             node_grace_ms: ms(cluster.node_grace),
@@ -330,6 +384,14 @@ impl Daemon {
         }
     }
 
+    /// From now on this node is in the cluster. What was renewed meanwhile stays.
+    fn begin_with(&self, credentials: &Credentials) -> Result<(), ApiError> {
+        match Credentials::load(&self.vault)? {
+            Some(newer) if newer.cluster == credentials.cluster => Ok(()),
+            _ => Ok(credentials.save(&self.vault)?),
+        }
+    }
+
     /// Nothing is half-made: after a failed init or join this node is in no cluster.
     async fn undo(&self) {
         if let Some(c) = self.cluster.send_replace(None)
@@ -344,24 +406,18 @@ impl Daemon {
 
     /// A log without credentials is what an init left that did not come to its end.
     fn wipe_log(&self) -> Result<(), ApiError> {
-        match std::fs::remove_dir_all(self.config.node.state_dir.join("raft")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(internal("the old log cannot be wiped", e)),
-            _ => Ok(()),
-        }
+        kept::forget_log(&self.config, &self.vault)
     }
 
     fn wipe(&self) -> Result<(), ApiError> {
         let state = &self.config.node.state_dir;
-        Credentials::remove(&self.vault)?;
         self.wipe_log()?;
         self.vault.wipe()?;
-        for name in ["gossip"] {
-            match std::fs::remove_dir_all(state.join(name)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(internal("the state cannot be wiped", e));
-                }
-                _ => {}
+        match std::fs::remove_dir_all(state.join("gossip")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(internal("the state cannot be wiped", e));
             }
+            _ => {}
         }
         for name in ["intent.json", "endpoints.json", "node.json"] {
             match std::fs::remove_file(state.join(name)) {

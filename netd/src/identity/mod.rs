@@ -23,7 +23,7 @@ pub use custody::{
 pub use external::{Signer, sign_outside};
 pub use node::{Credentials, Issued, NodeKey};
 pub use secrets::{Ca, CaChange, CaPhase, ClusterSecrets, GossipKeys, GossipPhase};
-pub use tls::{PeerId, Tls, admit, binding, connect_pinned, former, known};
+pub use tls::{PeerId, Tls, admit_manager, admit_node, binding, connect_pinned, former, known, manages};
 pub use token::{Gate, SECRET, Token};
 pub use vault::{About, LOG_KEY, UnlockKey, Vault};
 

@@ -190,7 +190,9 @@ fn the_intent_decides_who_is_a_member() {
         key: vec![7; 32],
         until: SystemTime::now() + Duration::from_secs(60),
     };
-    assert!(admit(&i, &peer).is_ok());
+    assert!(admit_node(&i, &peer).is_ok());
+    // Neither the log nor its certificate says so, ...
+    assert!(admit_manager(&i, &peer).is_err());
     for bad in [
         PeerId {
             cluster: "c2".into(),
@@ -205,16 +207,22 @@ fn the_intent_decides_who_is_a_member() {
             ..peer.clone()
         },
         PeerId {
-            role: Role::Manager,
-            ..peer.clone()
-        },
-        PeerId {
             until: SystemTime::now() - Duration::from_secs(1),
             ..peer.clone()
         },
     ] {
-        assert!(admit(&i, &bad).is_err(), "{bad:?}");
+        assert!(admit_node(&i, &bad).is_err(), "{bad:?}");
+        assert!(admit_manager(&i, &bad).is_err(), "{bad:?}");
     }
+    // ... or one of the two alone does.
+    let shown = PeerId {
+        role: Role::Manager,
+        ..peer.clone()
+    };
+    assert!(admit_node(&i, &shown).is_ok() && admit_manager(&i, &shown).is_err());
+    i.nodes.get_mut(&NodeId(3)).unwrap().role = Role::Manager;
+    assert!(admit_manager(&i, &peer).is_err());
+    assert!(admit_manager(&i, &shown).is_ok());
 }
 
 #[tokio::test]

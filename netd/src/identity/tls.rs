@@ -54,9 +54,9 @@ pub struct PeerId {
     pub until: SystemTime,
 }
 
-/// Whether a peer counts as a node of the cluster now: it is in the log with this key and role, and its certificate has
-/// not ended.
-pub fn admit(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+/// Whether a peer counts as a node of the cluster now, with the rights of a worker at least: it is in the log with this
+/// key, and its certificate has not ended.
+pub fn admit_node(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
     known(intent, peer)?;
     match peer.until > SystemTime::now() {
         true => Ok(()),
@@ -64,7 +64,15 @@ pub fn admit(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
     }
 }
 
-/// The same, whenever its certificate ends: for a server that was proved when the connection was made.
+/// Whether a peer counts as a manager now: by its certificate and by the log. One that was demoted keeps its old
+/// certificate for a while, and the rights of a worker.
+pub fn admit_manager(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+    admit_node(intent, peer)?;
+    manages(intent, peer)
+}
+
+/// Whether a node is in the log with this key, whenever its certificate ends: for a server that was proved when the
+/// connection was made.
 pub fn known(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
     if peer.cluster != intent.cluster {
         return Err(IdentityError::NotOurs("its certificate names another cluster"));
@@ -73,14 +81,20 @@ pub fn known(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
         .nodes
         .get(&peer.node)
         .ok_or(IdentityError::NotMember(peer.node))?;
-    if node.key != peer.key {
-        return Err(IdentityError::NotOurs("its key is not the one it joined with"));
+    match node.key == peer.key {
+        true => Ok(()),
+        false => Err(IdentityError::NotOurs("its key is not the one it joined with")),
     }
-    // A manager that became a worker trades in its old certificate first; the log decides.
-    if peer.role == Role::Manager && node.role == Role::Worker {
-        return Err(IdentityError::NotOurs("it is no manager any more"));
+}
+
+/// As [`known`], and both its certificate and the log say that it is a manager.
+pub fn manages(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+    known(intent, peer)?;
+    let role = intent.nodes.get(&peer.node).map(|n| n.role);
+    match peer.role == Role::Manager && role == Some(Role::Manager) {
+        true => Ok(()),
+        false => Err(IdentityError::NotOurs("it is no manager")),
     }
-    Ok(())
 }
 
 struct Bundle {

@@ -72,9 +72,16 @@ pub struct Joined {
     pub seen: IpAddr,
 }
 
-/// Joins the cluster of a manager. Trying again with the same key gives the same node.
-pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str) -> Result<Joined, JoinError> {
-    let (mut credentials, seen) = prove_anew(token, addr, key, hostname).await?;
+/// Joins the cluster of a manager; `rpc` is where this node would be one. Trying again with the same key gives the same
+/// node.
+pub async fn join(
+    token: &Token,
+    addr: SocketAddr,
+    key: &NodeKey,
+    hostname: &str,
+    rpc: SocketAddr,
+) -> Result<Joined, JoinError> {
+    let (mut credentials, seen) = prove_anew(token, addr, key, hostname, rpc).await?;
     let tls = Tls::new(&credentials, key)?;
     let (keys, intent) = timeout(ANSWER, first(&tls, addr))
         .await
@@ -94,6 +101,7 @@ pub async fn prove_anew(
     addr: SocketAddr,
     key: &NodeKey,
     hostname: &str,
+    rpc: SocketAddr,
 ) -> Result<(Credentials, IpAddr), JoinError> {
     let connect = |why: String| JoinError::Connect { addr, why };
     let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
@@ -105,6 +113,7 @@ pub async fn prove_anew(
         secret: token.secret.to_vec(),
         csr: key.csr(hostname)?,
         hostname: hostname.to_owned(),
+        rpc: Some(rpc.to_string()),
     });
     let talk = async {
         frame::write(&mut stream, &request).await?;

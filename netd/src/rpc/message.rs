@@ -42,6 +42,9 @@ pub(super) struct JoinRequest {
     pub(super) csr: String,
     /// Host name.
     pub(super) hostname: String,
+    /// Where it would serve the managers' RPC, `ip:port`.
+    #[serde(default)]
+    pub(super) rpc: Option<String>,
 }
 
 /// The answer to it.
@@ -73,7 +76,7 @@ pub struct Report {
 
 /// Node to manager.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ToManager {
+pub(crate) enum ToManager {
     /// First: what it knows already (0: nothing).
     Hello { revision: u64, version: String },
     /// See [`Report`].
@@ -84,11 +87,20 @@ pub(super) enum ToManager {
     Answer { id: u64, answer: Answer },
     /// Nothing to say.
     Ping,
+    /// First, instead of a hello: a stream of Raft's messages between managers follows ([`crate::peers`]).
+    Raft {
+        /// Id in Raft of the one who says it.
+        from: u64,
+        /// And of the one whom it means.
+        to: u64,
+    },
+    /// First, instead of a hello: HTTP follows, requests that another manager passes on.
+    Http,
 }
 
 /// What a node may ask for.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Request {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Request {
     /// One more address block.
     NeedBlock { vni: Vni },
     /// A read of the manager's memory.
@@ -97,6 +109,9 @@ pub(super) enum Request {
     Renew { csr: String },
     /// To be taken out.
     Leave,
+    /// A manager without a log wants to begin one under its id in Raft: it gets that, or, where that id may have voted
+    /// already, a new one.
+    Raft { old: u64 },
 }
 
 /// What it gets.
@@ -106,6 +121,7 @@ pub(super) enum Reply {
     Query { status: u16, body: String },
     Certificate(Issued),
     Left,
+    Raft { id: u64 },
 }
 
 /// Manager to node.
@@ -123,6 +139,8 @@ pub(super) enum ToNode {
     Reply { id: u64, reply: Result<Reply, ApiError> },
     /// The stream ends, and why.
     Refused(ApiError),
+    /// Who leads the managers now, if it is another one than the sender: what managers hold in memory is there.
+    Leader { node: NodeId, addr: String },
     /// Nothing to say.
     Ping,
 }
@@ -139,6 +157,8 @@ pub enum Ask {
     },
     /// Which subnets its own routes lead to, so that no network overlaps them.
     HostRoutes,
+    /// Where it would serve the managers' RPC, if it were a manager.
+    ManagerAddress,
 }
 
 /// What the node says.
@@ -155,6 +175,11 @@ pub enum Answer {
     Routes {
         /// Without default routes, loopback and netd's own.
         subnets: Vec<ipnet::IpNet>,
+    },
+    /// Answer to [`Ask::ManagerAddress`].
+    Address {
+        /// `ip:port`.
+        addr: std::net::SocketAddr,
     },
     /// It could not be found out.
     Failed {

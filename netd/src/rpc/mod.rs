@@ -6,11 +6,12 @@
 //! is the [`Hub`]: it holds what nodes reported in memory (never in the log) and reaches the log through a
 //! [`ManagerPort`]. Messages are JSON in frames with a length; an unknown message of a newer version is skipped.
 
+mod forward;
 pub(crate) mod frame;
 mod held;
 mod hub;
 mod join;
-mod message;
+pub(crate) mod message;
 mod renew;
 mod returning;
 mod server;
@@ -22,6 +23,7 @@ mod uplink;
 use std::{sync::Arc, time::Duration};
 
 use cluster::state::Secret;
+pub use forward::{Forwarded, Forwarder, serve as serve_http};
 use futures_util::future::BoxFuture;
 pub use hub::{AskError, Hub, NodeReport};
 pub use join::{JoinError, Joined, join, prove_anew};
@@ -36,9 +38,9 @@ pub(crate) use renew::holding;
 pub use renew::{Custody, keep_credentials};
 pub use returning::trade_in;
 use tokio::sync::watch;
-pub use uplink::{Managers, Uplink, UplinkConfig};
+pub use uplink::{Local, Uplink, UplinkConfig};
 
-use crate::identity::{ClusterSecrets, Csr, Issued};
+use crate::identity::{ClusterSecrets, Csr, Issued, PeerId};
 
 /// TCP connect, TLS handshake and first message together may take this long.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -70,6 +72,28 @@ pub struct Newcomer {
     pub role: Role,
     /// Public key, 32 octets.
     pub key: Vec<u8>,
+    /// Where it would serve the managers' RPC, `ip:port`.
+    pub rpc: Option<String>,
+}
+
+/// A connection whose peer showed its certificate.
+pub type Stream = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
+
+/// Who leads the managers, as one of them knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Leader {
+    /// Nobody, as far as is known.
+    #[default]
+    Nobody,
+    /// This very manager.
+    Me,
+    /// Another one.
+    Other {
+        /// Node.
+        node: NodeId,
+        /// Its RPC, `ip:port`.
+        addr: String,
+    },
 }
 
 /// What the hub needs of the manager that it runs in.
@@ -90,4 +114,12 @@ pub trait ManagerPort: Send + Sync + 'static {
     fn query(&self, node: NodeId, path: String) -> BoxFuture<'_, (u16, String)>;
     /// How a node is seen by this manager's gossip.
     fn health(&self, node: NodeId) -> NodeHealth;
+    /// Who leads the managers.
+    fn leader(&self) -> watch::Receiver<Leader>;
+    /// A manager that has no log wants an id in Raft that never voted.
+    fn raft_id(&self, node: NodeId, old: u64) -> BoxFuture<'_, Result<u64, ApiError>>;
+    /// Takes Raft's messages from another manager until its stream ends.
+    fn raft(&self, stream: Stream, peer: PeerId, from: u64, to: u64) -> BoxFuture<'_, std::io::Result<()>>;
+    /// Answers requests that another manager passes on, until its stream ends.
+    fn http(&self, stream: Stream, peer: PeerId) -> BoxFuture<'_, std::io::Result<()>>;
 }

@@ -20,7 +20,7 @@ use model::{
 use rand::seq::SliceRandom;
 use tokio::sync::watch;
 
-use super::{ManagerPort, Uplink, returning::trade_in};
+use super::{Local, ManagerPort, Uplink, returning::trade_in};
 use crate::identity::{Credentials, Csr, Holding, IdentityError, Issued, NodeKey, Tls, Vault, fingerprint};
 
 /// A certificate is renewed at a point of its life between these two, drawn by chance.
@@ -54,10 +54,13 @@ pub struct Custody {
     pub tls: Arc<Tls>,
     /// What the log says.
     pub intent: watch::Receiver<Arc<Intent>>,
-    /// On a manager: its own log, from which it may certify itself when all others are away or have expired too.
-    pub own: Option<Arc<dyn ManagerPort>>,
+    /// This node's own part as a manager, while it has one: it may certify itself from its own log when all others are away
+    /// or have expired too.
+    pub own: watch::Receiver<Option<Local>>,
     /// What this node holds now, for the report.
     pub holding: watch::Sender<Holding>,
+    /// The role that the certificate says.
+    pub certified: watch::Sender<Role>,
     /// Why it cannot be kept fresh, for people.
     pub trouble: watch::Sender<Option<String>>,
     /// A certificate that was got in another way, by a token.
@@ -101,7 +104,7 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
         let now = intent.borrow_and_update().clone();
         let told = keys.borrow_and_update().clone();
         // A view of the disk may be older than the credentials.
-        let fresh = *connected.borrow_and_update() || c.own.is_some();
+        let fresh = *connected.borrow_and_update() || c.own().is_some();
         if let Err(e) = adopt(&c, &mut held, &now, told, fresh, &use_keys) {
             tracing::warn!("new keys or roots were not kept: {e}");
         }
@@ -194,6 +197,10 @@ impl Retry {
 }
 
 impl Custody {
+    fn own(&self) -> Option<Arc<dyn ManagerPort>> {
+        self.own.borrow().as_ref().map(|l| l.hub.port.clone())
+    }
+
     fn trouble(&self, why: String) {
         tracing::warn!("{why}");
         self.trouble.send_replace(Some(why));
@@ -260,6 +267,7 @@ fn take(c: &Custody, held: &mut Credentials, issued: Issued, why: &str) {
     match kept {
         Ok(()) => {
             tracing::info!(role = ?new.role, "the certificate was renewed: {why}");
+            c.certified.send_replace(new.role);
             *held = new;
             c.trouble.send_replace(None);
         }
@@ -270,20 +278,17 @@ fn take(c: &Custody, held: &mut Credentials, issued: Issued, why: &str) {
 async fn renew(c: &Custody, intent: &Intent) -> anyhow::Result<Issued> {
     let csr = c.key.csr("netd")?;
     let own = async || -> anyhow::Result<Issued> {
-        let port = c
-            .own
-            .as_ref()
-            .ok_or_else(|| anyhow::anyhow!("this node is no manager"))?;
+        let port = c.own().ok_or_else(|| anyhow::anyhow!("this node is no manager"))?;
         let role = intent.nodes.get(&c.me).map_or(Role::Worker, |n| n.role);
         Ok(port.certify(Csr::parse(&csr)?, c.me, role).await?)
     };
     // Nobody lets in a manager that has expired, and all may have: its own log is enough.
-    if c.own.is_some() && c.tls.not_after() <= SystemTime::now() {
+    if c.own().is_some() && c.tls.not_after() <= SystemTime::now() {
         return own().await;
     }
     match c.uplink.renew(csr.clone()).await {
         Ok(issued) => Ok(issued),
-        Err(e) if c.own.is_some() => own().await.map_err(|_| e.into()),
+        Err(e) if c.own().is_some() => own().await.map_err(|_| e.into()),
         Err(e) => Err(e.into()),
     }
 }

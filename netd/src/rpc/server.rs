@@ -1,7 +1,7 @@
 //! The managers' listening side: handshakes, joins, streams.
 
 use std::{
-    io::{Error, Result},
+    io::{Error, ErrorKind, Result},
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -23,13 +23,15 @@ use tokio_rustls::server::TlsStream;
 use super::{
     HANDSHAKE, MAX_HANDSHAKES, MAX_JOIN, MAX_STREAMS, Newcomer, frame,
     hub::Hub,
-    message::{JoinAnswer, JoinRequest, Opening},
+    message::{JoinAnswer, JoinRequest, Opening, ToManager},
     session,
 };
-use crate::identity::{Csr, Gate, PeerId, Tls, binding};
+use crate::identity::{Csr, Gate, PeerId, Tls, admit_manager, binding};
 
 /// How long a node that the log has just let in may be ahead of this manager's intent.
 const CATCH_UP: Duration = Duration::from_secs(2);
+/// Octets of a node's first message.
+const MAX_FIRST: usize = 4 << 10;
 /// How long the log and an external signer may take to let a node in.
 const ANSWER: Duration = Duration::from_secs(12);
 /// A full connection table or file table: give others time to end.
@@ -157,6 +159,7 @@ impl Hub {
             hostname: r.hostname,
             role,
             key: csr.key().to_vec(),
+            rpc: r.rpc.filter(|_| role == Role::Manager),
         };
         let node = self.port.add_node(newcomer).await?;
         let intent = self.port.intent().borrow().clone();
@@ -174,9 +177,26 @@ impl Hub {
         })
     }
 
-    async fn stream(&self, stream: TlsStream<TcpStream>, peer: PeerId, from: SocketAddr) -> Result<()> {
-        self.wait_for(peer.node).await;
-        session::serve(self, stream, peer.node, Some(peer), Some(from)).await
+    async fn stream(&self, mut stream: TlsStream<TcpStream>, peer: PeerId, from: SocketAddr) -> Result<()> {
+        match timeout(HANDSHAKE, frame::read(&mut stream, MAX_FIRST)).await?? {
+            ToManager::Hello { revision, version } => {
+                self.wait_for(peer.node).await;
+                session::serve(self, stream, peer.node, Some(peer), Some(from), revision, version).await
+            }
+            // Who is refused there is told the revision too: it may be a manager of before a new beginning.
+            ToManager::Raft { from, to } => self.port.raft(stream, peer, from, to).await,
+            ToManager::Http => {
+                self.managers_only(&peer)?;
+                self.port.http(stream, peer).await
+            }
+            _ => Err(Error::new(ErrorKind::InvalidData, "the first message is no greeting")),
+        }
+    }
+
+    /// What follows is looked at again with each message and each request: the role may change meanwhile.
+    fn managers_only(&self, peer: &PeerId) -> Result<()> {
+        let intent = self.port.intent().borrow().clone();
+        admit_manager(&intent, peer).map_err(Error::other)
     }
 
     /// Waits a little for the intent to know a node; whether it does is checked by the stream.

@@ -24,9 +24,13 @@ use super::*;
 use crate::identity::{
     CERTIFICATE_LIFE, Credentials, Csr, Holding, Issued, NodeKey, Subject, Tls, Token, connect_pinned,
 };
+use crate::known::Known;
 
 mod fresh;
 mod peers;
+
+/// Where these nodes would be managers.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
 struct Port {
     intent: watch::Sender<Arc<Intent>>,
@@ -34,6 +38,7 @@ struct Port {
     life: Mutex<Duration>,
     dead: Mutex<Vec<NodeId>>,
     next: AtomicU64,
+    leader: watch::Sender<Leader>,
 }
 
 impl Port {
@@ -95,6 +100,18 @@ impl ManagerPort for Port {
     }
     fn query(&self, node: NodeId, path: String) -> BoxFuture<'_, (u16, String)> {
         Box::pin(async move { (200, format!("{node} reads {path}")) })
+    }
+    fn leader(&self) -> watch::Receiver<Leader> {
+        self.leader.subscribe()
+    }
+    fn raft_id(&self, _: NodeId, old: u64) -> BoxFuture<'_, Result<u64, ApiError>> {
+        Box::pin(async move { Ok(old + 1) })
+    }
+    fn raft(&self, _: Stream, _: PeerId, _: u64, _: u64) -> BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(async { Err(std::io::Error::other("no Raft here")) })
+    }
+    fn http(&self, stream: Stream, peer: PeerId) -> BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(serve_http(stream, peer, axum::Router::new()))
     }
     fn health(&self, node: NodeId) -> NodeHealth {
         match self.dead.lock().unwrap().contains(&node) {
@@ -161,6 +178,7 @@ async fn manager() -> Manager {
         life: Mutex::new(CERTIFICATE_LIFE),
         dead: Mutex::default(),
         next: AtomicU64::new(2),
+        leader: watch::Sender::new(Leader::Me),
     });
     let hub = Hub::new(port.clone());
     let server = tokio::spawn({
@@ -191,16 +209,15 @@ struct Worker {
 
 async fn worker(m: &Manager) -> Worker {
     let key = NodeKey::generate().unwrap();
-    let joined = join(&m.token(), m.addr, &key, "w").await.unwrap();
-    let intent = watch::Sender::new(Arc::default());
-    let rx = intent.subscribe();
+    let joined = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
+    let intent = Known::new(Arc::default());
+    let rx = intent.watch();
     let (uplink, asks) = Uplink::start(UplinkConfig {
         me: joined.credentials.node,
         version: "0.1.0".into(),
-        managers: Managers::Remote {
-            tls: Arc::new(Tls::new(&joined.credentials, &key).unwrap()),
-            first: vec![m.addr],
-        },
+        tls: Arc::new(Tls::new(&joined.credentials, &key).unwrap()),
+        first: vec![m.addr],
+        local: watch::channel(None).1,
         intent,
     });
     Worker {
@@ -232,7 +249,7 @@ async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, NodeReport>
 async fn a_good_token_lets_in() {
     let m = manager().await;
     let key = NodeKey::generate().unwrap();
-    let j = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    let j = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
     assert_eq!(j.credentials.node, NodeId(2));
     assert_eq!(j.credentials.role, Role::Worker);
     assert_eq!(j.credentials.gossip, m.port.now().gossip.keys());
@@ -240,7 +257,7 @@ async fn a_good_token_lets_in() {
     assert_eq!(j.intent.nodes[&NodeId(2)].key, key.public());
     assert_eq!(j.seen, m.addr.ip());
     // The answer was lost, the node tries again: the same node.
-    let again = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    let again = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
     assert_eq!(again.credentials.node, NodeId(2));
     assert_eq!(m.port.intent.borrow().nodes.len(), 2);
 }
@@ -253,7 +270,7 @@ async fn wrong_tokens_are_refused_and_soon_not_looked_at() {
     let mut token = m.token();
     token.pin[0] ^= 1;
     for _ in 0..10 {
-        let e = join(&token, m.addr, &key, "w").await.unwrap_err();
+        let e = join(&token, m.addr, &key, "w", NOWHERE).await.unwrap_err();
         assert!(
             matches!(&e, JoinError::Connect { why, .. } if why.contains("token")),
             "{e}"
@@ -262,11 +279,11 @@ async fn wrong_tokens_are_refused_and_soon_not_looked_at() {
     let mut token = m.token();
     token.secret[0] ^= 1;
     for _ in 0..crate::identity::Gate::PER_ADDRESS {
-        let e = join(&token, m.addr, &key, "w").await.unwrap_err();
+        let e = join(&token, m.addr, &key, "w", NOWHERE).await.unwrap_err();
         assert!(matches!(&e, JoinError::Refused(e) if e.code == Code::Forbidden), "{e}");
     }
     // The good one waits too: a guesser must not learn when it is right.
-    let e = join(&m.token(), m.addr, &key, "w").await.unwrap_err();
+    let e = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap_err();
     assert!(
         matches!(&e, JoinError::Refused(e) if e.code == Code::Unavailable),
         "{e}"
@@ -280,7 +297,7 @@ async fn nobody_there_is_said() {
     let addr = l.local_addr().unwrap();
     drop(l);
     let token = ClusterSecrets::create("c").unwrap().token(Role::Worker).unwrap();
-    let e = join(&token, addr, &NodeKey::generate().unwrap(), "w")
+    let e = join(&token, addr, &NodeKey::generate().unwrap(), "w", NOWHERE)
         .await
         .unwrap_err();
     assert_eq!(ApiError::from(e).code, Code::Unavailable);
@@ -345,15 +362,14 @@ async fn requests_are_answered() {
 async fn a_certificate_is_renewed_for_the_same_key_alone() {
     let m = manager().await;
     let key = NodeKey::generate().unwrap();
-    let mut c = join(&m.token(), m.addr, &key, "w").await.unwrap().credentials;
+    let mut c = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap().credentials;
     let (uplink, _asks) = Uplink::start(UplinkConfig {
         me: c.node,
         version: String::new(),
-        managers: Managers::Remote {
-            tls: Arc::new(Tls::new(&c, &key).unwrap()),
-            first: vec![m.addr],
-        },
-        intent: watch::Sender::new(Arc::default()),
+        tls: Arc::new(Tls::new(&c, &key).unwrap()),
+        first: vec![m.addr],
+        local: watch::channel(None).1,
+        intent: Known::new(Arc::default()),
     });
     let issued = uplink.renew(key.csr("w").unwrap()).await.unwrap();
     assert_ne!(issued.certificate, c.certificate);
@@ -490,14 +506,22 @@ async fn a_node_comes_back_when_the_manager_does() {
 #[tokio::test]
 async fn the_managers_own_node_needs_no_socket() {
     let m = manager().await;
-    let intent = watch::Sender::new(Arc::default());
-    let mut rx = intent.subscribe();
+    let intent = Known::new(Arc::default());
+    let mut rx = intent.watch();
+    let local = watch::Sender::new(None);
     let (uplink, _asks) = Uplink::start(UplinkConfig {
         me: NodeId(1),
         version: "0.1.0".into(),
-        managers: Managers::Local(m.hub.clone()),
+        tls: m.tls.clone(),
+        first: Vec::new(),
+        local: local.subscribe(),
         intent,
     });
+    // It begins as soon as this manager leads.
+    local.send_replace(Some(Local {
+        hub: m.hub.clone(),
+        leads: true,
+    }));
     soon(rx.wait_for(|i| i.revision == 1)).await.unwrap();
     let (_, body) = uplink.query("/v1/x").await.unwrap();
     assert_eq!(body, "n1 reads /v1/x");

@@ -14,6 +14,7 @@ fn options() -> Options {
     Options {
         segment: 4096,
         snapshots: 2,
+        owner: 7,
     }
 }
 
@@ -305,7 +306,11 @@ proptest! {
     #[test]
     fn garbage_is_no_log(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sound_head in any::<bool>()) {
         if sound_head {
-            let head = segment::Head { epoch: 1, first_seq: 0 };
+            let head = segment::Head {
+                epoch: 1,
+                first_seq: 0,
+                owner: 7,
+            };
             bytes.splice(0..0, head.encode());
         }
         let disk = Sim::default();

@@ -29,18 +29,17 @@ async fn keeper(m: &Manager, name: &str) -> Node {
     let _ = std::fs::remove_dir_all(&dir);
     let vault = Arc::new(Vault::open(&dir).unwrap());
     let key = Arc::new(NodeKey::load_or_create(&vault).unwrap());
-    let joined = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    let joined = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
     let tls = Arc::new(Tls::new(&joined.credentials, &key).unwrap());
     joined.credentials.save(&vault).unwrap();
-    let sink = watch::Sender::new(joined.intent.clone());
-    let intent = sink.subscribe();
+    let sink = Known::new(joined.intent.clone());
+    let intent = sink.watch();
     let (uplink, _asks) = Uplink::start(UplinkConfig {
         me: joined.credentials.node,
         version: String::new(),
-        managers: Managers::Remote {
-            tls: tls.clone(),
-            first: vec![m.addr],
-        },
+        tls: tls.clone(),
+        first: vec![m.addr],
+        local: watch::channel(None).1,
         intent: sink,
     });
     let (holding, trouble) = (watch::Sender::default(), watch::Sender::new(None));
@@ -53,7 +52,8 @@ async fn keeper(m: &Manager, name: &str) -> Node {
         key,
         tls: tls.clone(),
         intent,
-        own: None,
+        own: watch::channel(None).1,
+        certified: watch::Sender::new(Role::Worker),
         holding: holding.clone(),
         trouble: trouble.clone(),
         proved: proved.subscribe(),
@@ -153,7 +153,7 @@ async fn a_change_of_the_role_is_followed_at_once() {
         })
         .await;
     }
-    // Demoted, it was cut off for a moment, traded in its certificate, and is back.
+    // The stream of a worker went on.
     soon(connected.wait_for(|c| *c)).await.unwrap();
     soon(n.trouble.wait_for(|t| t.is_none())).await.unwrap();
     assert_eq!(n.uplink.query("/v1/x").await.unwrap().0, 200);

@@ -45,6 +45,8 @@ enum Says {
     /// Renews with another key than its own.
     RenewOther,
     Leave,
+    /// Requests of the socket's API, passed on.
+    Http,
 }
 
 const PEERS: [Peer; 10] = [
@@ -61,7 +63,7 @@ const PEERS: [Peer; 10] = [
 ];
 
 /// Who may say what. A column a message, a row a peer in the order of [`PEERS`].
-const TABLE: [(Says, [bool; 10]); 10] = {
+const TABLE: [(Says, [bool; 10]); 11] = {
     const Y: bool = true;
     const N: bool = false;
     [
@@ -70,13 +72,16 @@ const TABLE: [(Says, [bool; 10]); 10] = {
         (Says::Join, [Y, Y, N, Y, N, Y, Y, Y, Y, Y]),
         (Says::BadToken, [N, N, N, N, N, N, N, N, N, N]),
         (Says::Return, [N, Y, Y, Y, Y, N, Y, N, N, N]),
-        (Says::Hello, [N, Y, Y, N, Y, N, N, N, N, N]),
-        (Says::Report, [N, Y, Y, N, Y, N, N, N, N, N]),
-        (Says::NeedBlock, [N, Y, Y, N, Y, N, N, N, N, N]),
-        (Says::Query, [N, Y, Y, N, Y, N, N, N, N, N]),
-        (Says::Renew, [N, Y, Y, N, Y, N, N, N, N, N]),
+        // What a worker may say: a demoted manager is one, whatever its old certificate says.
+        (Says::Hello, [N, Y, Y, Y, Y, N, N, N, N, N]),
+        (Says::Report, [N, Y, Y, Y, Y, N, N, N, N, N]),
+        (Says::NeedBlock, [N, Y, Y, Y, Y, N, N, N, N, N]),
+        (Says::Query, [N, Y, Y, Y, Y, N, N, N, N, N]),
+        (Says::Renew, [N, Y, Y, Y, Y, N, N, N, N, N]),
         (Says::RenewOther, [N, N, N, N, N, N, N, N, N, N]),
-        (Says::Leave, [N, Y, Y, N, Y, N, N, N, N, N]),
+        (Says::Leave, [N, Y, Y, Y, Y, N, N, N, N, N]),
+        // What a manager alone may say: both its certificate and the log must call it one.
+        (Says::Http, [N, N, Y, N, N, N, N, N, N, N]),
     ]
 };
 
@@ -139,6 +144,7 @@ async fn said(m: &Manager, key: &NodeKey, c: &Credentials, peer: Peer, says: Say
                 secret,
                 csr: key.csr("p").unwrap(),
                 hostname: "p".into(),
+                rpc: None,
             });
             frame::write(&mut s, &opening).await.unwrap();
             admitted(&mut s).await
@@ -178,6 +184,16 @@ async fn stream(m: &Manager, key: &NodeKey, c: &Credentials, peer: Peer, says: S
         _ => tls.connect(tcp).await,
     };
     let Ok((mut s, _)) = connected else { return false };
+    if says == Says::Http {
+        let talk = async {
+            frame::write(&mut s, &ToManager::Http).await?;
+            tokio::io::AsyncWriteExt::write_all(&mut s, b"GET /v1/x HTTP/1.1\r\nHost: netd\r\n\r\n").await?;
+            let mut answer = [0; 8];
+            tokio::io::AsyncReadExt::read_exact(&mut s, &mut answer).await?;
+            Ok::<_, std::io::Error>(&answer == b"HTTP/1.1")
+        };
+        return soon(talk).await.unwrap_or(false);
+    }
     let hello = ToManager::Hello {
         revision: 0,
         version: "0".into(),
@@ -288,18 +304,10 @@ async fn a_proof_is_worth_something_on_its_own_connection_alone() {
 }
 
 #[tokio::test]
-async fn an_established_stream_ends_with_the_role_and_with_the_certificate() {
-    for change in ["demoted", "removed", "expired"] {
+async fn an_established_stream_ends_with_the_membership_and_with_the_certificate() {
+    for change in ["removed", "expired"] {
         let m = manager().await;
-        let (key, mut c) = knock(
-            &m,
-            if change == "demoted" {
-                Peer::Manager
-            } else {
-                Peer::Worker
-            },
-        )
-        .await;
+        let (key, mut c) = knock(&m, Peer::Worker).await;
         if change == "expired" {
             let csr = Csr::parse(&key.csr("p").unwrap()).unwrap();
             let who = Subject {
@@ -320,7 +328,6 @@ async fn an_established_stream_ends_with_the_role_and_with_the_certificate() {
         hub_has(&m, |n| n.get(&c.node).is_some_and(|n| n.connected)).await;
         let begun = std::time::Instant::now();
         m.port.change(|i| match change {
-            "demoted" => i.nodes.get_mut(&c.node).unwrap().role = Role::Worker,
             "removed" => drop(i.nodes.remove(&c.node)),
             _ => {}
         });
