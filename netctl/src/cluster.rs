@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use ipnet::Ipv4Net;
-use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, TokenAnswer};
+use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave};
 
 use crate::{
     Run, backup,
     cli::{Context, ListArgs, duration},
-    managers,
+    identity, managers,
     progress::Progress,
     settings,
 };
@@ -33,6 +33,9 @@ pub(crate) enum Verb {
         /// Prefix length of what is cut from it; default: 16.
         #[arg(long, value_name = "LENGTH")]
         default_addr_pool_mask_length: Option<u8>,
+        /// Seal managers' keys on disk; after a restart a manager asks for the key that is printed here.
+        #[arg(long)]
+        autolock: bool,
         /// A setting that the cluster begins with, as netctl cluster update takes it; may be repeated.
         #[arg(long, value_name = "KEY=VALUE", value_parser = settings::pair)]
         set: Vec<(String, String)>,
@@ -45,7 +48,7 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
     )]
     Join {
-        /// Token, from netctl cluster token worker.
+        /// Token, from netctl cluster token worker; - reads it from standard input.
         token: String,
         /// A manager.
         #[arg(value_name = "IP[:PORT]")]
@@ -72,13 +75,9 @@ pub(crate) enum Verb {
     Members(ListArgs),
     /// Print the token that new nodes join with.
     #[command(
-        after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone"
+        after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone\n  netctl cluster token manager --rotate"
     )]
-    Token {
-        /// What the new node becomes.
-        #[arg(value_enum)]
-        role: TokenRole,
-    },
+    Token(identity::Token),
     /// Hand the lead over to another manager.
     #[command(
         after_help = "Example:\n  netctl cluster transfer n2\n\nA manager that is stopped or leaves does so by itself."
@@ -104,12 +103,22 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster update cert-expiry=720h node-grace=30s\n\nAll of them are changed, or none. netctl cluster inspect -o wide lists the keys and their ranges."
     )]
     Update(settings::Update),
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum TokenRole {
-    /// Runs tasks.
-    Worker,
+    /// The cluster's CA: look at it, change it.
+    #[command(subcommand)]
+    Ca(identity::Ca),
+    /// Open this manager after a restart, where autolock is on; the key is read from standard input.
+    #[command(
+        after_help = "Example:\n  netctl cluster unlock              asks for the key\n  netctl cluster unlock < FILE\n\nUntil then what this node forwards and answers goes on as it was last known."
+    )]
+    Unlock,
+    /// Print the key that opens managers after a restart.
+    #[command(
+        after_help = "Example:\n  netctl cluster unlock-key\n  netctl cluster unlock-key --rotate\n\nnetctl cluster update autolock=true makes one."
+    )]
+    UnlockKey(identity::UnlockKey),
+    /// Prove this node anew by a token, when it was away for too long to come back by itself. Its tasks stay.
+    #[command(after_help = "Example:\n  netctl cluster renew TOKEN 198.51.100.1:2377")]
+    Renew(identity::Renew),
 }
 
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
@@ -124,6 +133,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             advertise_addr,
             default_addr_pool,
             default_addr_pool_mask_length,
+            autolock,
             mut set,
             timeout,
         } => {
@@ -131,15 +141,21 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             set.extend(flag("default-addr-pool", default_addr_pool.map(|p| p.to_string())));
             let mask = default_addr_pool_mask_length.map(|m| m.to_string());
             set.extend(flag("default-addr-pool-mask-length", mask));
+            set.extend(flag("autolock", autolock.then(|| "true".to_owned())));
             let body = ClusterInit {
                 advertise_addr,
                 settings: settings::collect(set)?,
             };
             let answer: ClusterInitAnswer = slow(cx, timeout, "making the cluster", "/v1/cluster/init", &body).await?;
-            let sentence = format!(
+            let mut sentence = format!(
                 "cluster {} is made; this node is {}, its manager\nto add a node, run on it:\n  netctl cluster join {} {}",
                 answer.cluster, answer.node, answer.worker_token, answer.addr
             );
+            if let Some(key) = &answer.unlock_key {
+                sentence.push_str(&format!(
+                    "\nafter a restart this manager is opened by: netctl cluster unlock\nkeep this key where no manager's disk is:\n  {key}"
+                ));
+            }
             cx.out.done(&sentence, &answer.cluster, &answer)
         }
         Verb::Join {
@@ -150,7 +166,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         } => {
             let what = format!("joining at {addr}");
             let body = ClusterJoin {
-                token,
+                token: identity::typed_token(token)?,
                 addr,
                 advertise_addr,
             };
@@ -169,16 +185,11 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             cx.out.done("this node has left its cluster", "", &answer)
         }
         Verb::Members(list) => managers::members(cx, &list).await,
-        Verb::Token {
-            role: TokenRole::Worker,
-        } => {
-            let answer: TokenAnswer = cx.client.get("/v1/cluster/token?role=worker").await?;
-            let sentence = format!(
-                "to add a worker, run on it:\n  netctl cluster join {} {}",
-                answer.token, answer.addr
-            );
-            cx.out.done(&sentence, &answer.token, &answer)
-        }
+        Verb::Token(args) => identity::token(cx, args).await,
+        Verb::Ca(verb) => identity::ca(cx, verb).await,
+        Verb::Unlock => identity::unlock(cx).await,
+        Verb::UnlockKey(args) => identity::unlock_key(cx, args).await,
+        Verb::Renew(args) => identity::renew(cx, args).await,
         Verb::Transfer(args) => managers::transfer(cx, args).await,
         Verb::Backup(args) => backup::backup(cx, args).await,
         Verb::Restore(args) => backup::restore(cx, args).await,

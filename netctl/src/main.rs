@@ -8,6 +8,7 @@ mod backup;
 mod cli;
 mod cluster;
 mod endpoint;
+mod identity;
 mod managers;
 mod network;
 mod node;

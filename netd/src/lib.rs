@@ -8,6 +8,7 @@
 pub mod api;
 pub mod backup;
 pub mod config;
+pub mod custodian;
 pub mod daemon;
 pub mod disk;
 pub mod dns;

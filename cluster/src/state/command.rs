@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     ApiError, ClusterSettings, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
-    intent::{Availability, Role},
+    intent::{Availability, Role, Trust},
     settings::{Change, SettingError},
 };
 use serde::{Deserialize, Serialize};
@@ -180,6 +180,23 @@ pub enum Command {
         node: NodeId,
         /// The id that it had; if it has another one by now, nothing changes.
         old: u64,
+    },
+    /// A node joins with a token's secret, compared here: a manager that lags lets nobody in with an old token. Answer:
+    /// [`Applied::Node`].
+    Join {
+        /// As for [`Command::AddNode`].
+        node: NewNode,
+        /// What the token says.
+        secret: Secret,
+    },
+    /// Changes what managers keep secret, if nobody has since `seen`.
+    ReplaceSecrets {
+        /// [`State::secrets_at`](super::State::secrets_at) of the state that the change was made from.
+        seen: u64,
+        /// New ones (`Some`), and those to forget (`None`).
+        secrets: BTreeMap<String, Option<Secret>>,
+        /// What all nodes are told of them.
+        trust: Trust,
     },
 }
 

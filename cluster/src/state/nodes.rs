@@ -112,6 +112,7 @@ impl State {
             ));
         }
         let now = self.now_ms;
+        self.removed_at = index;
         let intent = self.change(index);
         intent.nodes.remove(&id);
         let mut freed = Vec::new();

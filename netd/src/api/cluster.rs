@@ -2,10 +2,10 @@
 
 use axum::extract::{Query, State};
 use model::{
-    Code,
     api::{
-        AloneAnswer, Backup, BackupAnswer, ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer,
-        ClusterLeave, MemberView, NodeHealth, QuorumView, Restore, TokenAnswer, Transfer, TransferAnswer, Vote,
+        AloneAnswer, Backup, BackupAnswer, CaRotate, ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer,
+        ClusterLeave, ClusterRenew, ClusterUnlock, CustodyView, MemberView, NodeHealth, QuorumView, Restore,
+        TokenAnswer, TokenRotate, Transfer, TransferAnswer, UnlockKeyAnswer, Vote,
     },
     intent::Role,
 };
@@ -47,15 +47,68 @@ pub(super) struct TokenQuery {
 
 pub(super) async fn token(State(d): State<Shared>, Query(q): Query<TokenQuery>) -> Result<Answer<TokenAnswer>, Fail> {
     let c = d.cluster()?;
-    if q.role == Role::Manager {
-        return Err(Fail::new(
-            Code::Unsupported,
-            "this version has one manager: there is no token for further ones",
-            "netctl cluster token worker",
-        ));
+    let m = c.manager()?;
+    Ok(Answer(TokenAnswer {
+        token: m.token(q.role)?,
+        addr: m.rpc().to_owned(),
+    }))
+}
+
+pub(super) async fn rotate_token(
+    State(d): State<Shared>,
+    Body(req): Body<TokenRotate>,
+) -> Result<Answer<TokenAnswer>, Fail> {
+    let c = d.cluster()?;
+    let m = c.manager()?;
+    Ok(Answer(TokenAnswer {
+        token: m.rotate_token(req.role).await?,
+        addr: m.rpc().to_owned(),
+    }))
+}
+
+pub(super) async fn renew(
+    State(d): State<Shared>,
+    Body(req): Body<ClusterRenew>,
+) -> Result<Answer<serde_json::Value>, Fail> {
+    d.renew(req).await?;
+    Ok(Answer(serde_json::json!({})))
+}
+
+pub(super) async fn custody(State(d): State<Shared>) -> Result<Answer<CustodyView>, Fail> {
+    let c = d.cluster()?;
+    Ok(Answer(c.manager()?.custody(&c)?))
+}
+
+pub(super) async fn rotate_ca(State(d): State<Shared>, Body(req): Body<CaRotate>) -> Result<Answer<CustodyView>, Fail> {
+    let c = d.cluster()?;
+    let m = c.manager()?;
+    m.rotate_ca(&c.intent(), req.ca_cert.as_deref()).await?;
+    Ok(Answer(m.custody(&c)?))
+}
+
+pub(super) async fn unlock(
+    State(d): State<Shared>,
+    Body(req): Body<ClusterUnlock>,
+) -> Result<Answer<serde_json::Value>, Fail> {
+    d.unlock(req).await?;
+    Ok(Answer(serde_json::json!({})))
+}
+
+pub(super) async fn unlock_key(State(d): State<Shared>) -> Result<Answer<UnlockKeyAnswer>, Fail> {
+    unlock_key_of(&d, false).await
+}
+
+pub(super) async fn rotate_unlock_key(State(d): State<Shared>) -> Result<Answer<UnlockKeyAnswer>, Fail> {
+    unlock_key_of(&d, true).await
+}
+
+async fn unlock_key_of(d: &Shared, rotate: bool) -> Result<Answer<UnlockKeyAnswer>, Fail> {
+    let c = d.cluster()?;
+    let key = c.manager()?.unlock_key(&c.intent(), rotate).await?;
+    if rotate {
+        d.seal(&c, Some(key.clone())).await?;
     }
-    let (token, addr) = c.manager()?.worker_token()?;
-    Ok(Answer(TokenAnswer { token, addr }))
+    Ok(Answer(UnlockKeyAnswer { key: key.reveal() }))
 }
 
 pub(super) async fn members(State(d): State<Shared>) -> Result<Answer<Vec<MemberView>>, Fail> {

@@ -46,7 +46,15 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/cluster/join", post(cluster::join))
         .route("/v1/cluster/leave", post(cluster::leave))
         .route("/v1/cluster/members", get(cluster::members))
-        .route("/v1/cluster/token", get(cluster::token))
+        .route("/v1/cluster/token", get(cluster::token).post(cluster::rotate_token))
+        .route("/v1/cluster/renew", post(cluster::renew))
+        .route("/v1/cluster/custody", get(cluster::custody))
+        .route("/v1/cluster/ca/rotate", post(cluster::rotate_ca))
+        .route("/v1/cluster/unlock", post(cluster::unlock))
+        .route(
+            "/v1/cluster/unlock-key",
+            get(cluster::unlock_key).post(cluster::rotate_unlock_key),
+        )
         .route("/v1/cluster/quorum", get(cluster::quorum))
         .route("/v1/cluster/transfer", post(cluster::transfer))
         .route("/v1/cluster/recover", post(cluster::recover))

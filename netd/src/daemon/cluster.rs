@@ -10,6 +10,7 @@ use std::{
 use model::{
     ApiError, Code, EndpointId, Intent, NodeId, NodeRow, Vni,
     api::{Convergence, TaskStatus},
+    intent::Role,
 };
 use serde::de::DeserializeOwned;
 use tokio::{
@@ -30,7 +31,7 @@ use crate::{
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, Gossip, GossipConfig},
-    identity::{Credentials, NodeKey, Tls},
+    identity::{Credentials, Holding, Issued, NodeKey, Tls, Vault},
     known::Known,
     manager::{FirstCommand, Manager},
     reconcile::{self, Kernel, Reconciled, Reconciler},
@@ -45,6 +46,8 @@ const FIRST_INTENT: Duration = Duration::from_secs(15);
 pub(super) struct Enter {
     /// The intent that it got when it joined.
     pub(super) known: Option<Arc<Intent>>,
+    /// Where its secrets lie.
+    pub(super) vault: Arc<Vault>,
     /// The daemon that its requests are answered by.
     pub(super) daemon: Weak<Daemon>,
     /// Told why the daemon must end.
@@ -82,6 +85,15 @@ pub struct Cluster {
     endpoints_version: watch::Sender<u64>,
     pub(super) tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
     pub(super) names: DnsServer,
+    /// What this node holds of certificates and keys.
+    pub(super) holding: watch::Sender<Holding>,
+    /// The role that its certificate says.
+    pub(super) certified: watch::Sender<Role>,
+    /// Why its certificate cannot be kept fresh.
+    trouble: watch::Sender<Option<String>>,
+    /// A certificate that this node got by a token, to be taken.
+    pub(super) renewed: watch::Sender<Option<Issued>>,
+    pub(super) vault: Arc<Vault>,
     running: Mutex<JoinSet<()>>,
 }
 
@@ -97,18 +109,9 @@ impl Cluster {
         let state = config.node.state_dir.clone();
         let me = credentials.node;
         let place = Place::load(config)?;
-        let vtep = match (config.datapath.address, place.advertise) {
-            (Some(a), _) => a,
-            (None, IpAddr::V4(a)) => a,
-            (None, IpAddr::V6(_)) => {
-                return Err(ApiError::new(
-                    Code::Unsupported,
-                    "the underlay is IPv4 in this version",
-                    "[datapath] address = an IPv4 address",
-                ));
-            }
-        };
-        let key = Arc::new(NodeKey::load_or_create(&state)?);
+        let vtep = place.vtep(config)?;
+        let vault = enter.vault;
+        let key = Arc::new(NodeKey::load_or_create(&vault)?);
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
             let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
@@ -119,7 +122,7 @@ impl Cluster {
         let mut running = JoinSet::new();
 
         // Intent: from this manager's own log, from a stream to another one, and at first from the disk.
-        let log = open_log(config, first).await?;
+        let log = open_log(config, &vault, first).await?;
         let last = enter.known.or_else(|| last_intent(&state)).unwrap_or_default();
         let known = Known::new(last);
         let listener = match &log {
@@ -222,6 +225,11 @@ impl Cluster {
             endpoints_version: watch::Sender::new(0),
             tasks: watch::Sender::new(BTreeMap::new()),
             names,
+            holding: watch::Sender::new(rpc::holding(&credentials, &tls)),
+            certified: watch::Sender::new(credentials.role),
+            trouble: watch::Sender::new(None),
+            renewed: watch::Sender::new(None),
+            vault: vault.clone(),
             running: Mutex::new(running),
         });
         if let (Some(log), Some(listener)) = (log, listener) {
@@ -233,11 +241,24 @@ impl Cluster {
         c.spawn(c.clone().report());
         c.spawn(c.clone().answer(asked));
         c.spawn(c.clone().keep_names());
+        let custody = rpc::Custody {
+            held: credentials,
+            me,
+            uplink: c.uplink.clone(),
+            vault,
+            key,
+            tls,
+            intent: c.intent.clone(),
+            own: c.local.subscribe(),
+            holding: c.holding.clone(),
+            certified: c.certified.clone(),
+            trouble: c.trouble.clone(),
+            proved: c.renewed.subscribe(),
+        };
         c.spawn({
-            let c = c.clone();
-            async move { rpc::keep_credentials(&c.uplink, &state, &key, &tls).await }
+            let gossip = c.gossip.clone();
+            rpc::keep_credentials(custody, move |keys| gossip.set_keys(keys).map_err(|e| e.to_string()))
         });
-        c.spawn(c.clone().follow_keys());
         c.spawn(c.clone().follow_role());
         c.spawn(keep_view(
             config.node.state_dir.clone(),
@@ -251,6 +272,16 @@ impl Cluster {
         if let Ok(mut r) = self.running.lock() {
             r.spawn(f);
         }
+    }
+
+    /// Why this node's certificate cannot be kept fresh, if it cannot.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Where this node's secrets lie.
+    pub(crate) fn vault(&self) -> Arc<Vault> {
+        self.vault.clone()
     }
 
     /// The daemon that this node's requests are answered by.

@@ -1,19 +1,20 @@
 //! What this node keeps on disk beside log, identity and gossip: its address, the last intent, the log's key.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use cluster::{log::LogError, manager::ManagerError};
-use model::{ApiError, Intent, intent::Role};
+use model::{ApiError, Code, Intent, intent::Role};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::internal;
 use crate::{
     config::Config,
+    identity::{LOG_KEY, Vault},
     manager::FirstCommand,
     peers::Peers,
     store::{Store, StoreError, Transport},
@@ -42,6 +43,19 @@ impl Place {
             .map_err(|e| internal("this node's address", e))
     }
 
+    /// Where VXLAN is sent to.
+    pub(super) fn vtep(self, config: &Config) -> Result<Ipv4Addr, ApiError> {
+        match (config.datapath.address, self.advertise) {
+            (Some(a), _) => Ok(a),
+            (None, IpAddr::V4(a)) => Ok(a),
+            (None, IpAddr::V6(_)) => Err(ApiError::new(
+                Code::Unsupported,
+                "the underlay is IPv4 in this version",
+                "[datapath] address = an IPv4 address",
+            )),
+        }
+    }
+
     pub(super) fn load(config: &Config) -> Result<Place, ApiError> {
         let bytes = std::fs::read(config.node.state_dir.join(PLACE)).map_err(|e| internal("this node's address", e))?;
         serde_json::from_slice(&bytes).map_err(|e| internal("this node's address", e))
@@ -57,9 +71,13 @@ pub(super) struct Log {
 /// The log that is here; none: this node has no manager's part now.
 ///
 /// One that is damaged while there are other managers is laid aside: this node gets theirs, as a new voter.
-pub(super) async fn open_log(config: &Config, first: Option<FirstCommand>) -> Result<Option<Log>, ApiError> {
+pub(super) async fn open_log(
+    config: &Config,
+    vault: &Vault,
+    first: Option<FirstCommand>,
+) -> Result<Option<Log>, ApiError> {
     let (dir, state) = (config.log_dir(), config.node.state_dir.clone());
-    let key = log_key(&state)?;
+    let key = log_key(vault)?;
     let (transport, send) = transport();
     let opened = tokio::task::spawn_blocking(move || match first {
         Some(f) => Store::create(&dir, key, f.command, send).map(Some),
@@ -78,10 +96,10 @@ pub(super) async fn open_log(config: &Config, first: Option<FirstCommand>) -> Re
 }
 
 /// An empty log under an id that has never voted; what lies there is wiped.
-pub(super) async fn join_log(config: &Config, id: u64) -> Result<Log, ApiError> {
-    forget_log(config)?;
+pub(super) async fn join_log(config: &Config, vault: &Vault, id: u64) -> Result<Log, ApiError> {
+    forget_log(config, vault)?;
     let dir = config.log_dir();
-    let key = log_key(&config.node.state_dir)?;
+    let key = log_key(vault)?;
     let (transport, send) = transport();
     let made = tokio::task::spawn_blocking(move || Store::join(&dir, key, id, send));
     let store = made.await.map_err(|e| internal("the log", e))?;
@@ -91,9 +109,10 @@ pub(super) async fn join_log(config: &Config, id: u64) -> Result<Log, ApiError> 
     })
 }
 
-/// Wipes the log of a node that is no manager, or that begins anew.
-pub(super) fn forget_log(config: &Config) -> Result<(), ApiError> {
-    Store::wipe(&config.log_dir()).map_err(|e| internal("the old log cannot be wiped", e))
+/// Wipes the log of a node that is no manager, or that begins anew, and its key.
+pub(super) fn forget_log(config: &Config, vault: &Vault) -> Result<(), ApiError> {
+    Store::wipe(&config.log_dir()).map_err(|e| internal("the old log cannot be wiped", e))?;
+    Ok(vault.remove(LOG_KEY)?)
 }
 
 /// The log's messages go to whoever is put here.
@@ -132,20 +151,16 @@ fn lay_aside(dir: &std::path::Path) -> Result<(), StoreError> {
 }
 
 /// Key that the log's records are sealed with: made once, beside the node's own key.
-pub(super) fn log_key(state: &std::path::Path) -> Result<[u8; 32], ApiError> {
-    let dir = state.join("identity");
-    let path = dir.join("log.key");
-    match std::fs::read(&path) {
-        Ok(bytes) => bytes
+pub(super) fn log_key(vault: &Vault) -> Result<[u8; 32], ApiError> {
+    match vault.read(LOG_KEY)? {
+        Some(bytes) => bytes
             .try_into()
-            .map_err(|_| internal("the log's key", format!("{} has not 32 octets", path.display()))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            .map_err(|_| internal("the log's key", format!("{LOG_KEY} has not 32 octets"))),
+        None => {
             let key: [u8; 32] = crate::identity::random()?;
-            std::fs::create_dir_all(&dir).map_err(|e| internal("the log's key", e))?;
-            crate::disk::write_atomic(&path, &key, 0o600).map_err(|e| internal("the log's key", e))?;
+            vault.write(LOG_KEY, &key)?;
             Ok(key)
         }
-        Err(e) => Err(internal("the log's key", e)),
     }
 }
 

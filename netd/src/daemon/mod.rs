@@ -6,7 +6,9 @@
 mod attach;
 mod cluster;
 mod feeds;
+mod identity;
 mod kept;
+mod locked;
 mod recover;
 mod role;
 mod rows;
@@ -28,11 +30,12 @@ use tokio::sync::{mpsc, watch};
 use tower::ServiceExt;
 
 pub use cluster::Cluster;
+use locked::Locked;
 pub use recover::backup;
 
 use crate::{
     config::Config,
-    identity::{Credentials, NodeKey},
+    identity::{Credentials, Gate, IdentityError, NodeKey, Vault},
     manager, rpc,
 };
 
@@ -46,6 +49,11 @@ pub struct Daemon {
     /// Name shown to people.
     pub hostname: String,
     cluster: watch::Sender<Option<Arc<Cluster>>>,
+    vault: Arc<Vault>,
+    locked: tokio::sync::Mutex<Option<Locked>>,
+    /// The first pass of a locked manager is over.
+    stands: watch::Sender<bool>,
+    tries: Mutex<Gate>,
     /// Init, join and leave come one after the other.
     changing: tokio::sync::Mutex<()>,
     problems: Mutex<Vec<String>>,
@@ -85,17 +93,24 @@ impl Daemon {
             Some(n) => n.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
+        let vault = Arc::new(Vault::open(state)?);
         let (fatal, ends) = mpsc::channel(4);
         let daemon = Arc::new(Daemon {
             config,
             hostname,
             cluster: watch::Sender::new(None),
+            vault,
+            locked: tokio::sync::Mutex::new(None),
+            stands: watch::Sender::new(false),
+            tries: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
             problems: Mutex::new(Vec::new()),
             fatal,
             _lock: lock,
         });
-        if let Some(credentials) = Credentials::load(&daemon.config.node.state_dir)? {
+        if let Some(about) = daemon.vault.locked() {
+            daemon.stay_locked(&about).await?;
+        } else if let Some(credentials) = Credentials::load(&daemon.vault)? {
             tracing::info!(node = %credentials.node, cluster = %credentials.cluster, "going on in the cluster");
             let _turn = daemon.changing.lock().await;
             daemon
@@ -108,7 +123,14 @@ impl Daemon {
 
     /// The cluster, or why there is none.
     pub fn cluster(&self) -> Result<Arc<Cluster>, ApiError> {
-        self.cluster_now().ok_or_else(no_cluster)
+        self.cluster_now().ok_or_else(|| self.why_none())
+    }
+
+    fn why_none(&self) -> ApiError {
+        match self.vault.locked() {
+            Some(_) => IdentityError::Locked.into(),
+            None => no_cluster(),
+        }
     }
 
     /// The cluster, if any.
@@ -123,7 +145,10 @@ impl Daemon {
 
     /// Whether the first plan is applied; without a cluster the plan is empty.
     pub fn is_ready(&self) -> bool {
-        self.cluster_now().is_none_or(|c| c.reconciled().writes.runs > 0)
+        match self.cluster_now() {
+            Some(c) => c.reconciled().writes.runs > 0,
+            None => self.vault.locked().is_none() || *self.stands.borrow(),
+        }
     }
 
     /// Waits for [`Daemon::is_ready`].
@@ -131,6 +156,8 @@ impl Daemon {
         if let Some(c) = self.cluster_now() {
             let mut status = c.reconcile_changes();
             let _ = status.wait_for(|s| s.writes.runs > 0).await;
+        } else if self.vault.locked().is_some() {
+            let _ = self.stands.subscribe().wait_for(|s| *s).await;
         }
     }
 
@@ -143,6 +170,9 @@ impl Daemon {
     pub async fn stop(&self) {
         if let Some(c) = self.cluster.send_replace(None) {
             c.stop().await;
+        }
+        if let Some(l) = self.locked.lock().await.take() {
+            l.stop().await;
         }
     }
 
@@ -159,6 +189,7 @@ impl Daemon {
             first,
             cluster::Enter {
                 known,
+                vault: self.vault.clone(),
                 daemon: Arc::downgrade(self),
                 fatal: self.fatal.clone(),
             },
@@ -173,15 +204,16 @@ impl Daemon {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let key = NodeKey::load_or_create(&self.vault)?;
         let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
         let settings = self.first_settings(&req)?;
         let (credentials, first) = manager::found(&self.hostname, &key, rpc, settings)?;
+        let unlock = first.unlock.clone();
         self.wipe_log()?;
         let entered = async {
             kept::Place { advertise: addr }.save(&self.config)?;
             let c = self.enter(credentials.clone(), Some(first), None).await?;
-            credentials.save(&self.config.node.state_dir)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -191,12 +223,16 @@ impl Daemon {
                 return Err(e);
             }
         };
-        let (worker_token, addr) = c.manager()?.worker_token()?;
+        if unlock.is_some() {
+            self.seal(&c, unlock.clone()).await?;
+        }
+        let m = c.manager()?;
         Ok(ClusterInitAnswer {
             cluster: c.intent().cluster.clone(),
             node: c.me,
-            addr,
-            worker_token,
+            addr: m.rpc().to_owned(),
+            worker_token: m.token(Role::Worker)?,
+            unlock_key: unlock.map(|k| k.reveal()),
         })
     }
 
@@ -211,7 +247,7 @@ impl Daemon {
             // The address that leads to the manager is the one that the others see.
             None => source_towards(to).await?,
         };
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let key = NodeKey::load_or_create(&self.vault)?;
         let rpc = SocketAddr::new(advertise, self.config.cluster.listen.port());
         let rpc::Joined {
             credentials, intent, ..
@@ -219,7 +255,7 @@ impl Daemon {
         let entered = async {
             kept::Place { advertise }.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
-            credentials.save(&self.config.node.state_dir)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -240,6 +276,9 @@ impl Daemon {
     /// Leaves: the managers forget this node, the kernel is cleared of what is ours, the state is wiped.
     pub async fn leave(self: &Arc<Self>, force: bool) -> Result<(), ApiError> {
         let _turn = self.changing.lock().await;
+        if force && self.vault.locked().is_some() {
+            return self.leave_locked().await;
+        }
         let c = self.cluster()?;
         let told = self.say_goodbye(&c, force).await;
         if let Err(e) = told {
@@ -340,7 +379,16 @@ impl Daemon {
                 format!("this node is in cluster {} already, as {}", c.intent().cluster, c.me),
                 "netctl status, or netctl cluster leave first",
             )),
+            None if self.vault.locked().is_some() => Err(self.why_none()),
             None => Ok(()),
+        }
+    }
+
+    /// From now on this node is in the cluster. What was renewed meanwhile stays.
+    fn begin_with(&self, credentials: &Credentials) -> Result<(), ApiError> {
+        match Credentials::load(&self.vault)? {
+            Some(newer) if newer.cluster == credentials.cluster => Ok(()),
+            _ => Ok(credentials.save(&self.vault)?),
         }
     }
 
@@ -358,20 +406,18 @@ impl Daemon {
 
     /// A log without credentials is what an init left that did not come to its end.
     fn wipe_log(&self) -> Result<(), ApiError> {
-        kept::forget_log(&self.config)
+        kept::forget_log(&self.config, &self.vault)
     }
 
     fn wipe(&self) -> Result<(), ApiError> {
         let state = &self.config.node.state_dir;
-        Credentials::remove(state)?;
         self.wipe_log()?;
-        for name in ["identity", "gossip"] {
-            match std::fs::remove_dir_all(state.join(name)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(internal("the state cannot be wiped", e));
-                }
-                _ => {}
+        self.vault.wipe()?;
+        match std::fs::remove_dir_all(state.join("gossip")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(internal("the state cannot be wiped", e));
             }
+            _ => {}
         }
         for name in ["intent.json", "endpoints.json", "node.json"] {
             match std::fs::remove_file(state.join(name)) {

@@ -14,7 +14,7 @@ use tokio::{net::TcpStream, time::timeout};
 use super::{Daemon, advertised, internal, kept};
 use crate::{
     backup::{self, BackupError, Content},
-    identity::{ClusterSecrets, Credentials, Csr, NodeKey, Tls},
+    identity::{ClusterSecrets, Credentials, Csr, NodeKey, Subject, Tls},
     manager::Manager,
     store::Store,
 };
@@ -98,12 +98,12 @@ impl Daemon {
         self.cluster.send_replace(None);
         c.stop().await;
         drop(c);
-        let (dir, key) = (self.config.log_dir(), kept::log_key(&self.config.node.state_dir)?);
+        let (dir, key) = (self.config.log_dir(), kept::log_key(&self.vault)?);
         let rebuilt = tokio::task::spawn_blocking(move || Store::recover(&dir, key, &me));
         let rebuilt = rebuilt.await.map_err(|e| internal("the log", e))?;
         // Also when that failed: the old log is as it was, and this node goes on with it.
-        let credentials = Credentials::load(&self.config.node.state_dir)?
-            .ok_or_else(|| internal("this node's identity", "it is gone"))?;
+        let credentials =
+            Credentials::load(&self.vault)?.ok_or_else(|| internal("this node's identity", "it is gone"))?;
         let c = self.enter(credentials, None, None).await?;
         rebuilt.map_err(|e| internal("the log", e))?;
         Ok(AloneAnswer {
@@ -134,7 +134,7 @@ impl Daemon {
         let mut state = State::decode(&content.state).map_err(|e| internal("the backup's state", e))?;
         let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
         let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let key = NodeKey::load_or_create(&self.vault)?;
         let before = state.intent();
         let former = others(&before, None);
         let me = NewNode {
@@ -146,20 +146,28 @@ impl Daemon {
         let (node, raft) = state.alone(&me)?;
         let secrets = ClusterSecrets::from_map(|name| state.secret(name))?;
         let csr = Csr::parse(&key.csr(&self.hostname)?)?;
+        let who = Subject {
+            cluster: before.cluster.clone(),
+            node,
+            role: Role::Manager,
+        };
+        let life = Duration::from_millis(before.settings.cert_expiry_ms);
+        let issued = secrets.ca.sign(&csr, &who, life)?;
         let credentials = Credentials {
             cluster: before.cluster.clone(),
             node,
             role: Role::Manager,
-            certificate: secrets.sign(&csr, &before.cluster, node, Role::Manager)?,
-            ca: secrets.ca().to_owned(),
-            gossip: secrets.gossip.clone(),
+            certificate: issued.certificate,
+            ca: issued.ca,
+            issuer: issued.issuer,
+            gossip: secrets.gossip.keys().to_vec(),
             managers: before.nodes.values().filter_map(|n| n.rpc.clone()).collect(),
         };
         if !req.force {
             self.refuse_living(&before, &Tls::new(&credentials, &key)?, rpc).await?;
         }
         self.wipe_log()?;
-        let (dir, log_key) = (self.config.log_dir(), kept::log_key(&self.config.node.state_dir)?);
+        let (dir, log_key) = (self.config.log_dir(), kept::log_key(&self.vault)?);
         let entered = async {
             kept::Place { advertise: addr }.save(&self.config)?;
             let made = tokio::task::spawn_blocking(move || Store::restore(&dir, log_key, raft, &state));
@@ -167,7 +175,7 @@ impl Daemon {
                 .map_err(|e| internal("the log", e))?
                 .map_err(|e| internal("the log", e))?;
             let c = self.enter(credentials.clone(), None, None).await?;
-            credentials.save(&self.config.node.state_dir)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {

@@ -17,6 +17,8 @@ use crate::{
 
 /// Between two tries to do what the role asks for.
 const RETRY: Duration = Duration::from_secs(1);
+/// Longest wait for a certificate with a new role.
+const CERTIFIED: Duration = Duration::from_secs(10);
 
 impl Cluster {
     /// This node's part as a manager, while it has one.
@@ -192,24 +194,29 @@ impl Cluster {
         }
     }
 
-    /// Asks for a certificate that says the role, if the present one says another.
+    /// Waits for a certificate that says the role; it is asked for as soon as the log gives another one.
     async fn certify(&self, role: Role) -> Result<(), ApiError> {
-        rpc::certify(&self.uplink, &self.config.node.state_dir, &self.key, &self.tls, role)
-            .await
-            .map_err(|e| {
-                ApiError::new(
-                    Code::Unavailable,
-                    format!("no certificate as a {}: {e}", word(role)),
-                    "",
-                )
-            })
+        let mut certified = self.certified.subscribe();
+        let done = tokio::time::timeout(CERTIFIED, certified.wait_for(|r| *r == role)).await;
+        match done {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(ApiError::new(
+                Code::Unavailable,
+                format!(
+                    "no certificate as a {} yet{}",
+                    word(role),
+                    self.trouble().map(|t| format!(": {t}")).unwrap_or_default()
+                ),
+                "netctl cluster members",
+            )),
+        }
     }
 
     async fn begin(self: &Arc<Self>, raft: u64) -> Result<(), ApiError> {
         self.certify(Role::Manager).await?;
         let id = self.uplink.raft_id(raft).await?;
         let listener = listen(self.config.cluster.listen).await?;
-        let log = kept::join_log(&self.config, id).await?;
+        let log = kept::join_log(&self.config, &self.vault, id).await?;
         self.install(log, listener);
         Ok(())
     }
@@ -220,7 +227,8 @@ impl Cluster {
         self.local.send_replace(None);
         m.stop().await;
         tracing::info!("this node is no manager any more");
-        kept::forget_log(&self.config)
+        kept::forget_log(&self.config, &self.vault)?;
+        self.unseal().await
     }
 
     /// What this node says when it is asked where its managers' RPC would be.

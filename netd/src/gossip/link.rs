@@ -166,6 +166,9 @@ fn take_rows(shared: &Shared, rows: &[u8], peer: NodeId) -> Result<()> {
 /// Compares members and rows with another node; `node`: who must answer, if that is known.
 pub(super) async fn sync(shared: &Shared, addr: SocketAddr, node: Option<NodeId>) -> Result<()> {
     let done = compare(shared, addr, node).await;
+    if let Err(e) = &done {
+        shared.tls.note(e);
+    }
     shared.lock().synced(done.is_ok());
     done
 }

@@ -1,6 +1,6 @@
 //! A new cluster, decided but not yet written anywhere.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use cluster::state::{InitCluster, NewNode, Secret};
 use ipnet::Ipv6Net;
@@ -8,13 +8,15 @@ use model::{ApiError, ClusterSettings, NetworkSpec, NodeId, intent::Role};
 
 use crate::{
     daemon::internal,
-    identity::{ClusterSecrets, Credentials, Csr, NodeKey},
+    identity::{ClusterSecrets, Credentials, Csr, NodeKey, Subject, UnlockKey},
 };
 
 /// What makes a cluster begin.
 pub struct FirstCommand {
     /// The first entry of the log.
     pub command: InitCluster,
+    /// With `autolock`: the key that its disk is sealed with.
+    pub unlock: Option<UnlockKey>,
 }
 
 /// A new cluster, decided but not yet written anywhere.
@@ -26,17 +28,27 @@ pub fn found(
 ) -> Result<(Credentials, FirstCommand), ApiError> {
     let id: [u8; 16] = crate::identity::random()?;
     let cluster: String = id.iter().map(|b| format!("{b:02x}")).collect();
-    let secrets = ClusterSecrets::create(&cluster)?;
+    let mut secrets = ClusterSecrets::create(&cluster)?;
+    if settings.autolock {
+        secrets.unlock = Some(UnlockKey::create()?);
+    }
     // The log gives ids from 1 on, so the founder's is known.
     let node = NodeId(1);
-    let certificate = secrets.sign(&Csr::parse(&key.csr(hostname)?)?, &cluster, node, Role::Manager)?;
+    let who = Subject {
+        cluster: cluster.clone(),
+        node,
+        role: Role::Manager,
+    };
+    let life = Duration::from_millis(settings.cert_expiry_ms);
+    let issued = secrets.ca.sign(&Csr::parse(&key.csr(hostname)?)?, &who, life)?;
     let credentials = Credentials {
         cluster: cluster.clone(),
         node,
         role: Role::Manager,
-        certificate,
-        ca: secrets.ca().to_owned(),
-        gossip: secrets.gossip.clone(),
+        certificate: issued.certificate,
+        ca: issued.ca,
+        issuer: issued.issuer,
+        gossip: secrets.gossip.keys().to_vec(),
         managers: vec![rpc.to_string()],
     };
     if settings.default_addr_pool6.is_none() {
@@ -54,9 +66,14 @@ pub fn found(
         settings,
         default_network: NetworkSpec::default(),
         avoid: avoid.into_iter().collect(),
-        secrets: secrets.to_map().into_iter().map(|(k, v)| (k, Secret(v))).collect(),
+        secrets: secrets
+            .to_map()?
+            .into_iter()
+            .filter_map(|(k, v)| Some((k, Secret(v?))))
+            .collect(),
     };
-    Ok((credentials, FirstCommand { command }))
+    let unlock = secrets.unlock;
+    Ok((credentials, FirstCommand { command, unlock }))
 }
 
 /// A random /48 of fd00::/8 (RFC 4193 3.2).

@@ -21,11 +21,11 @@ use ipnet::IpNet;
 use model::{
     ApiError, Code, Intent, Name, NodeId, PortSpec,
     api::{Convergence, NodeHealth, NodeProgress, TaskView},
-    intent::Role,
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
+    custodian::{self, LogClock},
     daemon::{Cluster, internal},
     gossip::Facts,
     identity::{ClusterSecrets, Tls},
@@ -57,6 +57,9 @@ pub struct Manager {
     /// Requests to the leader.
     pub forwarder: Forwarder,
     known: Known,
+    /// Log time.
+    pub(crate) clock: LogClock,
+    tls: Arc<Tls>,
     board: Mutex<TaskBoard>,
     rpc: String,
     leader: watch::Sender<Leader>,
@@ -117,6 +120,8 @@ impl Manager {
             forwarder: Forwarder::new(tls.clone(), known.watch()),
             peers,
             known: known.clone(),
+            clock: LogClock::new(&store),
+            tls: tls.clone(),
             board: Mutex::default(),
             rpc,
             leader: watch::Sender::new(Leader::Nobody),
@@ -131,7 +136,8 @@ impl Manager {
         running.spawn(async move { hub.serve(listener, tls).await });
         running.spawn(lead::follow(weak.clone(), known.clone()));
         running.spawn(oversee::run(weak.clone(), Arc::downgrade(cluster)));
-        running.spawn(members::keep(weak, known.clone()));
+        running.spawn(members::keep(weak.clone(), known.clone()));
+        running.spawn(custodian::keep(weak, Arc::downgrade(cluster)));
         running.spawn({
             let mut intent = m.store.intent();
             async move {
@@ -248,13 +254,9 @@ impl Manager {
         Ok(())
     }
 
-    fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
-        secrets(&self.store)
-    }
-
-    /// The workers' token and the address to use it at.
-    pub fn worker_token(&self) -> Result<(String, String), ApiError> {
-        Ok((self.secrets()?.token(Role::Worker)?.to_string(), self.rpc.clone()))
+    /// Address that new nodes join at.
+    pub fn rpc(&self) -> &str {
+        &self.rpc
     }
 
     /// How far every node has come.
@@ -383,8 +385,7 @@ impl Manager {
 }
 
 fn secrets(store: &Store) -> Result<ClusterSecrets, ApiError> {
-    let found = store.with(|s| ClusterSecrets::from_map(|name| s.secret(name)));
-    Ok(found?)
+    Ok(custodian::held(store)?.secrets)
 }
 
 /// Subnets as an answer carries them.

@@ -1,19 +1,22 @@
 //! How the hub reaches the log and the node.
 
-use std::sync::{Arc, Weak};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use cluster::{
     raft::Message,
     state::{Applied, Command, NewNode},
 };
 use futures_util::future::BoxFuture;
-use model::{ApiError, Code, Intent, NodeId, Vni, api::NodeHealth};
+use model::{ApiError, Code, Intent, NodeId, Vni, api::NodeHealth, intent::Role};
 use tokio::sync::watch;
 
 use super::{Manager, secrets};
 use crate::{
     daemon::{Cluster, internal},
-    identity::{ClusterSecrets, PeerId, admit_manager},
+    identity::{ClusterSecrets, Csr, Issued, PeerId, Signer, Subject, admit_manager},
     known::Known,
     peers::{Inbox, Standing},
     rpc::{self, Leader, ManagerPort, Newcomer, Stream},
@@ -60,14 +63,32 @@ impl ManagerPort for Port {
         secrets(&self.manager()?.store)
     }
 
+    fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>> {
+        Box::pin(async move {
+            let m = self.manager()?;
+            let (secrets, intent) = (secrets(&m.store)?, self.known.now());
+            let signer = Signer {
+                ca: &secrets.ca,
+                tls: &m.tls,
+                outside: &intent.settings.external_ca,
+                life: Duration::from_millis(intent.settings.cert_expiry_ms),
+            };
+            let cluster = intent.cluster.clone();
+            Ok(signer.certify(&csr, &Subject { cluster, node, role }).await?)
+        })
+    }
+
     fn add_node(&self, node: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>> {
         Box::pin(async move {
-            let command = Command::AddNode(NewNode {
-                hostname: node.hostname,
-                role: node.role,
-                key: node.key,
-                rpc: node.rpc,
-            });
+            let command = Command::Join {
+                node: NewNode {
+                    hostname: node.hostname,
+                    role: node.role,
+                    key: node.key,
+                    rpc: node.rpc,
+                },
+                secret: node.secret,
+            };
             match self.propose(command).await? {
                 Applied::Node(id) => Ok(id),
                 other => Err(internal("joining", format!("the log answered {other:?}"))),

@@ -10,6 +10,7 @@ use cluster::{raft::Message, state::EPOCH};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    sync::watch,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 
@@ -44,6 +45,10 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut pause = BACKOFF_MIN;
     loop {
         let ended = once(&shared, &peer, &mut pause).await;
+        if ended.is_ok() {
+            // On with the new certificate, before the old one ends.
+            continue;
+        }
         let why = ended
             .err()
             .map_or_else(|| "the stream ended".to_owned(), |e| e.to_string());
@@ -66,7 +71,9 @@ pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
     }
 }
 
+/// One stream. `Ok`: this node's certificate was renewed.
 async fn once(shared: &Shared, peer: &Peer, pause: &mut Duration) -> Result<()> {
+    let replaced = shared.tls.replaced();
     let connected = timeout(CONNECT, async {
         let tcp = TcpStream::connect(peer.addr).await?;
         tcp.set_nodelay(true)?;
@@ -95,7 +102,7 @@ async fn once(shared: &Shared, peer: &Peer, pause: &mut Duration) -> Result<()> 
         sending: None,
         buffer: Vec::new(),
     }
-    .talk(stream, pause)
+    .talk(stream, replaced, pause)
     .await
 }
 
@@ -127,7 +134,12 @@ impl Link<'_> {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX)
     }
 
-    async fn talk(&mut self, stream: impl AsyncRead + AsyncWrite + Send + 'static, pause: &mut Duration) -> Result<()> {
+    async fn talk(
+        &mut self,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        mut replaced: watch::Receiver<u64>,
+        pause: &mut Duration,
+    ) -> Result<()> {
         let (rd, mut wr) = tokio::io::split(stream);
         let mut frames = wire::read_all(rd);
         let mut ping = interval(PING);
@@ -139,8 +151,12 @@ impl Link<'_> {
                 flush(&mut wr, &mut self.buffer).await?;
                 continue;
             }
+            if self.sending.is_none() && replaced.has_changed().unwrap_or(false) {
+                return Ok(());
+            }
             tokio::select! {
                 () = self.peer.wake.notified() => {}
+                _ = replaced.changed(), if self.sending.is_none() => return Ok(()),
                 f = frames.recv() => {
                     let f = f.unwrap_or(Err(ErrorKind::UnexpectedEof.into()))?;
                     if let Frame::Pong { .. } = f {

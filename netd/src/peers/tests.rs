@@ -8,7 +8,7 @@ use tokio::{net::TcpListener, time::timeout};
 
 use super::*;
 use crate::{
-    identity::{ClusterSecrets, Credentials, Csr, NodeKey},
+    identity::{CERTIFICATE_LIFE, ClusterSecrets, Credentials, Csr, NodeKey, Subject},
     rpc::{frame, message::ToManager},
 };
 
@@ -96,12 +96,19 @@ async fn place(n: u64) -> Place {
 fn tls(place: &Place, node: u64, role: Role) -> Arc<Tls> {
     let key = &place.keys[usize::try_from(node).unwrap() - 1];
     let csr = Csr::parse(&key.csr("m").unwrap()).unwrap();
+    let who = Subject {
+        cluster: "c1".into(),
+        node: NodeId(node),
+        role,
+    };
+    let issued = place.secrets.ca.sign(&csr, &who, CERTIFICATE_LIFE).unwrap();
     let credentials = Credentials {
         cluster: "c1".into(),
         node: NodeId(node),
         role,
-        certificate: place.secrets.sign(&csr, "c1", NodeId(node), role).unwrap(),
-        ca: place.secrets.ca().into(),
+        certificate: issued.certificate,
+        ca: issued.ca,
+        issuer: issued.issuer,
         gossip: Vec::new(),
         managers: Vec::new(),
     };

@@ -5,7 +5,10 @@ use std::{
     collections::BTreeMap,
     io::{Error, ErrorKind, Result},
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -52,6 +55,8 @@ pub struct Forwarder {
     tls: Arc<Tls>,
     intent: watch::Receiver<Arc<Intent>>,
     idle: Mutex<BTreeMap<SocketAddr, Vec<Sender>>>,
+    /// With which of this node's certificates the idle connections were made: they end with it.
+    made_with: AtomicU64,
 }
 
 impl Forwarder {
@@ -61,6 +66,7 @@ impl Forwarder {
             tls,
             intent,
             idle: Mutex::default(),
+            made_with: AtomicU64::new(0),
         }
     }
 
@@ -88,6 +94,10 @@ impl Forwarder {
 
     fn take(&self, addr: SocketAddr) -> Option<Sender> {
         let mut idle = self.idle();
+        let now = *self.tls.replaced().borrow();
+        if self.made_with.swap(now, Ordering::Relaxed) != now {
+            idle.clear();
+        }
         let all = idle.get_mut(&addr)?;
         while let Some(s) = all.pop() {
             if s.is_ready() {

@@ -7,11 +7,33 @@ use model::{
     api::TaskStatus,
     error::ApiError,
     ids::{EndpointId, NodeId, Proto, Vni},
-    intent::{IntentDelta, Role},
+    intent::IntentDelta,
 };
 use serde::{Deserialize, Serialize};
 
-/// The one message of a node without a certificate.
+use crate::identity::{Holding, Issued};
+
+/// The one message of a node without a certificate that counts.
+#[derive(Serialize, Deserialize)]
+pub(super) enum Opening {
+    /// A new node, or one that proves itself anew by a token.
+    Join(JoinRequest),
+    /// A node that was away for too long.
+    Return(ReturnRequest),
+}
+
+/// A certificate that counts no more is traded in for a new one.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ReturnRequest {
+    /// The old certificate, PEM, with those that vouch for its root.
+    pub(super) certificate: String,
+    /// Certificate's request, PEM.
+    pub(super) csr: String,
+    /// [`binding`](crate::identity::binding) of this connection, signed with the node's key.
+    pub(super) proof: Vec<u8>,
+}
+
+/// A token.
 #[derive(Serialize, Deserialize)]
 pub(super) struct JoinRequest {
     /// The token's secret.
@@ -26,13 +48,11 @@ pub(super) struct JoinRequest {
 }
 
 /// The answer to it.
-#[derive(Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct JoinAnswer {
     pub(super) cluster: String,
     pub(super) node: NodeId,
-    pub(super) role: Role,
-    pub(super) certificate: String,
-    pub(super) ca: String,
+    pub(super) issued: Issued,
     pub(super) managers: Vec<String>,
     /// Address that the node came from, as the manager sees it.
     pub(super) seen: IpAddr,
@@ -49,6 +69,9 @@ pub struct Report {
     pub tasks: BTreeMap<EndpointId, TaskStatus>,
     /// Highest row version of other nodes (and its own) that its kernel holds. Owners that drain something are enough.
     pub held: BTreeMap<NodeId, u64>,
+    /// What it holds of certificates and keys.
+    #[serde(default)]
+    pub holds: Holding,
 }
 
 /// Node to manager.
@@ -96,7 +119,7 @@ pub(crate) enum Request {
 pub(super) enum Reply {
     Block { number: u32 },
     Query { status: u16, body: String },
-    Certificate { certificate: String, ca: String },
+    Certificate(Issued),
     Left,
     Raft { id: u64 },
 }

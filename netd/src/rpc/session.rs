@@ -45,19 +45,27 @@ where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (rd, mut wr) = tokio::io::split(stream);
-    let (number, out) = hub.open(node, version, from);
-    let mut s = Session {
-        hub,
-        node,
-        peer,
-        out,
-        sent: Arc::default(),
-        ahead: 0,
-        keys: Vec::new(),
-        leaving: false,
+    // Before anything is taken from it: a stranger must not end the stream of the node that it poses as.
+    let first = hub.port.intent().borrow().clone();
+    let got = match peer.as_ref().map_or(Ok(()), |p| admit_node(&first, p)) {
+        Err(e) => Err(Error::other(e)),
+        Ok(()) => {
+            let (number, out) = hub.open(node, version, from);
+            let mut s = Session {
+                hub,
+                node,
+                peer,
+                out,
+                sent: Arc::default(),
+                ahead: 0,
+                keys: Vec::new(),
+                leaving: false,
+            };
+            let got = s.run(&mut wr, rd, revision).await;
+            hub.close(node, number);
+            got
+        }
     };
-    let got = s.run(&mut wr, rd, revision).await;
-    hub.close(node, number);
     // A removed node is cut off by the first thing that happens on its stream, whichever that is.
     let now = hub.port.intent().borrow().clone();
     hub.retain(&now);
@@ -158,7 +166,10 @@ impl Session<'_> {
                     Some(m) => send(wr, &frame::encode(&m)?).await?,
                     None => return Err(Error::other("the node has opened another stream")),
                 },
-                Some(m) = replies.recv() => send(wr, &frame::encode(&m)?).await?,
+                Some(m) = replies.recv() => {
+                    self.renewed(&m);
+                    send(wr, &frame::encode(&m)?).await?;
+                }
                 _ = held_tick.tick() => {
                     let all = self.hub.held(self.node, &intent.borrow().clone());
                     if let Some(version) = all && all != held {
@@ -166,8 +177,28 @@ impl Session<'_> {
                         send(wr, &frame::encode(&ToNode::Held { version })?).await?;
                     }
                 }
-                _ = ping.tick() => send(wr, &frame::encode(&ToNode::Ping)?).await?,
+                _ = ping.tick() => {
+                    // Also a certificate that ends meanwhile ends the stream.
+                    self.admit(&intent.borrow().clone())?;
+                    send(wr, &frame::encode(&ToNode::Ping)?).await?;
+                }
             }
+        }
+    }
+
+    /// A certificate that the node gets on this very stream counts for it from now on: renewing breaks nothing off.
+    fn renewed(&mut self, m: &ToNode) {
+        if let (
+            Some(peer),
+            ToNode::Reply {
+                reply: Ok(Reply::Certificate(issued)),
+                ..
+            },
+        ) = (&mut self.peer, m)
+            && let Ok(new) = PeerId::of_pem(&issued.certificate)
+            && (new.node, &new.key) == (peer.node, &peer.key)
+        {
+            *peer = new;
         }
     }
 
@@ -197,7 +228,7 @@ impl Session<'_> {
     }
 
     async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-        let keys = self.hub.port.secrets().map_err(Error::other)?.gossip;
+        let keys = self.hub.port.secrets().map_err(Error::other)?.gossip.keys().to_vec();
         if keys != self.keys {
             send(wr, &frame::encode(&ToNode::Welcome { keys: keys.clone() })?).await?;
             self.keys = keys;
@@ -240,11 +271,11 @@ impl Session<'_> {
             ToManager::Answer { id, answer } => self.hub.answered(self.node, id, answer),
             ToManager::Request { id, request } => {
                 self.leaving |= matches!(request, Request::Leave);
-                let (hub, node, peer) = (self.hub.clone(), self.node, self.peer.clone());
+                let (hub, node) = (self.hub.clone(), self.node);
                 let (replies, permit) = (replies.clone(), room.clone().try_acquire_owned());
                 tokio::spawn(async move {
                     let reply = match permit {
-                        Ok(_permit) => answer(&hub, node, peer, request).await,
+                        Ok(_permit) => answer(&hub, node, request).await,
                         Err(_) => Err(ApiError::new(
                             Code::Unavailable,
                             format!("{MAX_REQUESTS} requests of {node} are under way"),
@@ -269,12 +300,7 @@ async fn send(wr: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<()> {
     .await?
 }
 
-async fn answer(
-    hub: &Hub,
-    node: NodeId,
-    peer: Option<PeerId>,
-    request: Request,
-) -> std::result::Result<Reply, ApiError> {
+async fn answer(hub: &Hub, node: NodeId, request: Request) -> std::result::Result<Reply, ApiError> {
     let port = &hub.port;
     match request {
         Request::NeedBlock { vni } => {
@@ -298,13 +324,7 @@ async fn answer(
                     "netctl cluster leave, then join again",
                 )
             })?;
-            debug_assert!(peer.is_none_or(|p| p.node == node));
-            let secrets = port.secrets()?;
-            let certificate = secrets.sign(&csr, &intent.cluster, node, role)?;
-            Ok(Reply::Certificate {
-                certificate,
-                ca: secrets.ca().to_owned(),
-            })
+            Ok(Reply::Certificate(port.certify(csr, node, role).await?))
         }
     }
 }

@@ -21,21 +21,31 @@ use tokio::{
 };
 
 use super::*;
-use crate::identity::{Credentials, Csr, NodeKey, Tls, Token, connect_pinned};
+use crate::identity::{
+    CERTIFICATE_LIFE, Credentials, Csr, Holding, Issued, NodeKey, Subject, Tls, Token, connect_pinned,
+};
 use crate::known::Known;
+
+mod fresh;
+mod peers;
 
 /// Where these nodes would be managers.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
 struct Port {
     intent: watch::Sender<Arc<Intent>>,
-    secrets: ClusterSecrets,
+    secrets: Mutex<ClusterSecrets>,
+    life: Mutex<Duration>,
     dead: Mutex<Vec<NodeId>>,
     next: AtomicU64,
     leader: watch::Sender<Leader>,
 }
 
 impl Port {
+    fn now(&self) -> ClusterSecrets {
+        self.secrets.lock().unwrap().clone()
+    }
+
     fn change(&self, f: impl FnOnce(&mut Intent)) {
         self.intent.send_modify(|i| {
             let i = Arc::make_mut(i);
@@ -50,19 +60,24 @@ impl ManagerPort for Port {
         self.intent.subscribe()
     }
     fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
-        Ok(self.secrets.clone())
+        Ok(self.now())
+    }
+    fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>> {
+        Box::pin(async move {
+            let cluster = self.intent.borrow().cluster.clone();
+            let life = *self.life.lock().unwrap();
+            Ok(self.now().ca.sign(&csr, &Subject { cluster, node, role }, life)?)
+        })
     }
     fn add_node(&self, n: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>> {
         Box::pin(async move {
-            let known = self
-                .intent
-                .borrow()
-                .nodes
-                .iter()
-                .find(|(_, x)| x.key == n.key)
-                .map(|(id, _)| *id);
-            if let Some(id) = known {
-                return Ok(id);
+            let now = self.intent.borrow().clone();
+            match now.nodes.iter().find(|(_, x)| x.key == n.key) {
+                Some((_, known)) if known.role != n.role => {
+                    return Err(ApiError::new(Code::Conflict, "in the cluster with another role", ""));
+                }
+                Some((id, _)) => return Ok(*id),
+                None => {}
             }
             let id = NodeId(self.next.fetch_add(1, Ordering::SeqCst));
             self.change(|i| {
@@ -130,12 +145,19 @@ async fn manager() -> Manager {
     let secrets = ClusterSecrets::create("c1").unwrap();
     let key = NodeKey::generate().unwrap();
     let csr = Csr::parse(&key.csr("m").unwrap()).unwrap();
+    let who = Subject {
+        cluster: "c1".into(),
+        node: NodeId(1),
+        role: Role::Manager,
+    };
+    let issued = secrets.ca.sign(&csr, &who, CERTIFICATE_LIFE).unwrap();
     let credentials = Credentials {
         cluster: "c1".into(),
         node: NodeId(1),
         role: Role::Manager,
-        certificate: secrets.sign(&csr, "c1", NodeId(1), Role::Manager).unwrap(),
-        ca: secrets.ca().into(),
+        certificate: issued.certificate,
+        ca: issued.ca,
+        issuer: issued.issuer,
         gossip: Vec::new(),
         managers: Vec::new(),
     };
@@ -152,7 +174,8 @@ async fn manager() -> Manager {
     intent.nodes.insert(NodeId(1), me);
     let port = Arc::new(Port {
         intent: watch::Sender::new(Arc::new(intent)),
-        secrets,
+        secrets: Mutex::new(secrets),
+        life: Mutex::new(CERTIFICATE_LIFE),
         dead: Mutex::default(),
         next: AtomicU64::new(2),
         leader: watch::Sender::new(Leader::Me),
@@ -173,7 +196,7 @@ async fn manager() -> Manager {
 
 impl Manager {
     fn token(&self) -> Token {
-        self.port.secrets.token(Role::Worker).unwrap()
+        self.port.now().token(Role::Worker).unwrap()
     }
 }
 
@@ -229,7 +252,7 @@ async fn a_good_token_lets_in() {
     let j = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
     assert_eq!(j.credentials.node, NodeId(2));
     assert_eq!(j.credentials.role, Role::Worker);
-    assert_eq!(j.credentials.gossip, m.port.secrets.gossip);
+    assert_eq!(j.credentials.gossip, m.port.now().gossip.keys());
     assert_eq!(j.credentials.managers, [m.addr.to_string()]);
     assert_eq!(j.intent.nodes[&NodeId(2)].key, key.public());
     assert_eq!(j.seen, m.addr.ip());
@@ -318,7 +341,7 @@ async fn intent_comes_as_increments() {
         let want = m.port.intent.borrow().clone();
         soon(w.intent.wait_for(|i| **i == *want)).await.unwrap();
     }
-    assert_eq!(w.uplink.keys().borrow().clone(), m.port.secrets.gossip);
+    assert_eq!(w.uplink.keys().borrow().clone(), m.port.now().gossip.keys());
 }
 
 #[tokio::test]
@@ -348,9 +371,9 @@ async fn a_certificate_is_renewed_for_the_same_key_alone() {
         local: watch::channel(None).1,
         intent: Known::new(Arc::default()),
     });
-    let (certificate, ca) = uplink.renew(key.csr("w").unwrap()).await.unwrap();
-    assert_ne!(certificate, c.certificate);
-    (c.certificate, c.ca) = (certificate, ca);
+    let issued = uplink.renew(key.csr("w").unwrap()).await.unwrap();
+    assert_ne!(issued.certificate, c.certificate);
+    c.take(issued);
     let tls = Tls::new(&c, &key).unwrap();
     let tcp = TcpStream::connect(m.addr).await.unwrap();
     assert_eq!(tls.connect(tcp).await.unwrap().1.node, NodeId(1));
@@ -373,6 +396,7 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
         problems: vec!["p".into()],
         tasks: BTreeMap::from([("web.1".parse().unwrap(), status)]),
         held: BTreeMap::new(),
+        holds: Holding::default(),
     };
     w.uplink.report(report.clone());
     hub_has(&m, |s| s.get(&w.id).is_some_and(|n| n.report == report)).await;

@@ -5,7 +5,7 @@ use std::{
     io::{Error, ErrorKind, Result},
     net::SocketAddr,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use cluster::seal::Key;
@@ -30,12 +30,15 @@ use super::{
     session::read_all,
 };
 use crate::{
-    identity::{Tls, admit_node},
+    identity::{Issued, PeerId, Tls, admit_manager, admit_node, manages},
     known::Known,
 };
 
 /// Pause after the first failure to connect; it doubles with each one.
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// So long after its last word from a manager a node relies on what it knows of who is one. A demoted manager cannot pose
+/// as one, and a node that was away for longer finds managers that were promoted meanwhile.
+const FRESH: Duration = Duration::from_secs(60);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// How long a request may wait for its answer, connecting included.
@@ -115,6 +118,7 @@ impl Uplink {
             preferred: prefer.subscribe(),
             leader,
             resync: false,
+            heard: None,
             hint: None,
             pending: BTreeMap::new(),
             count: 0,
@@ -149,10 +153,10 @@ impl Uplink {
         }
     }
 
-    /// Asks for a new certificate: certificate and CA, PEM.
-    pub async fn renew(&self, csr: String) -> std::result::Result<(String, String), ApiError> {
+    /// Asks for a new certificate.
+    pub async fn renew(&self, csr: String) -> std::result::Result<Issued, ApiError> {
         match self.request(Request::Renew { csr }).await? {
-            Reply::Certificate { certificate, ca } => Ok((certificate, ca)),
+            Reply::Certificate(issued) => Ok(issued),
             _ => Err(odd()),
         }
     }
@@ -224,7 +228,7 @@ fn odd() -> ApiError {
 }
 
 /// A stream, and the manager at its end.
-type Stream = (tokio_rustls::client::TlsStream<TcpStream>, NodeId);
+type Stream = (tokio_rustls::client::TlsStream<TcpStream>, PeerId);
 type Pending = (Request, oneshot::Sender<std::result::Result<Reply, ApiError>>);
 
 /// How a stream ended well.
@@ -249,6 +253,8 @@ struct Run {
     leader: watch::Sender<Option<NodeId>>,
     /// An increment did not fit: ask for the whole intent.
     resync: bool,
+    /// When a manager said something last.
+    heard: Option<Instant>,
     /// Where the leader is said to be.
     hint: Option<SocketAddr>,
     /// Requests that wait for an answer; a new stream asks them again.
@@ -268,6 +274,11 @@ impl Run {
                 Ok(false) => return,
                 Err(e) => {
                     tracing::debug!(error = %e, "no stream to a manager");
+                    self.config.tls.note(&e);
+                    let refusal = e.get_ref().and_then(|e| e.downcast_ref::<ApiError>());
+                    if refusal.is_some_and(|e| e.code == Code::Forbidden) {
+                        self.config.tls.disowned();
+                    }
                     if !self.rest(pause).await {
                         return;
                     }
@@ -284,9 +295,12 @@ impl Run {
         let over = tokio::time::sleep(jitter);
         tokio::pin!(over);
         let mut local = true;
+        let mut replaced = self.config.tls.replaced();
         loop {
             tokio::select! {
                 () = &mut over => return true,
+                // With a new certificate or root it may go better.
+                _ = replaced.changed() => return true,
                 // This node became leader: there is somebody to talk to.
                 changed = self.config.local.changed(), if local => {
                     local = changed.is_ok();
@@ -314,7 +328,7 @@ impl Run {
                 let hub = l.hub;
                 let base = self.base();
                 let stream = hub.local(self.config.me, base.revision, self.config.version.clone());
-                self.stream(stream, base, (None, self.config.me), pause).await?
+                self.stream(stream, base, None, pause).await?
             }
             None => {
                 let (stream, addr) = self.connect().await?;
@@ -339,14 +353,14 @@ impl Run {
         }
     }
 
-    async fn greet(&mut self, (mut stream, node): Stream, addr: SocketAddr, pause: &mut Duration) -> Result<End> {
+    async fn greet(&mut self, (mut stream, peer): Stream, addr: SocketAddr, pause: &mut Duration) -> Result<End> {
         let base = self.base();
         let hello = ToManager::Hello {
             revision: base.revision,
             version: self.config.version.clone(),
         };
         write(&mut stream, &hello).await?;
-        self.stream(stream, base, (Some(addr), node), pause).await
+        self.stream(stream, base, Some((addr, peer)), pause).await
     }
 
     /// Tries every manager that is known: the leader first, the others in any order.
@@ -371,7 +385,7 @@ impl Run {
         all.retain(|a| Some(*a) != mine);
         let mut last = Error::new(ErrorKind::NotFound, "no manager's address is known");
         for addr in all {
-            match open(&self.config.tls, &intent, addr).await {
+            match open(&self.config.tls, &intent, addr, self.fresh()).await {
                 Ok(stream) => return Ok((stream, addr)),
                 Err(e) => last = Error::new(e.kind(), format!("{addr}: {e}")),
             }
@@ -379,18 +393,25 @@ impl Run {
         Err(last)
     }
 
-    /// A stream from its greeting on. `base` is the intent that the manager knows this node to have, then come the manager's
-    /// address (none: in this process) and node.
+    /// Whether what is known of the intent is new enough to say who is a manager.
+    fn fresh(&self) -> bool {
+        self.heard.is_some_and(|h| h.elapsed() < FRESH)
+    }
+
+    /// A stream from its greeting on. `base` is the intent that the manager knows this node to have; `manager`: its address
+    /// and who it is, none: this process.
     async fn stream<S>(
         &mut self,
         stream: S,
         mut base: Arc<Intent>,
-        (addr, node): (Option<SocketAddr>, NodeId),
+        manager: Option<(SocketAddr, PeerId)>,
         pause: &mut Duration,
     ) -> Result<End>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
+        let addr = manager.as_ref().map(|(addr, _)| *addr);
+        let node = manager.as_ref().map_or(self.config.me, |(_, peer)| peer.node);
         let (rd, mut wr) = tokio::io::split(stream);
         let mut messages = read_all::<ToNode>(rd, MAX_DOWN);
         self.reports.mark_changed();
@@ -414,12 +435,18 @@ impl Run {
                 m = messages.recv() => {
                     let m = m.unwrap_or(Err(ErrorKind::UnexpectedEof.into()))?;
                     *pause = BACKOFF_MIN;
+                    self.heard = Some(Instant::now());
                     match m {
                         ToNode::Welcome { keys } => {
                             self.keys.send_replace(keys);
                             self.connected.send_replace(true);
                         }
-                        ToNode::Delta(delta) => self.delta(&mut base, *delta)?,
+                        ToNode::Delta(delta) => {
+                            self.delta(&mut base, *delta)?;
+                            // It may tell that the one at the other end is no manager any more.
+                            let now = self.config.intent.now();
+                            manager.as_ref().map_or(Ok(()), |(_, m)| manages(&now, m)).map_err(Error::other)?;
+                        }
                         ToNode::Held { version } => {
                             self.held.send_replace(version);
                         }
@@ -507,8 +534,8 @@ impl Run {
         {
             return;
         }
-        let (tls, intent) = (self.config.tls.clone(), self.config.intent.now());
-        let task = tokio::spawn(async move { open(&tls, &intent, to).await });
+        let (tls, intent, fresh) = (self.config.tls.clone(), self.config.intent.now(), self.fresh());
+        let task = tokio::spawn(async move { open(&tls, &intent, to, fresh).await });
         if let Some((old, _)) = better.replace((task, to)) {
             old.abort();
         }
@@ -550,8 +577,8 @@ async fn arrived(better: &mut Option<(JoinHandle<Result<Stream>>, SocketAddr)>) 
     Ok((got??, addr))
 }
 
-/// Connects to a manager.
-async fn open(tls: &Tls, intent: &Intent, addr: SocketAddr) -> Result<Stream> {
+/// Connects to a manager. `fresh`: what is known of the intent has the last word on who is one.
+async fn open(tls: &Tls, intent: &Intent, addr: SocketAddr, fresh: bool) -> Result<Stream> {
     let one = async {
         let tcp = TcpStream::connect(addr).await?;
         tcp.set_nodelay(true)?;
@@ -559,13 +586,18 @@ async fn open(tls: &Tls, intent: &Intent, addr: SocketAddr) -> Result<Stream> {
         if peer.role != Role::Manager {
             return Err(Error::other(format!("{} is no manager", peer.node)));
         }
-        // What is known here may be old: a manager that has joined since is one all the same. Ids only grow, so one that
-        // was removed is told apart.
+        // What is known here may be old: a manager that has joined since is one all the same, and so is a worker that was
+        // promoted. Ids only grow, so one that was removed is told apart.
         let newest = intent.nodes.keys().next_back();
         if newest.is_some_and(|n| peer.node <= *n) {
-            admit_node(intent, &peer).map_err(Error::other)?;
+            let admitted = if fresh {
+                admit_manager(intent, &peer)
+            } else {
+                admit_node(intent, &peer)
+            };
+            admitted.map_err(Error::other)?;
         }
-        Ok((stream, peer.node))
+        Ok((stream, peer))
     };
     timeout(HANDSHAKE, one)
         .await
