@@ -130,6 +130,12 @@ impl<D: Disk> Manager<D> {
         self.entries_since += entries.len() as u64;
         self.anchor(now);
         if members {
+            // A commit index may be lost; who votes may not: a power cut would bring those back who were asked before.
+            match self.log.append(Some(self.peer.hard()), &[], true) {
+                // It goes with the next record.
+                Ok(()) | Err(LogError::Full { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
             self.choose_pace();
         }
         Ok(entries.last().map(|e| e.index))
