@@ -19,9 +19,9 @@ use std::{
 };
 
 use ebpf_abi::{
-    Addr, BACKEND_ACTIVE, Backend, EP_BACKEND, EpAddrKey, EpAddrVal, EpCfg, EpMacKey, EpMacVal, Mac, MemberVal,
-    NodeCfg, PoolKey, ROUTE_LOCAL, ROUTE_NODE, ROUTE_NONE, ROUTE_VIP, RouteKey, RouteVal, SvcKey, SvcVal, TargetKey,
-    TargetVal, mac,
+    Addr, BACKEND_ACTIVE, Backend, CFG_DIRECT, EP_BACKEND, EpAddrKey, EpAddrVal, EpCfg, EpMacKey, EpMacVal, Mac,
+    MemberVal, NodeCfg, PoolKey, ROUTE_LOCAL, ROUTE_NODE, ROUTE_NONE, ROUTE_VIP, RouteKey, RouteVal, SvcKey, SvcVal,
+    TargetKey, TargetVal, mac,
 };
 
 use super::world::{World, ifindex, ip, wait};
@@ -173,6 +173,7 @@ impl<'w> Lab<'w> {
             mtu: 1450,
             hairpin4: word(HAIRPIN4),
             hairpin6: Addr::v6(HAIRPIN6.octets()),
+            flags: if self.world.direct { CFG_DIRECT } else { 0 },
             ..NodeCfg::default()
         })
         .unwrap();
