@@ -6,7 +6,8 @@ use std::{
 };
 
 use super::{
-    lab::{CLIENT4, CLIENT6, HAIRPIN4, HAIRPIN6, Lab, TARGET, serve, tcp, udp, vip4, vip6},
+    lab::{CLIENT4, CLIENT6, HAIRPIN4, HAIRPIN6, Lab, TARGET, vip4, vip6},
+    talk::{serve, tcp, udp},
     world::both_tunnels,
 };
 

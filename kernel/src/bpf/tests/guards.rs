@@ -11,7 +11,8 @@ use std::{
 use ebpf_abi::{BACKEND_DRAINING, BACKEND_GONE, EP_BACKEND, EP_INTERNAL};
 
 use super::{
-    lab::{Lab, TARGET, exchange, serve, tcp, udp, vip4, vip6},
+    lab::{Lab, TARGET, vip4, vip6},
+    talk::{exchange, serve, tcp, udp},
     world::both_tunnels,
 };
 
