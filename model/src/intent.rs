@@ -71,6 +71,9 @@ pub struct Node {
     pub down: bool,
     /// Address that managers' RPC listens on (`ip:port`), managers only.
     pub rpc: Option<String>,
+    /// Its id in Raft, managers only; given out by the log, never twice: a manager whose disk was wiped gets a new one.
+    #[serde(default)]
+    pub raft: Option<u64>,
 }
 
 /// A network as the log knows it.

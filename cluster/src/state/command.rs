@@ -161,6 +161,23 @@ pub enum Command {
     },
     /// Replaces (`Some`) or forgets (`None`) what managers keep secret.
     SetSecrets(BTreeMap<String, Option<Secret>>),
+    /// Promotes or demotes. The proposer has taken a manager out of Raft's voters before it makes a worker of it. Answer:
+    /// [`Applied::Raft`] for a manager.
+    SetRole {
+        /// Whom.
+        node: NodeId,
+        /// To what.
+        role: Role,
+        /// Where its managers' RPC listens (`ip:port`); managers only.
+        rpc: Option<String>,
+    },
+    /// A manager has lost its log: its next life in Raft has another id. Answer: [`Applied::Raft`].
+    RenewRaft {
+        /// Which.
+        node: NodeId,
+        /// The id that it had; if it has another one by now, nothing changes.
+        old: u64,
+    },
 }
 
 /// Body of [`Command::InitCluster`].
@@ -251,6 +268,8 @@ pub enum Applied {
     },
     /// A block.
     Block(u32),
+    /// A manager's id in Raft.
+    Raft(u64),
 }
 
 /// Why a command was not carried out; nothing of it was.

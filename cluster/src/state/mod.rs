@@ -9,12 +9,16 @@ mod networks;
 mod nodes;
 mod place;
 mod requests;
+mod roles;
 mod services;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
@@ -23,12 +27,16 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::ipam::Pool;
+use crate::{
+    ipam::Pool,
+    mutant::{self, Mutant},
+};
 
 pub use command::{
     Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
 };
 pub use requests::{Outcome, REMEMBERED};
+pub use roles::{EPOCH, MAX_MANAGERS};
 pub use snapshot::SnapshotError;
 
 /// Highest index of a published port's mark: the mark is `0x6e000000 + index` and must stay below 0x6f000000
@@ -52,6 +60,11 @@ pub struct State {
     /// What managers alone may know.
     secrets: BTreeMap<String, Secret>,
     next_node: u64,
+    /// Raft's ids are not the nodes': a manager that lost its disk must not vote twice under one id.
+    next_raft: u64,
+    /// Raft ids that get the log, voters or not, and those that still vote although they are leaving.
+    raft_members: BTreeSet<u64>,
+    raft_leaving: BTreeSet<u64>,
     vnis: Pool,
     indices: Pool,
     marks: Pool,
@@ -100,6 +113,9 @@ impl Default for State {
             pools: None,
             secrets: BTreeMap::new(),
             next_node: 1,
+            next_raft: 1,
+            raft_members: BTreeSet::new(),
+            raft_leaving: BTreeSet::new(),
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
@@ -116,7 +132,10 @@ impl State {
     /// before gets its first answer again, and nothing changes.
     pub fn apply(&mut self, index: u64, envelope: &Envelope) -> Outcome {
         self.applied = index;
-        self.now_ms = self.now_ms.max(envelope.time_ms);
+        self.now_ms = match mutant::on(Mutant::TimeGoesBack) {
+            true => envelope.time_ms,
+            false => self.now_ms.max(envelope.time_ms),
+        };
         if let Some(known) = self.requests.get(envelope.request) {
             return known.clone();
         }
@@ -131,6 +150,9 @@ impl State {
     /// Tells that an entry without a command (a leader's first, a change of voters) was passed.
     pub fn pass(&mut self, index: u64) {
         self.applied = index;
+        if mutant::on(Mutant::FreeVip) {
+            self.nets.values_mut().for_each(|n| n.vips.forget_first());
+        }
     }
 
     fn run(&mut self, index: u64, command: &Command) -> Result<Applied, Refusal> {
@@ -159,6 +181,8 @@ impl State {
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),
             Command::SetSecrets(secrets) => self.set_secrets(secrets),
+            Command::SetRole { node, role, rpc } => self.set_role(index, *node, *role, rpc.as_deref()),
+            Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
         }
     }
 

@@ -7,7 +7,11 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::internal;
-use crate::{config::Config, manager::FirstCommand, store::Store};
+use crate::{
+    config::Config,
+    manager::FirstCommand,
+    store::{Store, nobody},
+};
 
 /// The last view of the intent, for a start without managers.
 const INTENT: &str = "intent.json";
@@ -38,8 +42,8 @@ pub(super) async fn open_store(state: &std::path::Path, first: Option<FirstComma
     let dir = state.join("raft");
     let key = log_key(state)?;
     let opened = tokio::task::spawn_blocking(move || match first {
-        Some(f) => Store::create(&dir, key, f.command).map(Some),
-        None => Store::open(&dir, key),
+        Some(f) => Store::create(&dir, key, f.command, nobody()).map(Some),
+        None => Store::open(&dir, key, nobody()),
     });
     match opened.await.map_err(|e| internal("the log", e))? {
         Ok(Some(s)) => Ok(s),

@@ -70,6 +70,7 @@ impl World {
                 key: key.public().to_vec(),
                 down: false,
                 rpc: None,
+                raft: None,
             };
             intent.nodes.insert(NodeId(i), node);
             let block = 512 + u32::try_from(i).unwrap();

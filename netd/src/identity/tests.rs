@@ -156,6 +156,7 @@ fn the_intent_decides_who_is_a_member() {
         key: vec![7; 32],
         down: false,
         rpc: None,
+        raft: None,
     };
     i.nodes.insert(NodeId(3), node);
     let peer = PeerId {

@@ -97,6 +97,7 @@ fn node(role: Role, key: &[u8], hostname: &str) -> Node {
         key: key.to_vec(),
         down: false,
         rpc: None,
+        raft: None,
     }
 }
 
