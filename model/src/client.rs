@@ -25,7 +25,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 
-use crate::{ApiError, Code};
+use crate::{ApiError, Code, api::STALE_HEADER};
 
 pub use watch::{MAX_LINE, Watch, WatchEvent};
 
@@ -46,6 +46,7 @@ pub const MAX_ANSWER: usize = 64 << 20;
 pub struct Client {
     socket: PathBuf,
     timeout: Duration,
+    notice: Option<fn(&str)>,
 }
 
 impl Client {
@@ -54,6 +55,7 @@ impl Client {
         Client {
             socket: socket.into(),
             timeout: DEFAULT_TIMEOUT,
+            notice: None,
         }
     }
 
@@ -65,6 +67,12 @@ impl Client {
     /// The same client with another limit for a whole request; a watch has it for its head alone.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// The same client, which tells why an answer may be old: no leader could be asked.
+    pub fn with_notice(mut self, notice: fn(&str)) -> Self {
+        self.notice = Some(notice);
         self
     }
 
@@ -116,6 +124,11 @@ impl Client {
         let exchange = async {
             let (response, _connection) = self.send(method, path, body).await?;
             let status = response.status();
+            if let Some(tell) = self.notice
+                && let Some(why) = response.headers().get(STALE_HEADER).and_then(|v| v.to_str().ok())
+            {
+                tell(why);
+            }
             let bytes = Limited::new(response.into_body(), MAX_ANSWER)
                 .collect()
                 .await

@@ -10,10 +10,12 @@ pub mod error;
 pub mod ids;
 pub mod intent;
 pub mod row;
+pub mod settings;
 pub mod spec;
 
 pub use error::{ApiError, Code};
 pub use ids::{BadValue, EndpointId, Mac, Name, NodeId, Proto, Vni};
 pub use intent::Intent;
 pub use row::{EndpointRow, EndpointState, NodeRow, Row, RowBody, RowKey};
+pub use settings::ClusterSettings;
 pub use spec::{NetworkSpec, PortSpec, ServiceSpec};

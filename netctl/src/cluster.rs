@@ -2,33 +2,43 @@
 
 use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use ipnet::Ipv4Net;
-use model::api::{
-    ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, MemberView, TokenAnswer,
-};
+use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave};
 
 use crate::{
-    Run,
+    Run, backup,
     cli::{Context, ListArgs, duration},
-    node::health_cell,
-    output::{Column, Table, cell, column, maybe, wide},
+    identity, managers,
     progress::Progress,
+    settings,
 };
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
     /// Make a cluster with this node as its manager.
     #[command(
-        after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with."
+        after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with. When most managers are lost for good, run\nnetctl cluster init --force-new on one that is left: it goes on alone with all that it knows."
     )]
     Init {
+        /// Begin the cluster that this manager is in anew, with this manager alone: for when most managers are lost for good.
+        #[arg(long, conflicts_with_all = ["advertise_addr", "default_addr_pool", "default_addr_pool_mask_length", "set"])]
+        force_new: bool,
         /// Address that the others reach this node by; needed where it has several.
         #[arg(long, value_name = "IP[:PORT]")]
         advertise_addr: Option<String>,
-        /// Pool that networks without a subnet are cut from.
-        #[arg(long, value_name = "CIDR", default_value = "10.128.0.0/9")]
-        default_pool: Ipv4Net,
+        /// Pool that networks without a subnet are cut from; default: 10.128.0.0/9.
+        #[arg(long, value_name = "CIDR", alias = "default-pool")]
+        default_addr_pool: Option<Ipv4Net>,
+        /// Prefix length of what is cut from it; default: 16.
+        #[arg(long, value_name = "LENGTH")]
+        default_addr_pool_mask_length: Option<u8>,
+        /// Seal managers' keys on disk; after a restart a manager asks for the key that is printed here.
+        #[arg(long)]
+        autolock: bool,
+        /// A setting that the cluster begins with, as netctl cluster update takes it; may be repeated.
+        #[arg(long, value_name = "KEY=VALUE", value_parser = settings::pair)]
+        set: Vec<(String, String)>,
         /// How long to wait for netd.
         #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
         timeout: Duration,
@@ -38,7 +48,7 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
     )]
     Join {
-        /// Token, from netctl cluster token worker.
+        /// Token, from netctl cluster token worker; - reads it from standard input.
         token: String,
         /// A manager.
         #[arg(value_name = "IP[:PORT]")]
@@ -65,37 +75,87 @@ pub(crate) enum Verb {
     Members(ListArgs),
     /// Print the token that new nodes join with.
     #[command(
-        after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone"
+        after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone\n  netctl cluster token manager --rotate"
     )]
-    Token {
-        /// What the new node becomes.
-        #[arg(value_enum)]
-        role: TokenRole,
-    },
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum TokenRole {
-    /// Runs tasks.
-    Worker,
+    Token(identity::Token),
+    /// Hand the lead over to another manager.
+    #[command(
+        after_help = "Example:\n  netctl cluster transfer n2\n\nA manager that is stopped or leaves does so by itself."
+    )]
+    Transfer(managers::TransferArgs),
+    /// Write all that the managers know, keys included, into a sealed file.
+    #[command(
+        after_help = "Example:\n  head -c 32 /dev/urandom > backup.key\n  netctl cluster backup cluster.netd --key-file backup.key"
+    )]
+    Backup(backup::BackupArgs),
+    /// Make a cluster of this node alone from such a file; its nodes come back by themselves.
+    #[command(
+        after_help = "Example:\n  netctl cluster restore cluster.netd --key-file backup.key\n\nThis node must be in no cluster, and best has the address of a former manager: there the nodes look for one."
+    )]
+    Restore(backup::RestoreArgs),
+    /// Show the cluster and its settings.
+    #[command(
+        after_help = "Example:\n  netctl cluster inspect\n  netctl cluster inspect -o wide     ranges and what each setting does"
+    )]
+    Inspect(ListArgs),
+    /// Change settings of the cluster, on all nodes, live.
+    #[command(
+        after_help = "Example:\n  netctl cluster update cert-expiry=720h node-grace=30s\n\nAll of them are changed, or none. netctl cluster inspect -o wide lists the keys and their ranges."
+    )]
+    Update(settings::Update),
+    /// The cluster's CA: look at it, change it.
+    #[command(subcommand)]
+    Ca(identity::Ca),
+    /// Open this manager after a restart, where autolock is on; the key is read from standard input.
+    #[command(
+        after_help = "Example:\n  netctl cluster unlock              asks for the key\n  netctl cluster unlock < FILE\n\nUntil then what this node forwards and answers goes on as it was last known."
+    )]
+    Unlock,
+    /// Print the key that opens managers after a restart.
+    #[command(
+        after_help = "Example:\n  netctl cluster unlock-key\n  netctl cluster unlock-key --rotate\n\nnetctl cluster update autolock=true makes one."
+    )]
+    UnlockKey(identity::UnlockKey),
+    /// Prove this node anew by a token, when it was away for too long to come back by itself. Its tasks stay.
+    #[command(after_help = "Example:\n  netctl cluster renew TOKEN 198.51.100.1:2377")]
+    Renew(identity::Renew),
 }
 
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
         Verb::Init {
+            force_new: true,
+            timeout,
+            ..
+        } => backup::force_new(cx, timeout).await,
+        Verb::Init {
+            force_new: false,
             advertise_addr,
-            default_pool,
+            default_addr_pool,
+            default_addr_pool_mask_length,
+            autolock,
+            mut set,
             timeout,
         } => {
+            let flag = |key: &str, value: Option<String>| value.map(|v| (key.to_owned(), v));
+            set.extend(flag("default-addr-pool", default_addr_pool.map(|p| p.to_string())));
+            let mask = default_addr_pool_mask_length.map(|m| m.to_string());
+            set.extend(flag("default-addr-pool-mask-length", mask));
+            set.extend(flag("autolock", autolock.then(|| "true".to_owned())));
             let body = ClusterInit {
                 advertise_addr,
-                default_pool: Some(default_pool),
+                settings: settings::collect(set)?,
             };
             let answer: ClusterInitAnswer = slow(cx, timeout, "making the cluster", "/v1/cluster/init", &body).await?;
-            let sentence = format!(
+            let mut sentence = format!(
                 "cluster {} is made; this node is {}, its manager\nto add a node, run on it:\n  netctl cluster join {} {}",
                 answer.cluster, answer.node, answer.worker_token, answer.addr
             );
+            if let Some(key) = &answer.unlock_key {
+                sentence.push_str(&format!(
+                    "\nafter a restart this manager is opened by: netctl cluster unlock\nkeep this key where no manager's disk is:\n  {key}"
+                ));
+            }
             cx.out.done(&sentence, &answer.cluster, &answer)
         }
         Verb::Join {
@@ -106,7 +166,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         } => {
             let what = format!("joining at {addr}");
             let body = ClusterJoin {
-                token,
+                token: identity::typed_token(token)?,
                 addr,
                 advertise_addr,
             };
@@ -124,20 +184,17 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let answer: serde_json::Value = slow(cx, timeout, "leaving", "/v1/cluster/leave", &body).await?;
             cx.out.done("this node has left its cluster", "", &answer)
         }
-        Verb::Members(list) => {
-            let members: Vec<MemberView> = cx.client.get("/v1/cluster/members").await?;
-            cx.out.table(&members_table(&members), &list.filter)
-        }
-        Verb::Token {
-            role: TokenRole::Worker,
-        } => {
-            let answer: TokenAnswer = cx.client.get("/v1/cluster/token?role=worker").await?;
-            let sentence = format!(
-                "to add a worker, run on it:\n  netctl cluster join {} {}",
-                answer.token, answer.addr
-            );
-            cx.out.done(&sentence, &answer.token, &answer)
-        }
+        Verb::Members(list) => managers::members(cx, &list).await,
+        Verb::Token(args) => identity::token(cx, args).await,
+        Verb::Ca(verb) => identity::ca(cx, verb).await,
+        Verb::Unlock => identity::unlock(cx).await,
+        Verb::UnlockKey(args) => identity::unlock_key(cx, args).await,
+        Verb::Renew(args) => identity::renew(cx, args).await,
+        Verb::Transfer(args) => managers::transfer(cx, args).await,
+        Verb::Backup(args) => backup::backup(cx, args).await,
+        Verb::Restore(args) => backup::restore(cx, args).await,
+        Verb::Inspect(list) => settings::inspect(cx, list).await,
+        Verb::Update(args) => settings::update(cx, args).await,
     }
 }
 
@@ -153,44 +210,4 @@ async fn slow<T: serde::de::DeserializeOwned>(
     progress.say(what);
     let client = cx.client.clone().with_timeout(timeout);
     client.post(path, body).await
-}
-
-const MEMBERS: &[Column] = &[
-    column("ID"),
-    column("HOSTNAME"),
-    column("ROLE"),
-    column("HEALTH"),
-    column("ADDRESS"),
-    column("LEADER"),
-    wide("TERM"),
-    wide("LOG"),
-];
-
-fn members_table(members: &[MemberView]) -> Table {
-    let mut table = Table::new(MEMBERS);
-    for m in members {
-        let cells = vec![
-            cell(m.id),
-            cell(&m.hostname),
-            cell(crate::node::role_word(m.role)),
-            health_cell(m.health),
-            maybe(m.addr.as_ref()),
-            cell(if m.leader { "leader" } else { "" }),
-            maybe(m.term),
-            maybe(m.log_index),
-        ];
-        table.row(m.id, cells, m);
-    }
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture;
-
-    #[test]
-    fn members() {
-        insta::assert_snapshot!(fixture::show(&members_table(&fixture::members())));
-    }
 }

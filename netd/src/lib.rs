@@ -6,15 +6,19 @@
 #![allow(clippy::disallowed_types, reason = "no decision is taken here")]
 
 pub mod api;
+pub mod backup;
 pub mod config;
+pub mod custodian;
 pub mod daemon;
 pub mod disk;
 pub mod dns;
 pub mod endpoints;
 pub mod gossip;
 pub mod identity;
+pub mod known;
 pub mod manager;
 pub mod notify;
+pub mod peers;
 pub mod reconcile;
 pub mod rpc;
 pub mod store;

@@ -15,9 +15,6 @@ use model::{
 
 use crate::gossip::Facts;
 
-/// States kept of a slot, the present one among them (Swarm's task history).
-const HISTORY: usize = 5;
-
 #[derive(Debug, Clone)]
 struct Entry {
     node: NodeId,
@@ -61,6 +58,10 @@ impl TaskBoard {
                 };
             }
         }
+        let history = usize::try_from(intent.settings.task_history_limit).unwrap_or(usize::MAX);
+        for entries in self.slots.values_mut() {
+            entries.truncate(history);
+        }
         for (key, node) in wanted {
             let entries = self.slots.entry(key).or_default();
             if entries.front().is_some_and(|e| e.desired) {
@@ -76,7 +77,7 @@ impl TaskBoard {
                 since: now,
                 desired: true,
             });
-            entries.truncate(HISTORY);
+            entries.truncate(history);
         }
     }
 

@@ -79,11 +79,11 @@ pub fn check_v6(n: Ipv6Net, min: u8, max: u8) -> Result<(), SubnetError> {
     Ok(())
 }
 
-/// The next free /16 of a pool (or the whole pool, if it is smaller), counted in a circle from slice `from`, that touches
-/// none of `taken`. Also tells the slice after it.
-pub fn pick_v4(pool: Ipv4Net, from: u32, taken: &[Ipv4Net]) -> Option<(Ipv4Net, u32)> {
-    let prefix = pool.prefix_len().max(16);
-    let slices = 1u32 << (prefix - pool.prefix_len());
+/// The next free slice of a pool with prefix length `mask` (or the whole pool, if it is smaller), counted in a circle from
+/// slice `from`, that touches none of `taken`. Also tells the slice after it.
+pub fn pick_v4(pool: Ipv4Net, mask: u8, from: u32, taken: &[Ipv4Net]) -> Option<(Ipv4Net, u32)> {
+    let prefix = mask.clamp(pool.prefix_len(), 32);
+    let slices = 1u32.checked_shl(u32::from(prefix - pool.prefix_len()))?;
     (0..slices).find_map(|i| {
         let at = (from % slices + i) % slices;
         let base = u32::from(pool.network()).checked_add(at.checked_shl(32 - u32::from(prefix))?)?;

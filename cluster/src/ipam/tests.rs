@@ -54,15 +54,15 @@ proptest! {
 #[test]
 fn subnets_are_picked_around_what_is_taken() {
     let pool = "10.128.0.0/9".parse().unwrap();
-    let (first, next) = pick_v4(pool, 0, &[]).unwrap();
+    let (first, next) = pick_v4(pool, 16, 0, &[]).unwrap();
     assert_eq!(first.to_string(), "10.128.0.0/16");
     let taken = ["10.128.0.0/15", "10.130.7.0/24", "0.0.0.0/32"].map(|s| s.parse().unwrap());
-    let (n, _) = pick_v4(pool, next, &taken).unwrap();
+    let (n, _) = pick_v4(pool, 16, next, &taken).unwrap();
     assert_eq!(n.to_string(), "10.131.0.0/16");
-    let (n, next) = pick_v4(pool, 127, &taken).unwrap();
+    let (n, next) = pick_v4(pool, 16, 127, &taken).unwrap();
     assert_eq!((n.to_string().as_str(), next), ("10.255.0.0/16", 0), "in a circle");
-    assert_eq!(pick_v4("10.128.0.0/20".parse().unwrap(), 0, &taken), None);
-    let small = pick_v4("172.30.0.0/20".parse().unwrap(), 5, &taken).unwrap().0;
+    assert_eq!(pick_v4("10.128.0.0/20".parse().unwrap(), 16, 0, &taken), None);
+    let small = pick_v4("172.30.0.0/20".parse().unwrap(), 16, 5, &taken).unwrap().0;
     assert_eq!(small.to_string(), "172.30.0.0/20");
     let ula = "fd12:3456:789a::/48".parse().unwrap();
     let (six, _) = pick_v6(ula, 1, &[]).unwrap();

@@ -12,6 +12,7 @@
 mod ask;
 mod members;
 mod pace;
+mod salvage;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -33,6 +34,7 @@ use ask::Asked;
 pub use members::MAX_LAG;
 use pace::Pace;
 pub use pace::{ELECTION_TICKS, HEARTBEAT, MAX_TICK, MIN_TICK};
+pub use salvage::salvage;
 pub use types::{Input, Limits, ManagerError, MemberStatus, Options, Output, Status, Unanswered};
 
 /// Raft id of the manager that begins a cluster: the first that the log gives out. A log that begins with index 1 began

@@ -71,8 +71,10 @@ fn init() -> Command {
     Command::InitCluster(InitCluster {
         cluster: "0123456789abcdef0123456789abcdef".into(),
         node: node(1, Role::Manager),
-        pool: "10.128.0.0/9".parse().unwrap(),
-        ula: "fd12:3456:789a::/48".parse().unwrap(),
+        settings: model::ClusterSettings {
+            default_addr_pool6: Some("fd12:3456:789a::/48".parse().unwrap()),
+            ..model::ClusterSettings::default()
+        },
         default_network: model::NetworkSpec::default(),
         avoid: vec![],
         secrets: BTreeMap::new(),

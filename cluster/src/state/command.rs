@@ -2,8 +2,9 @@ use std::{collections::BTreeMap, fmt};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
-    ApiError, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
-    intent::{Availability, Role},
+    ApiError, ClusterSettings, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
+    intent::{Availability, Role, Trust},
+    settings::{Change, SettingError},
 };
 use serde::{Deserialize, Serialize};
 
@@ -161,6 +162,8 @@ pub enum Command {
     },
     /// Replaces (`Some`) or forgets (`None`) what managers keep secret.
     SetSecrets(BTreeMap<String, Option<Secret>>),
+    /// Changes settings of the cluster: all of these, or none.
+    UpdateSettings(Vec<Change>),
     /// Promotes or demotes. The proposer has taken a manager out of Raft's voters before it makes a worker of it. Answer:
     /// [`Applied::Raft`] for a manager.
     SetRole {
@@ -178,6 +181,23 @@ pub enum Command {
         /// The id that it had; if it has another one by now, nothing changes.
         old: u64,
     },
+    /// A node joins with a token's secret, compared here: a manager that lags lets nobody in with an old token. Answer:
+    /// [`Applied::Node`].
+    Join {
+        /// As for [`Command::AddNode`].
+        node: NewNode,
+        /// What the token says.
+        secret: Secret,
+    },
+    /// Changes what managers keep secret, if nobody has since `seen`.
+    ReplaceSecrets {
+        /// [`State::secrets_at`](super::State::secrets_at) of the state that the change was made from.
+        seen: u64,
+        /// New ones (`Some`), and those to forget (`None`).
+        secrets: BTreeMap<String, Option<Secret>>,
+        /// What all nodes are told of them.
+        trust: Trust,
+    },
 }
 
 /// Body of [`Command::InitCluster`].
@@ -187,10 +207,8 @@ pub struct InitCluster {
     pub cluster: String,
     /// The first manager.
     pub node: NewNode,
-    /// Pool that networks without a subnet are cut from, /8 to /24, in /16s.
-    pub pool: Ipv4Net,
-    /// Random ULA prefix (RFC 4193), /48.
-    pub ula: Ipv6Net,
+    /// First settings. They name an IPv6 pool: a random ULA prefix (RFC 4193), /48.
+    pub settings: ClusterSettings,
     /// The network `default`.
     pub default_network: NetworkSpec,
     /// As for [`Command::CreateNetwork`].
@@ -300,6 +318,12 @@ impl Refusal {
     }
     pub(crate) fn not_found(message: impl Into<String>, hint: impl Into<String>) -> Refusal {
         Refusal::new(Code::NotFound, message, hint)
+    }
+}
+
+impl From<SettingError> for Refusal {
+    fn from(e: SettingError) -> Refusal {
+        Refusal::invalid(e.message, e.hint)
     }
 }
 

@@ -10,7 +10,9 @@ mod nodes;
 mod place;
 mod requests;
 mod roles;
+mod secrets;
 mod services;
+mod settings;
 mod snapshot;
 #[cfg(test)]
 mod tests;
@@ -20,7 +22,6 @@ use std::{
     sync::Arc,
 };
 
-use ipnet::{Ipv4Net, Ipv6Net};
 use model::{
     Intent, Name, NodeId, Vni,
     intent::{BLOCK, PortKey},
@@ -37,6 +38,7 @@ pub use command::{
 };
 pub use requests::{Outcome, REMEMBERED};
 pub use roles::{EPOCH, MAX_MANAGERS};
+pub use secrets::{TOKEN_MANAGER, TOKEN_WORKER};
 pub use snapshot::SnapshotError;
 
 /// Highest index of a published port's mark: the mark is `0x6e000000 + index` and must stay below 0x6f000000
@@ -59,6 +61,10 @@ pub struct State {
     pools: Option<Pools>,
     /// What managers alone may know.
     secrets: BTreeMap<String, Secret>,
+    /// Index of the entry that changed them last.
+    secrets_at: u64,
+    /// Index of the entry that removed a node last.
+    removed_at: u64,
     next_node: u64,
     /// Raft's ids are not the nodes': a manager that lost its disk must not vote twice under one id.
     next_raft: u64,
@@ -79,11 +85,9 @@ pub struct State {
     ports: BTreeMap<PortKey, Name>,
 }
 
-/// Where subnets come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// Where the next subnet is looked for: slices of the pools in the settings, in a circle.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Pools {
-    v4: Ipv4Net,
-    ula: Ipv6Net,
     next_v4: u32,
     next_v6: u32,
 }
@@ -112,6 +116,8 @@ impl Default for State {
             now_ms: 0,
             pools: None,
             secrets: BTreeMap::new(),
+            secrets_at: 0,
+            removed_at: 0,
             next_node: 1,
             next_raft: 1,
             raft_members: BTreeSet::new(),
@@ -180,9 +186,12 @@ impl State {
             Command::Unpublish { service, port } => self.unpublish(index, service, *port),
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),
-            Command::SetSecrets(secrets) => self.set_secrets(secrets),
+            Command::SetSecrets(secrets) => self.set_secrets(index, secrets),
             Command::SetRole { node, role, rpc } => self.set_role(index, *node, *role, rpc.as_deref()),
             Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
+            Command::Join { node, secret } => self.join(index, node, secret),
+            Command::ReplaceSecrets { seen, secrets, trust } => self.replace_secrets(index, *seen, secrets, trust),
+            Command::UpdateSettings(changes) => self.update_settings(index, changes),
         }
     }
 
@@ -206,36 +215,11 @@ impl State {
         self.pools.is_some()
     }
 
-    /// A secret by name.
-    pub fn secret(&self, name: &str) -> Option<&[u8]> {
-        self.secrets.get(name).map(|s| s.0.as_slice())
-    }
-
-    /// All secrets.
-    pub fn secrets(&self) -> &BTreeMap<String, Secret> {
-        &self.secrets
-    }
-
-    /// Pool that networks without a subnet are cut from.
-    pub fn default_pool(&self) -> Option<Ipv4Net> {
-        self.pools.as_ref().map(|p| p.v4)
-    }
-
     /// The intent, to be changed by the entry at `index`.
     fn change(&mut self, index: u64) -> &mut Intent {
         let intent = Arc::make_mut(&mut self.intent);
         intent.revision = index;
         intent
-    }
-
-    fn set_secrets(&mut self, secrets: &BTreeMap<String, Option<Secret>>) -> Result<Applied, Refusal> {
-        for (name, secret) in secrets {
-            match secret {
-                Some(s) => self.secrets.insert(name.clone(), s.clone()),
-                None => self.secrets.remove(name),
-            };
-        }
-        Ok(Applied::Done)
     }
 }
 

@@ -82,17 +82,15 @@ impl State {
             }
             return Ok((net, None));
         }
-        let pools = self.pools()?;
+        let (pools, settings) = (self.pools()?, &self.intent.settings);
+        let pool = settings.default_addr_pool;
         let nets: Vec<Ipv4Net> = taken.iter().map(|t| t.1).collect();
-        ipam::pick_v4(pools.v4, pools.next_v4, &nets)
+        ipam::pick_v4(pool, settings.default_addr_pool_mask_length, pools.next_v4, &nets)
             .map(|(net, next)| (net, Some(next)))
             .ok_or_else(|| {
                 Refusal::conflict(
-                    format!(
-                        "the default pool {} has no free subnet: each overlaps a network or a host's route",
-                        pools.v4
-                    ),
-                    "--subnet 172.30.0.0/16 or another that is free",
+                    format!("the default pool {pool} has no free subnet: each overlaps a network or a host's route"),
+                    "--subnet 172.30.0.0/16 or another that is free, or netctl cluster update default-addr-pool=SUBNET",
                 )
             })
     }
@@ -123,13 +121,19 @@ impl State {
             }
             return Ok((net, None));
         }
-        let pools = self.pools()?;
+        let next = self.pools()?.next_v6;
+        let pool = self.intent.settings.default_addr_pool6.ok_or_else(|| {
+            Refusal::conflict(
+                "the cluster has no IPv6 pool",
+                "netctl cluster update default-addr-pool6=fd12:3456:789a::/48, or --subnet6",
+            )
+        })?;
         let nets: Vec<Ipv6Net> = taken.iter().map(|t| t.1).collect();
-        ipam::pick_v6(pools.ula, pools.next_v6, &nets)
+        ipam::pick_v6(pool, next, &nets)
             .map(|(net, next)| (net, Some(next)))
             .ok_or_else(|| {
                 Refusal::conflict(
-                    format!("the IPv6 pool {} has no free /64", pools.ula),
+                    format!("the IPv6 pool {pool} has no free /64"),
                     "--subnet6 fd00:77::/64 or another that is free",
                 )
             })

@@ -1,13 +1,15 @@
 //! Commands about the cluster and its nodes.
 
+use std::sync::Arc;
+
 use model::{
-    Code, Name, NodeId,
+    ClusterSettings, Code, Name, NodeId,
     intent::{Availability, Node, Role},
 };
 
-use super::{Applied, InitCluster, NewNode, Pools, Refusal, State};
+use super::{Applied, InitCluster, NewNode, Pools, Refusal, State, settings};
 use crate::{
-    ipam::{self, BLOCK_REST_MS},
+    ipam::BLOCK_REST_MS,
     mutant::{self, Mutant},
 };
 
@@ -28,18 +30,7 @@ impl State {
                 "netctl cluster init",
             ));
         }
-        ipam::check_v4(init.pool, 8, 24).map_err(|e| {
-            Refusal::invalid(
-                format!("the default pool {} cannot be used: {e}", init.pool),
-                "netctl cluster init --default-pool 10.128.0.0/9",
-            )
-        })?;
-        ipam::check_v6(init.ula, 48, 48).map_err(|e| {
-            Refusal::invalid(
-                format!("the IPv6 pool {} cannot be used: {e}", init.ula),
-                "a random prefix such as fd12:3456:789a::/48",
-            )
-        })?;
+        settings::check(&init.settings)?;
         check_node(&init.node)?;
         if init.node.role != Role::Manager {
             return Err(Refusal::invalid(
@@ -47,19 +38,15 @@ impl State {
                 "netctl cluster init",
             ));
         }
-        let pools = Pools {
-            v4: init.pool,
-            ula: init.ula,
-            next_v4: 0,
-            next_v6: 0,
-        };
         let name: Name = "default"
             .parse()
             .map_err(|_| Refusal::new(Code::Internal, "`default` is no name", "report this"))?;
         // The network is the only part that can still be refused: so it is made first, and the pools are taken back.
-        self.pools = Some(pools);
+        self.pools = Some(Pools::default());
+        Arc::make_mut(&mut self.intent).settings.clone_from(&init.settings);
         if let Err(e) = self.create_network(index, &name, &init.default_network, &init.avoid) {
             self.pools = None;
+            Arc::make_mut(&mut self.intent).settings = ClusterSettings::default();
             return Err(e);
         }
         self.change(index).cluster = init.cluster.to_ascii_lowercase();
@@ -125,6 +112,7 @@ impl State {
             ));
         }
         let now = self.now_ms;
+        self.removed_at = index;
         let intent = self.change(index);
         intent.nodes.remove(&id);
         let mut freed = Vec::new();

@@ -18,6 +18,9 @@ pub const MAX_MANAGERS: usize = 9;
 /// beyond all that the lost managers can have told anybody.
 pub const EPOCH: u64 = 1 << 40;
 
+/// Ids of nodes and of managers in Raft go on at the next multiple of this then.
+const ID_JUMP: u64 = 1_000;
+
 impl State {
     /// A fresh id in Raft.
     pub(super) fn raft_id(&mut self) -> u64 {
@@ -157,6 +160,9 @@ impl State {
         check_node(me)?;
         check_rpc(me.rpc.as_deref().unwrap_or_default())?;
         let index = (self.applied.max(self.intent.revision) / EPOCH + 1) * EPOCH;
+        // Ids that were given out since, by a log that is lost, are not given to others.
+        self.next_node = (self.next_node / ID_JUMP + 1) * ID_JUMP;
+        self.next_raft = (self.next_raft / ID_JUMP + 1) * ID_JUMP;
         for n in self.change(index).nodes.values_mut() {
             (n.role, n.rpc, n.raft) = (Role::Worker, None, None);
         }
@@ -316,7 +322,7 @@ mod tests {
             rpc: Some("198.18.0.9:2377".into()),
         };
         let mut state = before.clone();
-        assert_eq!(state.alone(&me), Ok((NodeId(2), 4)));
+        assert_eq!(state.alone(&me), Ok((NodeId(2), 1_000)));
         let managers: Vec<_> = state.intent.nodes.iter().filter(|(_, n)| n.raft.is_some()).collect();
         assert_eq!(managers.len(), 1);
         assert_eq!(managers[0].1.rpc.as_deref(), Some("198.18.0.9:2377"));
@@ -329,7 +335,7 @@ mod tests {
             hostname: "new".into(),
             ..me
         };
-        assert_eq!(state.alone(&stranger), Ok((NodeId(5), 5)));
+        assert_eq!(state.alone(&stranger), Ok((NodeId(2_000), 2_000)));
         assert_eq!(state.intent.revision, 2 * EPOCH);
         assert_eq!(State::default().alone(&stranger).unwrap_err().code, Code::NoCluster);
     }

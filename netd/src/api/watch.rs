@@ -83,6 +83,8 @@ impl Known {
     /// The next line, if there is something to tell.
     fn line(&mut self, c: Option<&Cluster>) -> Option<Vec<u8>> {
         match self {
+            // Nothing is known yet, which is not the same as nothing to run.
+            Known::Assignments(_) if c.is_some_and(|c| c.intent().revision == 0) => None,
             Known::Assignments(last) => {
                 let now = assignments(c).unwrap_or(Assignments {
                     revision: 0,

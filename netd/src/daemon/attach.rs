@@ -368,7 +368,7 @@ impl Cluster {
         let version = self.publish_row(id);
         self.endpoints_changed();
         Ok(self
-            .held_everywhere(version, self.config.cluster.drain_ack_timeout)
+            .held_everywhere(version, self.intent().settings.drain_ack_timeout())
             .await)
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
 
@@ -14,15 +14,16 @@ use model::{
 };
 use serde::de::DeserializeOwned;
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
 };
 
 use super::{
+    Daemon,
     feeds::{keep_table, meet, newest_intent},
     internal,
-    kept::{Place, keep_intent, last_intent, open_store},
+    kept::{Place, last_intent, open_log},
+    role::{keep_view, listen},
     rows::look_who_listens,
 };
 use crate::{
@@ -30,15 +31,28 @@ use crate::{
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, Gossip, GossipConfig},
-    identity::{Credentials, NodeKey, Tls},
+    identity::{Credentials, Holding, Issued, NodeKey, Tls, Vault},
+    known::Known,
     manager::{FirstCommand, Manager},
     reconcile::{self, Kernel, Reconciled, Reconciler},
-    rpc::{self, Managers, Uplink, UplinkConfig},
+    rpc::{self, Local, Uplink, UplinkConfig},
     view,
 };
 
 /// Longest wait for the first intent after joining.
 const FIRST_INTENT: Duration = Duration::from_secs(15);
+
+/// What a node enters a cluster with.
+pub(super) struct Enter {
+    /// The intent that it got when it joined.
+    pub(super) known: Option<Arc<Intent>>,
+    /// Where its secrets lie.
+    pub(super) vault: Arc<Vault>,
+    /// The daemon that its requests are answered by.
+    pub(super) daemon: Weak<Daemon>,
+    /// Told why the daemon must end.
+    pub(super) fatal: mpsc::Sender<String>,
+}
 
 /// Running rooms.
 pub struct Cluster {
@@ -46,8 +60,16 @@ pub struct Cluster {
     pub me: NodeId,
     /// Settings.
     pub config: Config,
-    /// Its part as a manager.
-    pub manager: Option<Manager>,
+    /// Its part as a manager, while it has one.
+    pub(super) manager: watch::Sender<Option<Arc<Manager>>>,
+    /// Why it does not do what its role asks for.
+    pub(super) role_problem: watch::Sender<Option<String>>,
+    pub(super) known: Known,
+    pub(super) tls: Arc<Tls>,
+    pub(super) key: Arc<NodeKey>,
+    pub(super) local: watch::Sender<Option<Local>>,
+    daemon: Weak<Daemon>,
+    pub(super) fatal: mpsc::Sender<String>,
     pub(super) hostname: String,
     pub(super) advertise: IpAddr,
     pub(super) vtep: Ipv4Addr,
@@ -55,7 +77,6 @@ pub struct Cluster {
     pub(super) reconciler: Reconciler,
     /// Attach and detach come one after the other.
     pub(super) attaching: tokio::sync::Mutex<()>,
-    pub(super) role: Role,
     pub(super) uplink: Uplink,
     pub(super) intent: watch::Receiver<Arc<Intent>>,
     pub(super) facts: watch::Receiver<Arc<Facts>>,
@@ -64,6 +85,15 @@ pub struct Cluster {
     endpoints_version: watch::Sender<u64>,
     pub(super) tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
     pub(super) names: DnsServer,
+    /// What this node holds of certificates and keys.
+    pub(super) holding: watch::Sender<Holding>,
+    /// The role that its certificate says.
+    pub(super) certified: watch::Sender<Role>,
+    /// Why its certificate cannot be kept fresh.
+    trouble: watch::Sender<Option<String>>,
+    /// A certificate that this node got by a token, to be taken.
+    pub(super) renewed: watch::Sender<Option<Issued>>,
+    pub(super) vault: Arc<Vault>,
     running: Mutex<JoinSet<()>>,
 }
 
@@ -74,24 +104,14 @@ impl Cluster {
         hostname: &str,
         credentials: Credentials,
         first: Option<FirstCommand>,
-        known: Option<Arc<Intent>>,
-        fatal: mpsc::Sender<String>,
+        enter: Enter,
     ) -> Result<Arc<Cluster>, ApiError> {
         let state = config.node.state_dir.clone();
         let me = credentials.node;
         let place = Place::load(config)?;
-        let vtep = match (config.datapath.address, place.advertise) {
-            (Some(a), _) => a,
-            (None, IpAddr::V4(a)) => a,
-            (None, IpAddr::V6(_)) => {
-                return Err(ApiError::new(
-                    Code::Unsupported,
-                    "the underlay is IPv4 in this version",
-                    "[datapath] address = an IPv4 address",
-                ));
-            }
-        };
-        let key = NodeKey::load_or_create(&state)?;
+        let vtep = place.vtep(config)?;
+        let vault = enter.vault;
+        let key = Arc::new(NodeKey::load_or_create(&vault)?);
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
             let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
@@ -101,58 +121,26 @@ impl Cluster {
         };
         let mut running = JoinSet::new();
 
-        // Intent: the log on a manager, the stream's copy on a worker.
-        let mut manager = None;
-        let mut port = None;
-        let intent;
-        let managers;
-        let sink;
-        if credentials.role == Role::Manager {
-            let store = open_store(&state, first).await?;
-            intent = store.intent();
-            sink = watch::Sender::new(intent.borrow().clone());
-            let rpc_addr = SocketAddr::new(place.advertise, config.cluster.listen.port());
-            let (m, p) = Manager::new(store, rpc_addr.to_string());
-            let listener = TcpListener::bind(config.cluster.listen).await.map_err(|e| {
-                ApiError::new(
-                    Code::Conflict,
-                    format!(
-                        "the managers' port {} cannot be listened on: {e}",
-                        config.cluster.listen
-                    ),
-                    "ss -ltnp, or another [cluster] listen",
-                )
-            })?;
-            let (hub, tls) = (m.hub.clone(), tls.clone());
-            running.spawn(async move { hub.serve(listener, tls).await });
-            managers = Managers::Local(m.hub.clone());
-            let mut ended = m.store.fatal();
-            running.spawn(async move {
-                if let Ok(why) = ended
-                    .wait_for(|w| w.is_some())
-                    .await
-                    .map(|w| w.clone().unwrap_or_default())
-                {
-                    let _ = fatal.send(format!("the log cannot be written: {why}")).await;
-                }
-            });
-            (manager, port) = (Some(m), Some(p));
-        } else {
-            let last = known.or_else(|| last_intent(&state)).unwrap_or_default();
-            sink = watch::Sender::new(last);
-            intent = sink.subscribe();
-            let first = credentials.managers.iter().filter_map(|m| m.parse().ok()).collect();
-            managers = Managers::Remote {
-                tls: tls.clone(),
-                first,
-            };
-            running.spawn(keep_intent(state.clone(), intent.clone()));
-        }
+        // Intent: from this manager's own log, from a stream to another one, and at first from the disk.
+        let log = open_log(config, &vault, first).await?;
+        let last = enter.known.or_else(|| last_intent(&state)).unwrap_or_default();
+        let known = Known::new(last);
+        let listener = match &log {
+            Some(log) => {
+                known.offer(&log.store.intent().borrow());
+                Some(listen(config.cluster.listen).await?)
+            }
+            None => None,
+        };
+        let intent = known.watch();
+        let local = watch::Sender::new(None);
         let (uplink, asked) = Uplink::start(UplinkConfig {
             me,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            managers,
-            intent: sink,
+            tls: tls.clone(),
+            first: credentials.managers.iter().filter_map(|m| m.parse().ok()).collect(),
+            local: local.subscribe(),
+            intent: known.clone(),
         });
 
         let gossip_addr = SocketAddr::new(place.advertise, config.cluster.gossip_port);
@@ -193,7 +181,7 @@ impl Cluster {
         ));
         // Before anything is compared: what still listens here, and what the managers have decided meanwhile.
         look_who_listens(&endpoints).await;
-        if credentials.role == Role::Worker {
+        if log.is_none() {
             newest_intent(&uplink, intent.clone()).await;
         }
         let inputs = reconcile::Inputs {
@@ -215,7 +203,14 @@ impl Cluster {
         let c = Arc::new(Cluster {
             me,
             config: config.clone(),
-            manager,
+            manager: watch::Sender::new(None),
+            role_problem: watch::Sender::new(None),
+            known,
+            tls: tls.clone(),
+            key: key.clone(),
+            local,
+            daemon: enter.daemon,
+            fatal: enter.fatal,
             hostname: hostname.to_owned(),
             advertise: place.advertise,
             vtep,
@@ -223,7 +218,6 @@ impl Cluster {
             reconciled: reconciler.status(),
             reconciler,
             attaching: tokio::sync::Mutex::new(()),
-            role: credentials.role,
             uplink,
             intent,
             facts,
@@ -231,10 +225,15 @@ impl Cluster {
             endpoints_version: watch::Sender::new(0),
             tasks: watch::Sender::new(BTreeMap::new()),
             names,
+            holding: watch::Sender::new(rpc::holding(&credentials, &tls)),
+            certified: watch::Sender::new(credentials.role),
+            trouble: watch::Sender::new(None),
+            renewed: watch::Sender::new(None),
+            vault: vault.clone(),
             running: Mutex::new(running),
         });
-        if let Some(p) = port {
-            p.belongs_to(&c);
+        if let (Some(log), Some(listener)) = (log, listener) {
+            c.install(log, listener);
         }
         c.publish_node();
         c.spawn(c.clone().keep_rows());
@@ -242,34 +241,52 @@ impl Cluster {
         c.spawn(c.clone().report());
         c.spawn(c.clone().answer(asked));
         c.spawn(c.clone().keep_names());
+        let custody = rpc::Custody {
+            held: credentials,
+            me,
+            uplink: c.uplink.clone(),
+            vault,
+            key,
+            tls,
+            intent: c.intent.clone(),
+            own: c.local.subscribe(),
+            holding: c.holding.clone(),
+            certified: c.certified.clone(),
+            trouble: c.trouble.clone(),
+            proved: c.renewed.subscribe(),
+        };
         c.spawn({
-            let c = c.clone();
-            async move { rpc::keep_credentials(&c.uplink, &state, &key, &tls).await }
+            let gossip = c.gossip.clone();
+            rpc::keep_credentials(custody, move |keys| gossip.set_keys(keys).map_err(|e| e.to_string()))
         });
-        c.spawn(c.clone().follow_keys());
-        if c.manager.is_some() {
-            let weak = Arc::downgrade(&c);
-            c.spawn({
-                let c = c.clone();
-                async move {
-                    if let Some(m) = &c.manager {
-                        m.oversee(weak).await;
-                    }
-                }
-            });
-        }
+        c.spawn(c.clone().follow_role());
+        c.spawn(keep_view(
+            config.node.state_dir.clone(),
+            c.known.watch(),
+            c.manager.subscribe(),
+        ));
         Ok(c)
     }
 
-    fn spawn(&self, f: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, f: impl Future<Output = ()> + Send + 'static) {
         if let Ok(mut r) = self.running.lock() {
             r.spawn(f);
         }
     }
 
-    /// Role of this node.
-    pub fn role(&self) -> Role {
-        self.role
+    /// Why this node's certificate cannot be kept fresh, if it cannot.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Where this node's secrets lie.
+    pub(crate) fn vault(&self) -> Arc<Vault> {
+        self.vault.clone()
+    }
+
+    /// The daemon that this node's requests are answered by.
+    pub fn daemon(&self) -> Option<Arc<Daemon>> {
+        self.daemon.upgrade()
     }
 
     /// The newest intent known here.
@@ -321,47 +338,9 @@ impl Cluster {
         view::node_row(facts, node)
     }
 
-    /// This node's part as a manager, or who the managers are.
-    pub fn manager(&self) -> Result<&Manager, ApiError> {
-        self.manager.as_ref().ok_or_else(|| {
-            let intent = self.intent();
-            let managers = intent.nodes.iter().filter(|(_, n)| n.role == Role::Manager);
-            let names: Vec<String> = managers
-                .map(|(id, n)| {
-                    format!(
-                        "{} ({id}{})",
-                        n.hostname,
-                        n.rpc.as_ref().map(|r| format!(", {r}")).unwrap_or_default()
-                    )
-                })
-                .collect();
-            ApiError::new(
-                Code::NotManager,
-                "this node is a worker: changes are made on a manager",
-                format!("the same command on {}", names.join(" or ")),
-            )
-        })
-    }
-
-    /// Who leads the managers, when it is known: with one manager that is the one.
-    pub fn leader(&self) -> Option<NodeId> {
-        match &self.manager {
-            Some(m) => m.store.status().leader.map(NodeId),
-            None => {
-                let intent = self.intent();
-                let mut managers = intent
-                    .nodes
-                    .iter()
-                    .filter(|(_, n)| n.role == Role::Manager)
-                    .map(|(id, _)| *id);
-                managers.next().filter(|_| managers.next().is_none())
-            }
-        }
-    }
-
     /// How far every node has come with a revision.
     pub async fn progress(&self, revision: u64) -> Result<Convergence, ApiError> {
-        match &self.manager {
+        match self.leading() {
             Some(m) => Ok(m.progress(revision, &self.intent(), &self.facts(), self.me)),
             None => self.ask_manager(&format!("/v1/convergence?revision={revision}")).await,
         }
@@ -424,9 +403,6 @@ impl Cluster {
 
     /// Tells managers that this node leaves.
     pub(super) async fn tell_leaving(&self) -> Result<(), String> {
-        if self.role == Role::Manager {
-            return Ok(());
-        }
         self.uplink.leave().await.map_err(|e| e.message)?;
         self.gossip.leave().await;
         Ok(())
@@ -434,6 +410,9 @@ impl Cluster {
 
     /// Ends every room; the kernel keeps its state.
     pub async fn stop(self: &Arc<Self>) {
+        if let Some(m) = self.manager_now() {
+            m.step_down().await;
+        }
         self.end_rooms().await;
         let c = self.clone();
         let _ = tokio::task::spawn_blocking(move || c.reconciler.stop()).await;
@@ -469,8 +448,9 @@ impl Cluster {
             Err(e) => std::mem::take(&mut *e.into_inner()),
         };
         running.shutdown().await;
-        if let Some(m) = &self.manager {
-            m.store.shutdown().await;
+        if let Some(m) = self.manager.send_replace(None) {
+            self.local.send_replace(None);
+            m.stop().await;
         }
     }
 }

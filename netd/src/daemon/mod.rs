@@ -6,29 +6,41 @@
 mod attach;
 mod cluster;
 mod feeds;
+mod identity;
 mod kept;
+mod locked;
+mod recover;
+mod role;
 mod rows;
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use model::{
-    ApiError, Code, Intent,
-    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer},
+    ApiError, ClusterSettings, Code, Intent,
+    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, RoleChange},
     intent::Role,
+    settings::Change,
 };
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{mpsc, watch};
+use tower::ServiceExt;
 
 pub use cluster::Cluster;
+use locked::Locked;
+pub use recover::backup;
 
 use crate::{
     config::Config,
-    identity::{Credentials, NodeKey},
+    identity::{Credentials, Gate, IdentityError, NodeKey, Vault},
     manager, rpc,
 };
+
+/// Longest wait for this node to have heard that it is no manager any more.
+const DEMOTED: Duration = Duration::from_secs(15);
 
 /// The daemon.
 pub struct Daemon {
@@ -37,6 +49,11 @@ pub struct Daemon {
     /// Name shown to people.
     pub hostname: String,
     cluster: watch::Sender<Option<Arc<Cluster>>>,
+    vault: Arc<Vault>,
+    locked: tokio::sync::Mutex<Option<Locked>>,
+    /// The first pass of a locked manager is over.
+    stands: watch::Sender<bool>,
+    tries: Mutex<Gate>,
     /// Init, join and leave come one after the other.
     changing: tokio::sync::Mutex<()>,
     problems: Mutex<Vec<String>>,
@@ -76,17 +93,24 @@ impl Daemon {
             Some(n) => n.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
+        let vault = Arc::new(Vault::open(state)?);
         let (fatal, ends) = mpsc::channel(4);
         let daemon = Arc::new(Daemon {
             config,
             hostname,
             cluster: watch::Sender::new(None),
+            vault,
+            locked: tokio::sync::Mutex::new(None),
+            stands: watch::Sender::new(false),
+            tries: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
             problems: Mutex::new(Vec::new()),
             fatal,
             _lock: lock,
         });
-        if let Some(credentials) = Credentials::load(&daemon.config.node.state_dir)? {
+        if let Some(about) = daemon.vault.locked() {
+            daemon.stay_locked(&about).await?;
+        } else if let Some(credentials) = Credentials::load(&daemon.vault)? {
             tracing::info!(node = %credentials.node, cluster = %credentials.cluster, "going on in the cluster");
             let _turn = daemon.changing.lock().await;
             daemon
@@ -99,7 +123,14 @@ impl Daemon {
 
     /// The cluster, or why there is none.
     pub fn cluster(&self) -> Result<Arc<Cluster>, ApiError> {
-        self.cluster_now().ok_or_else(no_cluster)
+        self.cluster_now().ok_or_else(|| self.why_none())
+    }
+
+    fn why_none(&self) -> ApiError {
+        match self.vault.locked() {
+            Some(_) => IdentityError::Locked.into(),
+            None => no_cluster(),
+        }
     }
 
     /// The cluster, if any.
@@ -114,7 +145,10 @@ impl Daemon {
 
     /// Whether the first plan is applied; without a cluster the plan is empty.
     pub fn is_ready(&self) -> bool {
-        self.cluster_now().is_none_or(|c| c.reconciled().writes.runs > 0)
+        match self.cluster_now() {
+            Some(c) => c.reconciled().writes.runs > 0,
+            None => self.vault.locked().is_none() || *self.stands.borrow(),
+        }
     }
 
     /// Waits for [`Daemon::is_ready`].
@@ -122,6 +156,8 @@ impl Daemon {
         if let Some(c) = self.cluster_now() {
             let mut status = c.reconcile_changes();
             let _ = status.wait_for(|s| s.writes.runs > 0).await;
+        } else if self.vault.locked().is_some() {
+            let _ = self.stands.subscribe().wait_for(|s| *s).await;
         }
     }
 
@@ -135,10 +171,13 @@ impl Daemon {
         if let Some(c) = self.cluster.send_replace(None) {
             c.stop().await;
         }
+        if let Some(l) = self.locked.lock().await.take() {
+            l.stop().await;
+        }
     }
 
     async fn enter(
-        &self,
+        self: &Arc<Self>,
         credentials: Credentials,
         first: Option<manager::FirstCommand>,
         known: Option<Arc<Intent>>,
@@ -148,8 +187,12 @@ impl Daemon {
             &self.hostname,
             credentials,
             first,
-            known,
-            self.fatal.clone(),
+            cluster::Enter {
+                known,
+                vault: self.vault.clone(),
+                daemon: Arc::downgrade(self),
+                fatal: self.fatal.clone(),
+            },
         )
         .await?;
         self.cluster.send_replace(Some(c.clone()));
@@ -157,18 +200,20 @@ impl Daemon {
     }
 
     /// Makes a one-manager cluster of this node.
-    pub async fn init(&self, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
+    pub async fn init(self: &Arc<Self>, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let key = NodeKey::load_or_create(&self.vault)?;
         let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
-        let (credentials, first) = manager::found(&self.hostname, &key, rpc, req.default_pool)?;
+        let settings = self.first_settings(&req)?;
+        let (credentials, first) = manager::found(&self.hostname, &key, rpc, settings)?;
+        let unlock = first.unlock.clone();
         self.wipe_log()?;
         let entered = async {
             kept::Place { advertise: addr }.save(&self.config)?;
             let c = self.enter(credentials.clone(), Some(first), None).await?;
-            credentials.save(&self.config.node.state_dir)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -178,17 +223,21 @@ impl Daemon {
                 return Err(e);
             }
         };
-        let (worker_token, addr) = c.manager()?.worker_token()?;
+        if unlock.is_some() {
+            self.seal(&c, unlock.clone()).await?;
+        }
+        let m = c.manager()?;
         Ok(ClusterInitAnswer {
             cluster: c.intent().cluster.clone(),
             node: c.me,
-            addr,
-            worker_token,
+            addr: m.rpc().to_owned(),
+            worker_token: m.token(Role::Worker)?,
+            unlock_key: unlock.map(|k| k.reveal()),
         })
     }
 
     /// Joins the cluster of a manager.
-    pub async fn join(&self, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
+    pub async fn join(self: &Arc<Self>, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let token = req.token.parse()?;
@@ -198,14 +247,15 @@ impl Daemon {
             // The address that leads to the manager is the one that the others see.
             None => source_towards(to).await?,
         };
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let key = NodeKey::load_or_create(&self.vault)?;
+        let rpc = SocketAddr::new(advertise, self.config.cluster.listen.port());
         let rpc::Joined {
             credentials, intent, ..
-        } = rpc::join(&token, to, &key, &self.hostname).await?;
+        } = rpc::join(&token, to, &key, &self.hostname, rpc).await?;
         let entered = async {
             kept::Place { advertise }.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
-            credentials.save(&self.config.node.state_dir)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -224,32 +274,102 @@ impl Daemon {
     }
 
     /// Leaves: the managers forget this node, the kernel is cleared of what is ours, the state is wiped.
-    pub async fn leave(&self, force: bool) -> Result<(), ApiError> {
+    pub async fn leave(self: &Arc<Self>, force: bool) -> Result<(), ApiError> {
         let _turn = self.changing.lock().await;
-        let c = self.cluster()?;
-        let intent = c.intent();
-        let others = intent.nodes.keys().filter(|n| **n != c.me).count();
-        if c.role() == Role::Manager && others > 0 && !force {
-            return Err(ApiError::new(
-                Code::Conflict,
-                format!("this node is the only manager, and {others} other nodes would be left without one"),
-                "netctl cluster leave on the others first, or netctl cluster leave --force",
-            ));
+        if force && self.vault.locked().is_some() {
+            return self.leave_locked().await;
         }
-        let told = c.tell_leaving().await;
-        if let Err(e) = told
-            && !force
-        {
-            return Err(ApiError::new(
-                Code::Unavailable,
-                format!("no manager could be told: {e}"),
-                "netctl cluster leave --force (then netctl node rm on a manager)",
-            ));
+        let c = self.cluster()?;
+        let told = self.say_goodbye(&c, force).await;
+        if let Err(e) = told {
+            if !force {
+                return Err(e);
+            }
+            tracing::warn!("leaving without the managers' leave: {}", e.message);
         }
         self.cluster.send_replace(None);
         let cleared = c.clear().await;
         self.wipe()?;
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
+    }
+
+    /// Tells the managers. A manager is demoted first, so that the others can still agree without it.
+    async fn say_goodbye(self: &Arc<Self>, c: &Arc<Cluster>, force: bool) -> Result<(), ApiError> {
+        let intent = c.intent();
+        let others = intent.nodes.keys().filter(|n| **n != c.me).count();
+        let managers = intent
+            .nodes
+            .iter()
+            .filter(|(id, n)| **id != c.me && n.role == Role::Manager);
+        if c.role() == Role::Manager {
+            if managers.count() == 0 {
+                if others > 0 && !force {
+                    return Err(ApiError::new(
+                        Code::Conflict,
+                        format!("this node is the only manager, and {others} other nodes would be left without one"),
+                        "netctl node promote another one first, or netctl cluster leave --force to end the cluster",
+                    ));
+                }
+                return Ok(());
+            }
+            self.demote_me(c, force).await?;
+        }
+        c.tell_leaving().await.map_err(|e| {
+            ApiError::new(
+                Code::Unavailable,
+                format!("no manager could be told: {e}"),
+                "netctl cluster leave --force (then netctl node rm on a manager)",
+            )
+        })
+    }
+
+    async fn demote_me(self: &Arc<Self>, c: &Arc<Cluster>, force: bool) -> Result<(), ApiError> {
+        let change = RoleChange {
+            role: Role::Worker,
+            force,
+        };
+        let body = serde_json::to_vec(&change).map_err(|e| internal("demoting this node", e))?;
+        let request = axum::http::Request::post(format!("/v1/nodes/{}/role", c.me))
+            .body(axum::body::Body::from(body))
+            .map_err(|e| internal("demoting this node", e))?;
+        // As if it had come on the socket: it goes to whoever leads.
+        let answer = match crate::api::router(self.clone()).oneshot(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        };
+        if !answer.status().is_success() {
+            let body = axum::body::to_bytes(answer.into_body(), 64 << 10)
+                .await
+                .unwrap_or_default();
+            return Err(
+                serde_json::from_slice(&body).unwrap_or_else(|_| internal("demoting this node", "no reason is told"))
+            );
+        }
+        match c.has_role(Role::Worker, DEMOTED).await {
+            true => Ok(()),
+            false => Err(ApiError::new(
+                Code::NotConverged,
+                "the managers have taken this node out, and it has not heard of it",
+                "netctl cluster leave again",
+            )),
+        }
+    }
+
+    /// What a new cluster begins with: this node's configuration, then what the request says.
+    fn first_settings(&self, req: &ClusterInit) -> Result<ClusterSettings, ApiError> {
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let cluster = &self.config.cluster;
+        let mut settings = ClusterSettings {
+            node_grace_ms: ms(cluster.node_grace),
+            daemon_grace_ms: ms(cluster.daemon_grace),
+            drain_ack_timeout_ms: ms(cluster.drain_ack_timeout),
+            ..ClusterSettings::default()
+        };
+        for (key, value) in &req.settings {
+            settings.set(&Change::parse(key, value)?)?;
+        }
+        settings.check()?;
+        Ok(settings)
     }
 
     fn refuse_second(&self) -> Result<(), ApiError> {
@@ -259,7 +379,16 @@ impl Daemon {
                 format!("this node is in cluster {} already, as {}", c.intent().cluster, c.me),
                 "netctl status, or netctl cluster leave first",
             )),
+            None if self.vault.locked().is_some() => Err(self.why_none()),
             None => Ok(()),
+        }
+    }
+
+    /// From now on this node is in the cluster. What was renewed meanwhile stays.
+    fn begin_with(&self, credentials: &Credentials) -> Result<(), ApiError> {
+        match Credentials::load(&self.vault)? {
+            Some(newer) if newer.cluster == credentials.cluster => Ok(()),
+            _ => Ok(credentials.save(&self.vault)?),
         }
     }
 
@@ -277,23 +406,18 @@ impl Daemon {
 
     /// A log without credentials is what an init left that did not come to its end.
     fn wipe_log(&self) -> Result<(), ApiError> {
-        match std::fs::remove_dir_all(self.config.node.state_dir.join("raft")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(internal("the old log cannot be wiped", e)),
-            _ => Ok(()),
-        }
+        kept::forget_log(&self.config, &self.vault)
     }
 
     fn wipe(&self) -> Result<(), ApiError> {
         let state = &self.config.node.state_dir;
-        Credentials::remove(state)?;
         self.wipe_log()?;
-        for name in ["identity", "gossip"] {
-            match std::fs::remove_dir_all(state.join(name)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(internal("the state cannot be wiped", e));
-                }
-                _ => {}
+        self.vault.wipe()?;
+        match std::fs::remove_dir_all(state.join("gossip")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(internal("the state cannot be wiped", e));
             }
+            _ => {}
         }
         for name in ["intent.json", "endpoints.json", "node.json"] {
             match std::fs::remove_file(state.join(name)) {

@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, time::timeout};
 
 use super::{
     HANDSHAKE, MAX_DOWN, MAX_JOIN, frame,
-    message::{JoinAnswer, JoinRequest, ToManager, ToNode},
+    message::{JoinAnswer, JoinRequest, Opening, ToManager, ToNode},
 };
 use crate::identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned};
 
@@ -72,40 +72,16 @@ pub struct Joined {
     pub seen: IpAddr,
 }
 
-/// Joins the cluster of a manager. Trying again with the same key gives the same node.
-pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str) -> Result<Joined, JoinError> {
-    let connect = |why: String| JoinError::Connect { addr, why };
-    let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
-    let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
-        .await
-        .map_err(late)?
-        .map_err(|e| connect(e.to_string()))?;
-    let request = JoinRequest {
-        secret: token.secret.to_vec(),
-        csr: key.csr(hostname)?,
-        hostname: hostname.to_owned(),
-    };
-    let talk = async {
-        frame::write(&mut stream, &request).await?;
-        frame::read::<Result<JoinAnswer, ApiError>>(&mut stream, MAX_JOIN).await
-    };
-    let answer = timeout(ANSWER, talk)
-        .await
-        .map_err(|_| JoinError::Answer("it did not come in time".into()))?
-        .map_err(|e| JoinError::Answer(e.to_string()))?
-        .map_err(JoinError::Refused)?;
-    if answer.cluster != manager.cluster || !pinned(&answer.ca, token) {
-        return Err(JoinError::Answer("it is for another cluster".into()));
-    }
-    let mut credentials = Credentials {
-        cluster: answer.cluster,
-        node: answer.node,
-        role: answer.role,
-        certificate: answer.certificate,
-        ca: answer.ca,
-        gossip: Vec::new(),
-        managers: with(answer.managers, addr),
-    };
+/// Joins the cluster of a manager; `rpc` is where this node would be one. Trying again with the same key gives the same
+/// node.
+pub async fn join(
+    token: &Token,
+    addr: SocketAddr,
+    key: &NodeKey,
+    hostname: &str,
+    rpc: SocketAddr,
+) -> Result<Joined, JoinError> {
+    let (mut credentials, seen) = prove_anew(token, addr, key, hostname, rpc).await?;
     let tls = Tls::new(&credentials, key)?;
     let (keys, intent) = timeout(ANSWER, first(&tls, addr))
         .await
@@ -115,8 +91,60 @@ pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str
     Ok(Joined {
         credentials,
         intent: Arc::new(intent),
-        seen: answer.seen,
+        seen,
     })
+}
+
+/// The first half of it: a certificate for a token. For a node whose key the cluster knows it is that node's.
+pub async fn prove_anew(
+    token: &Token,
+    addr: SocketAddr,
+    key: &NodeKey,
+    hostname: &str,
+    rpc: SocketAddr,
+) -> Result<(Credentials, IpAddr), JoinError> {
+    let connect = |why: String| JoinError::Connect { addr, why };
+    let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
+    let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
+        .await
+        .map_err(late)?
+        .map_err(|e| connect(e.to_string()))?;
+    let request = Opening::Join(JoinRequest {
+        secret: token.secret.to_vec(),
+        csr: key.csr(hostname)?,
+        hostname: hostname.to_owned(),
+        rpc: Some(rpc.to_string()),
+    });
+    let talk = async {
+        frame::write(&mut stream, &request).await?;
+        frame::read::<Result<JoinAnswer, ApiError>>(&mut stream, MAX_JOIN).await
+    };
+    let answer = timeout(ANSWER, talk)
+        .await
+        .map_err(|_| JoinError::Answer("it did not come in time".into()))?
+        .map_err(|e| JoinError::Answer(e.to_string()))?
+        .map_err(JoinError::Refused)?;
+    if answer.cluster != manager.cluster || !pinned(&answer.issued.ca, token) {
+        return Err(JoinError::Answer("it is for another cluster".into()));
+    }
+    let seen = answer.seen;
+    Ok((answer.into_credentials(addr), seen))
+}
+
+impl JoinAnswer {
+    /// What the node keeps; the gossip keys come later.
+    pub(super) fn into_credentials(self, addr: SocketAddr) -> Credentials {
+        Credentials {
+            cluster: self.cluster,
+            node: self.node,
+            role: self.issued.role,
+            certificate: self.issued.certificate,
+            ca: self.issued.ca,
+            issuer: self.issued.issuer,
+            gossip: Vec::new(),
+            managers: with(self.managers, addr),
+        }
+    }
 }
 
 /// The address that worked comes first.
@@ -129,8 +157,9 @@ fn with(mut managers: Vec<String>, addr: SocketAddr) -> Vec<String> {
 
 fn pinned(ca: &str, token: &Token) -> bool {
     use ring::digest::{SHA256, digest};
-    let der = rustls::pki_types::CertificateDer::from_pem_slice(ca.as_bytes());
-    der.is_ok_and(|d| digest(&SHA256, &d).as_ref() == token.pin)
+    let mut roots = rustls::pki_types::CertificateDer::pem_slice_iter(ca.as_bytes());
+    // While the CA changes there are two.
+    roots.any(|root| root.is_ok_and(|d| digest(&SHA256, &d).as_ref() == token.pin))
 }
 
 /// The start of a stream: gossip keys and the whole intent.

@@ -13,7 +13,7 @@ use std::{
 
 use cluster::{
     log::Disk,
-    manager::{FOUNDER, Input, Manager, ManagerError, Options, Output, Status, Unanswered},
+    manager::{FOUNDER, Input, Limits, Manager, ManagerError, Options, Output, Status, Unanswered},
     raft::{Conf, ConfChange, Message},
     state::{Command, Outcome, State},
 };
@@ -44,6 +44,10 @@ pub(super) enum Ask {
         answer: Answer<Conf>,
     },
     Input(Input),
+    Message {
+        message: Message,
+        octets: usize,
+    },
     Stop,
 }
 
@@ -55,6 +59,8 @@ pub(super) struct Shared {
     pub(super) fatal: watch::Sender<Option<String>>,
     /// Proposals that wait for the thread.
     pub(super) queued: AtomicUsize,
+    /// Octets of messages that wait for the thread.
+    pub(super) inbound: AtomicUsize,
 }
 
 pub(super) struct Driver<D> {
@@ -82,6 +88,12 @@ impl<D: Disk> Driver<D> {
         Driver::start(manager, transport)
     }
 
+    /// A log that begins with a state from elsewhere.
+    pub(super) fn restore(disk: D, key: &[u8; 32], id: u64, state: &State) -> Result<(), StoreError> {
+        Manager::restore(Duration::ZERO, disk, key, random()?, Options::default(), id, state)?;
+        Ok(())
+    }
+
     /// Goes on from what is on disk. `None`: nothing is.
     pub(super) fn open(disk: D, key: &[u8; 32], transport: Transport) -> Result<Option<Driver<D>>, StoreError> {
         let Some(found) = Manager::open(Duration::ZERO, disk, key, random()?, Options::default())? else {
@@ -103,6 +115,7 @@ impl<D: Disk> Driver<D> {
             status: watch::Sender::new(Status::default()),
             fatal: watch::Sender::new(None),
             queued: AtomicUsize::new(0),
+            inbound: AtomicUsize::new(0),
         };
         let mut driver = Driver {
             manager,
@@ -183,6 +196,15 @@ impl<D: Disk> Driver<D> {
                 self.handle(Input::Change { request, change, force });
             }
             Ask::Input(input) => self.handle(input),
+            Ask::Message { message, octets } => {
+                self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
+                // Who sent it was checked against its certificate.
+                let from = message.from;
+                self.handle(Input::Message {
+                    from,
+                    message: Box::new(message),
+                });
+            }
             Ask::Stop => {}
         }
     }
@@ -237,8 +259,13 @@ impl<D: Disk> Driver<D> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let intent = self.read(State::intent);
+        self.manager.set_limits(Limits {
+            entries: intent.settings.snapshot_interval,
+            retain: intent.settings.log_retention,
+            ..Limits::default()
+        });
         self.shared.intent.send_if_modified(|old| {
             let changed = old.revision != intent.revision;
             *old = intent;
@@ -269,9 +296,9 @@ impl From<Unanswered> for ProposeError {
                 message: why,
                 hint,
             }),
-            e @ (Unanswered::Unknown { .. } | Unanswered::Overloaded | Unanswered::DiskFull) => {
-                ProposeError::Unavailable(e.to_string())
-            }
+            // While the lead is handed over nothing is taken: in a moment somebody does.
+            e @ (Unanswered::Unknown { .. } | Unanswered::Overloaded) => ProposeError::Unknown(e.to_string()),
+            e @ Unanswered::DiskFull => ProposeError::Unavailable(e.to_string()),
         }
     }
 }

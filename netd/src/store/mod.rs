@@ -20,9 +20,9 @@ use std::{
 
 use cluster::{
     log::Disk,
-    manager::{Input, ManagerError, Status},
-    raft::{Conf, ConfChange},
-    state::{Applied, CodecError, Command, InitCluster, Outcome, Refusal, State},
+    manager::{Input, ManagerError, Status, salvage},
+    raft::{Conf, ConfChange, Message},
+    state::{Applied, CodecError, Command, InitCluster, NewNode, Outcome, Refusal, State},
 };
 use model::{Code, Intent};
 use tokio::sync::{oneshot, watch};
@@ -35,6 +35,9 @@ use files::Files;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most proposals that wait for the thread; more are refused as overload.
 const MAX_QUEUED: usize = 4096;
+
+/// Octets of other managers' messages that wait for the thread; what comes on top is dropped.
+const MAX_INBOUND: usize = 64 << 20;
 
 /// Why the log cannot be opened, or can no longer be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,9 @@ pub enum StoreError {
     /// Another netd has it open.
     #[error("the log in {0} is open in another process; try: stop the other netd, or set another state folder")]
     Locked(String),
+    /// There is no log.
+    #[error("there is no log in {0}; try: netctl cluster restore FILE")]
+    Missing(String),
     /// [`Store::create`] where there is a cluster.
     #[error("there is a cluster in {0} already; try: netctl status")]
     Exists(String),
@@ -79,6 +85,9 @@ pub enum ProposeError {
         /// Who does, if known.
         leader: Option<u64>,
     },
+    /// The leader changed, or went, while it was under way: it may or may not come true. The same request may be sent again.
+    #[error("the change may have been made or not: {0}; try: again, and netctl cluster members")]
+    Unknown(String),
     /// It may or may not come true: no majority in time, overload, or the log has failed.
     #[error("the change was not agreed on: {0}; try: again, and netctl cluster members")]
     Unavailable(String),
@@ -151,6 +160,46 @@ impl Store {
     /// have been used before. Blocks on the disk.
     pub fn join(dir: &Path, log_key: [u8; 32], id: u64, transport: Transport) -> Result<Store, StoreError> {
         Store::spawn(Driver::join(Store::files(dir)?, &log_key, id, transport)?)
+    }
+
+    /// A log that begins with a state from elsewhere, with this manager alone. The folder must be empty. Blocks on the disk.
+    pub fn restore(dir: &Path, log_key: [u8; 32], id: u64, state: &State) -> Result<(), StoreError> {
+        Driver::restore(Store::files(dir)?, &log_key, id, state)
+    }
+
+    /// Replaces the log in a folder by one that holds all that it held, with this manager alone: see [`State::alone`]. A
+    /// crash leaves the one or the other. Blocks on the disk.
+    pub fn recover(dir: &Path, log_key: [u8; 32], me: &NewNode) -> Result<(), StoreError> {
+        let found = salvage(Store::files(dir)?, &log_key, driver::random()?)?;
+        let mut state = found.ok_or_else(|| StoreError::Missing(dir.display().to_string()))?;
+        let (_, id) = state.alone(me).map_err(StoreError::Refused)?;
+        let mut beside = dir.as_os_str().to_owned();
+        beside.push(".anew");
+        let beside = std::path::PathBuf::from(beside);
+        match std::fs::remove_dir_all(&beside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(folder(&beside, e)),
+            _ => {}
+        }
+        Store::restore(&beside, log_key, id, &state)?;
+        nix::fcntl::renameat2(
+            nix::fcntl::AT_FDCWD,
+            &beside,
+            nix::fcntl::AT_FDCWD,
+            dir,
+            nix::fcntl::RenameFlags::RENAME_EXCHANGE,
+        )
+        .map_err(|e| folder(dir, e.into()))?;
+        // What is beside now is the old log: of no use, and full of secrets.
+        let gone = std::fs::remove_dir_all(&beside);
+        gone.map_err(|e| folder(&beside, e))
+    }
+
+    /// Deletes the log in a folder, if there is one. Blocks on the disk.
+    pub fn wipe(dir: &Path) -> Result<(), StoreError> {
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        Store::files(dir)?.wipe().map_err(|e| folder(dir, e))
     }
 
     fn opened(dir: &Path, key: &[u8; 32], transport: Transport) -> Result<Option<Driver<Files>>, StoreError> {
@@ -232,6 +281,16 @@ impl Store {
     pub fn input(&self, input: Input) {
         // A store that has ended is told by [`Store::fatal`].
         let _ = self.asks.send(Ask::Input(input));
+    }
+
+    /// Brings in another manager's message. `false`: too many wait, it is dropped; Raft sends it again.
+    pub fn message(&self, message: Message) -> bool {
+        let octets = crate::peers::octets(&message);
+        if self.shared.inbound.fetch_add(octets, Ordering::Relaxed) > MAX_INBOUND {
+            self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
+            return false;
+        }
+        self.asks.send(Ask::Message { message, octets }).is_ok()
     }
 
     async fn ask<T>(&self, ask: Ask, answered: oneshot::Receiver<Result<T, ProposeError>>) -> Result<T, ProposeError> {

@@ -46,8 +46,10 @@ fn init() -> InitCluster {
             key: vec![1; 32],
             rpc: None,
         },
-        pool: "10.128.0.0/9".parse().unwrap(),
-        ula: "fd12:3456:789a::/48".parse().unwrap(),
+        settings: model::ClusterSettings {
+            default_addr_pool6: Some("fd12:3456:789a::/48".parse().unwrap()),
+            ..Default::default()
+        },
         default_network: model::NetworkSpec::default(),
         avoid: vec![],
         secrets: BTreeMap::from([("ca".into(), Secret(b"secret".into()))]),
@@ -139,7 +141,7 @@ async fn a_cluster_begins_goes_on_and_is_found_again() {
 async fn what_had_not_begun_is_swept() {
     let dir = Dir::new("half");
     let mut bad = init();
-    bad.pool = "127.0.0.0/9".parse().unwrap();
+    bad.settings.default_addr_pool = "127.0.0.0/9".parse().unwrap();
     let refused = Store::create(&dir.raft(), KEY, bad, nobody()).map(|_| ()).unwrap_err();
     assert!(
         matches!(&refused, StoreError::Refused(r) if r.code == Code::Invalid),
