@@ -217,8 +217,7 @@ fn removed(lab: &Lab, n1: &Host, n4: &Host) -> anyhow::Result<()> {
             .iter()
             .any(|n| n.hostname == "n4" && n.health != NodeHealth::Ready))
     })?;
-    n1.sh("curl -sS --fail-with-body --unix-socket /run/netd/netd.sock -X DELETE http://netd/v1/nodes/n4")?
-        .ok()?;
+    n1.netctl("node rm n4")?.ok()?;
     signal(n4, "-CONT")?;
     let asked = Instant::now();
     eventually("n4 to be refused", Duration::from_secs(5), || {
