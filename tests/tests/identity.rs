@@ -304,6 +304,14 @@ fn a_locked_manager_goes_on_forwarding() {
         let key = rotate_key(n1)?;
         let token = n1.join_token()?;
         canaries(n1, &[&token, &key])?;
+        let limits = fs::read_to_string(format!("/proc/{}/limits", n1.netd_pid()?))?;
+        ensure!(
+            limits.lines().any(|l| l
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .starts_with(&["Max", "core", "file", "size", "0", "0"])),
+            "no core files: {limits}"
+        );
 
         let load = Load::begin(lab, n1, 15)?;
         n1.kill_netd()?;
@@ -360,6 +368,19 @@ fn a_locked_manager_goes_on_forwarding() {
         n1.sees_ready(2, SOON)?;
         let seen = tally(client, None, &format!("--to {} -n 20", n1.at(80)))?;
         ensure!(seen.errors() == 0, "{seen}");
+
+        // A key that is lost: there is a way out, and it is said what it costs.
+        n1.netctl("cluster update autolock=true")?.ok()?;
+        n1.kill_netd()?;
+        n1.start_netd()?;
+        let refused = n1.netctl("cluster leave")?;
+        ensure!(refused.code == 1 && refused.stderr.contains("locked"), "{refused:?}");
+        n1.netctl("cluster leave --force")?.ok()?;
+        ensure!(status(n1)?.me.is_none(), "n1 is in no cluster");
+        ensure!(
+            !n1.folder().join("state/identity/lock").exists(),
+            "nothing of the old identity is left"
+        );
         Ok(())
     });
 }
