@@ -8,6 +8,7 @@ pub mod ipam;
 pub mod log;
 pub mod manager;
 pub mod membership;
+pub mod mutant;
 pub mod placement;
 pub mod raft;
 pub mod rows;

@@ -164,8 +164,8 @@ impl Writers {
                         };
                         match http(socket, "PUT", &format!("/v1/services/{name}"), Some(id), "{}") {
                             Ok((200, _)) => break,
-                            // No leader yet, or a daemon that is down: the next one may know better.
-                            Ok((503, _)) | Err(_) => at += 1,
+                            // No leader yet, a worker by now, or a daemon that is down: the next one may know better.
+                            Ok((503 | 421, _)) | Err(_) => at += 1,
                             Ok(other) => {
                                 if let Ok(mut r) = record.lock() {
                                     r.odd.push(format!("{name}: {other:?}"));

@@ -13,7 +13,7 @@
 pub(super) const FORMAT: u32 = 1;
 pub(super) const HEAD: usize = 64;
 const ALIGN: usize = 32;
-const RECORD_HEAD: usize = 32;
+pub(super) const RECORD_HEAD: usize = 32;
 const SEGMENT_MAGIC: [u8; 8] = *b"netd.log";
 const RECORD_MAGIC: u32 = 0x6e72_6563;
 /// No octet of it is zero: where it is missing, the end of the write is.

@@ -8,6 +8,7 @@ use std::{
 use super::{Manager, Output, Unanswered};
 use crate::{
     log::Disk,
+    mutant::{self, Mutant},
     raft::{Conf, RaftError},
     state::{Command, Envelope, Outcome},
 };
@@ -173,7 +174,10 @@ impl<D: Disk> Manager<D> {
 
     /// A new leader's log time goes on from where the last one's stopped.
     pub(super) fn anchor_anew(&mut self, now: Duration) {
-        let stands = self.read().now_ms();
+        let stands = match mutant::on(Mutant::TimeGoesBack) {
+            true => 0,
+            false => self.read().now_ms(),
+        };
         self.anchor = (stands, now);
     }
 
@@ -215,6 +219,8 @@ impl<D: Disk> Manager<D> {
             }
         } else if self.asked.waiting_reads() >= MAX_READS {
             Unanswered::Overloaded
+        } else if mutant::on(Mutant::StaleRead) {
+            return self.asked.confirmed.push((0, id));
         } else {
             return self.asked.reads.push(id);
         };

@@ -66,6 +66,12 @@ impl<D: Disk> Manager<D> {
                                 "again in a moment: it must be a learner first",
                             );
                         }
+                        _ if !self.is_heard(now, *id) && !force => {
+                            return refused(
+                                format!("manager {id} cannot be reached"),
+                                "again when it is back (netctl cluster members)",
+                            );
+                        }
                         Some(m) if m + MAX_LAG >= last && m > 0 => {}
                         _ => {
                             return refused(
@@ -113,7 +119,7 @@ impl<D: Disk> Manager<D> {
     }
 
     /// Whether a member, or this manager, was heard within the last election timeout.
-    fn is_heard(&self, now: Duration, id: u64) -> bool {
+    pub(super) fn is_heard(&self, now: Duration, id: u64) -> bool {
         let patience = self.pace.election() + HEARTBEAT;
         id == self.peer.id()
             || self

@@ -26,6 +26,7 @@ use std::{
 
 use crate::{
     log::{self, Disk, Log},
+    mutant::{self, Mutant},
     raft::{self, Conf, HardState, Peer, RaftError, Ready, Snapshot, Start},
     state::State,
 };
@@ -64,6 +65,8 @@ pub struct Manager<D> {
     heard: BTreeMap<u64, Duration>,
     /// Snapshots under way, since when.
     sending: BTreeMap<u64, Duration>,
+    /// Whom a leader that was removed hands over to next.
+    turn: usize,
     entries_since: u64,
     octets_since: usize,
     /// A write that found no room on the disk.
@@ -71,6 +74,9 @@ pub struct Manager<D> {
     /// The last snapshot found no room: when to try again.
     no_room: Option<Duration>,
     failed: bool,
+    /// For a planted fault: the state before the last command.
+    #[cfg(feature = "mutants")]
+    before: State,
 }
 
 /// What [`Manager::open`] found.
@@ -227,11 +233,14 @@ impl<D: Disk> Manager<D> {
             led: None,
             heard: BTreeMap::new(),
             sending: BTreeMap::new(),
+            turn: 0,
             entries_since: 0,
             octets_since: 0,
             stalled: None,
             no_room: None,
             failed: false,
+            #[cfg(feature = "mutants")]
+            before: State::default(),
         };
         if alone {
             // Nobody else could be elected: no need to wait for a timeout.
@@ -339,7 +348,7 @@ impl<D: Disk> Manager<D> {
         if message.from != from {
             return refused("it names another manager as its sender");
         }
-        if self.read().raft_is_gone(from) {
+        if self.read().raft_is_gone(from) && !mutant::on(Mutant::HearRemoved) {
             return refused("its sender was removed");
         }
         if self.is_stalled() {

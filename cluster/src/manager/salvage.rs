@@ -26,7 +26,8 @@ pub fn salvage<D: Disk>(disk: D, key: &[u8; 32], seed: [u8; 32]) -> Result<Optio
                 // A refusal is an answer to somebody who is gone.
                 let _ = state.apply(e.index, &Envelope::decode(bytes)?);
             }
-            Body::Empty | Body::Conf(_) => state.pass(e.index),
+            Body::Empty => state.pass(e.index),
+            Body::Conf(change) => state.conf_changed(e.index, change),
         }
     }
     Ok(Some(state))

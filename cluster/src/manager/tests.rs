@@ -654,3 +654,51 @@ fn a_cluster_goes_on_from_one_state() {
     other.work(net.now, &mut |_| {}).unwrap();
     assert_eq!((other.id(), other.read().intent()), (4, state.intent()));
 }
+
+#[test]
+fn who_votes_is_not_forgotten_at_a_restart() {
+    // The founder's log begins with itself as the only voter; who came later is known by what is committed.
+    let mut net = Net::new();
+    for id in 2..=3u8 {
+        net.propose(1, id.into(), Command::AddNode(node(id, Role::Manager)))
+            .unwrap();
+    }
+    // Alone it commits with its own write, and the library tells a commit index once.
+    for step in [ConfStep::Learner, ConfStep::Voter] {
+        for id in 2..=3 {
+            if step == ConfStep::Learner {
+                net.join(id);
+            }
+            net.change(1, &[(step, id)]).unwrap();
+            net.run(Duration::from_millis(1));
+        }
+    }
+    let term = net.managers[&1].status(net.now).term;
+    net.managers.remove(&2);
+    net.managers.remove(&3);
+    net.reopen(1);
+    net.work(1);
+    net.run(Duration::from_secs(5));
+    assert_eq!(
+        net.managers[&1].status(net.now).term,
+        term,
+        "one of three does not even stand for election"
+    );
+}
+
+#[test]
+fn a_leader_that_was_removed_hands_over() {
+    let mut net = Net::three();
+    // As when a leader died that was removing this one, and this one was elected with that entry in its log.
+    let change = ConfChange {
+        steps: vec![(ConfStep::Remove, 1)],
+    };
+    net.managers.get_mut(&1).unwrap().peer.propose_conf(&change).unwrap();
+    net.work(1);
+    net.until("another leads", |n| {
+        n.leader().is_some_and(|l| l != 1 && n.managers[&l].peer().is_settled())
+    });
+    let leader = net.leader().unwrap();
+    net.propose(leader, 20, worker(20)).unwrap();
+    assert_eq!(net.managers[&leader].status(net.now).conf.voters, [2, 3]);
+}

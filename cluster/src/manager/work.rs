@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use super::{Manager, ManagerError, Output, SNAPSHOT_AGAIN};
 use crate::{
     log::{Disk, LogError},
+    mutant::{self, Mutant},
     raft::{Body, ConfChange, Entry, Kind, Message, RaftError, Ready, Snapshot},
     state::{Envelope, State},
 };
@@ -31,6 +32,7 @@ impl<D: Disk> Manager<D> {
             let Some(mut ready) = ready else {
                 self.look_who_leads(now);
                 self.leave_joint()?;
+                self.step_down(now)?;
                 if !self.begin_round()? && !self.peer.has_ready() {
                     break;
                 }
@@ -48,6 +50,7 @@ impl<D: Disk> Manager<D> {
             for (index, round) in std::mem::take(&mut ready.reads) {
                 self.asked.confirmed(index, &round);
             }
+            self.hurry(now, &ready.entries)?;
             let early = self.apply(now, &ready.committed)?;
             let after = self.peer.persisted()?;
             self.send(now, after.messages, out);
@@ -81,7 +84,12 @@ impl<D: Disk> Manager<D> {
         if let Some(s) = &ready.snapshot {
             let state = State::decode(&s.data)?;
             self.log.install(s, ready.hard)?;
-            *self.state.write().unwrap_or_else(|e| e.into_inner()) = state;
+            let mut shared = self.state.write().unwrap_or_else(|e| e.into_inner());
+            match mutant::on(Mutant::KeepOldState) {
+                true => shared.pass(s.index),
+                false => *shared = state,
+            }
+            drop(shared);
             (self.entries_since, self.octets_since) = (0, 0);
         }
         self.log.append(ready.hard, &ready.entries, ready.must_sync)?;
@@ -100,15 +108,20 @@ impl<D: Disk> Manager<D> {
             match &e.body {
                 Body::Command(bytes) => {
                     let envelope = Envelope::decode(bytes)?;
+                    #[cfg(feature = "mutants")]
+                    self.before.clone_from(&state);
                     let outcome = state.apply(e.index, &envelope);
                     self.asked.applied(envelope.request, &outcome);
                     self.octets_since += bytes.len();
                 }
                 Body::Empty => state.pass(e.index),
                 Body::Conf(change) => {
-                    state.pass(e.index);
                     members = true;
                     let conf = self.peer.apply_conf(change);
+                    match &conf {
+                        Ok(_) => state.conf_changed(e.index, change),
+                        Err(_) => state.pass(e.index),
+                    }
                     self.asked.members(e.index, &conf);
                 }
             }
@@ -120,6 +133,47 @@ impl<D: Disk> Manager<D> {
             self.choose_pace();
         }
         Ok(entries.last().map(|e| e.index))
+    }
+
+    /// Planted faults: what this leader has written counts as agreed on.
+    fn hurry(&mut self, now: Duration, entries: &[Entry]) -> Result<(), ManagerError> {
+        let (applies, answers) = (
+            mutant::on(Mutant::ApplyBeforeCommit),
+            mutant::on(Mutant::AnswerBeforeCommit),
+        );
+        if applies {
+            let commands = entries.iter().filter(|e| matches!(e.body, Body::Command(_)));
+            self.apply(now, &commands.cloned().collect::<Vec<_>>())?;
+        }
+        if answers {
+            let mut state = self.read().clone();
+            for e in entries {
+                if let Body::Command(bytes) = &e.body {
+                    let envelope = Envelope::decode(bytes)?;
+                    let outcome = state.apply(e.index, &envelope);
+                    self.asked.applied(envelope.request, &outcome);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A leader that was removed meanwhile could neither propose nor would it be replaced, because it is heard: it hands
+    /// over.
+    fn step_down(&mut self, now: Duration) -> Result<(), ManagerError> {
+        let conf = self.peer.conf();
+        let me = self.peer.id();
+        let stays = conf.voters.contains(&me) || conf.outgoing.contains(&me);
+        if stays || !self.peer.is_leader() || self.peer.handing_to().is_some() {
+            return Ok(());
+        }
+        let heard: Vec<u64> = conf.voters.iter().copied().filter(|v| self.is_heard(now, *v)).collect();
+        // By turns: one of them may not be able to.
+        self.turn = self.turn.wrapping_add(1);
+        if let Some(to) = heard.get(self.turn % heard.len().max(1)) {
+            self.peer.transfer(*to)?;
+        }
+        Ok(())
     }
 
     /// Leaves a joint configuration. The library does so by itself, but not when the leader that entered it was another
@@ -154,6 +208,14 @@ impl<D: Disk> Manager<D> {
         let (index, data) = {
             let state = self.read();
             (state.applied(), state.encode()?)
+        };
+        #[cfg(feature = "mutants")]
+        let data = match mutant::on(Mutant::SnapshotLosesLast) {
+            true => {
+                self.before.pass(index);
+                self.before.encode()?
+            }
+            false => data,
         };
         let term = self
             .peer

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use raft::{RawNode, StateRole};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use crate::mutant::{self, Mutant};
 use memory::Memory;
 pub use message::{Body, Conf, ConfChange, ConfStep, Entry, HardState, Kind, Message, MessageError, Snapshot};
 pub use status::{Progress, Status};
@@ -148,6 +149,9 @@ impl Peer {
         };
         let entries = start.entries.iter().map(convert::entry_in).collect();
         let mut hard = start.hard;
+        if mutant::on(Mutant::ForgetVote) {
+            hard.vote = 0;
+        }
         // A snapshot is committed by definition, also when the crash came before the hard state that says so.
         hard.commit = hard.commit.max(applied);
         if let Some(s) = &start.snapshot {
@@ -221,6 +225,9 @@ impl Peer {
             why: "unknown kind",
         })?;
         let done = self.node.step(message);
+        if m.kind == Kind::VoteReply && !m.reject && mutant::on(Mutant::CountVotesTwice) {
+            self.count_again(m);
+        }
         self.settle();
         match done {
             // An answer from a member that was removed meanwhile, or to a proposal that is long gone.
@@ -304,11 +311,20 @@ impl Peer {
             return Ok(None);
         }
         let mut r = self.node.ready();
+        let early = match mutant::on(Mutant::SpeakBeforeWrite) {
+            true => r.take_persisted_messages(),
+            false => Vec::new(),
+        };
         let out = Ready {
-            messages: messages(r.take_messages()),
+            messages: messages(r.take_messages().into_iter().chain(early).collect()),
             snapshot: convert::snapshot_out(r.snapshot().clone()),
             entries: entries(r.entries().clone())?,
-            hard: r.hs().map(convert::hard_out),
+            // The library tells a commit index once, in whatever comes next: a record of entries carries it in any case,
+            // or a restarted leader would not know who votes.
+            hard: r
+                .hs()
+                .map(convert::hard_out)
+                .or_else(|| (!r.entries().is_empty()).then(|| self.node.store().hard)),
             must_sync: r.must_sync(),
             committed: entries(r.take_committed_entries())?,
             reads: r
@@ -398,6 +414,16 @@ impl Peer {
         &self.node.store().conf
     }
 
+    /// A planted fault: one vote counts for two voters.
+    fn count_again(&mut self, m: &Message) {
+        let voters = self.conf().voters.clone();
+        let other = voters.into_iter().find(|v| *v != self.id && *v != m.from);
+        if let Some(mut copy) = convert::message_in(m).filter(|_| other.is_some()) {
+            copy.from = other.unwrap_or_default();
+            let _ = self.node.step(copy);
+        }
+    }
+
     fn idle(&self) -> Result<(), RaftError> {
         match self.writing {
             Some(_) => Err(RaftError::Busy),
@@ -475,6 +501,11 @@ impl Peer {
         }
         if m.snapshot.is_some() != (m.kind == Kind::Snapshot) {
             return Err("a snapshot where there is none, or none where there is one");
+        }
+        if m.term != 0 && m.term < self.node.raft.term {
+            // Of a leader or candidate that was: late, and no longer bound by what was agreed on since. The library passes
+            // it over.
+            return Ok(());
         }
         let leads = self.node.raft.state == StateRole::Leader && m.term == self.node.raft.term;
         match m.kind {

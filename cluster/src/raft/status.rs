@@ -2,7 +2,7 @@
 
 use raft::{ProgressState, StateRole};
 
-use super::Peer;
+use super::{Entry, Peer, convert};
 
 /// What a peer knows of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,6 +67,21 @@ impl Peer {
     pub fn leader(&self) -> Option<u64> {
         let id = self.node.raft.leader_id;
         (id != 0).then_some(id)
+    }
+
+    /// Last entry that is known to be committed.
+    pub fn commit(&self) -> u64 {
+        self.node.raft.raft_log.committed
+    }
+
+    /// Last entry, committed or not.
+    pub fn last_index(&self) -> u64 {
+        self.node.raft.raft_log.last_index()
+    }
+
+    /// An entry that is written and not forgotten yet.
+    pub fn entry(&self, index: u64) -> Option<Entry> {
+        self.node.store().entry(index).and_then(convert::entry_out)
     }
 
     /// Whether this node leads.

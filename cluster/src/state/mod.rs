@@ -17,7 +17,10 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use model::{
     Intent, Name, NodeId, Vni,
@@ -25,7 +28,10 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::ipam::Pool;
+use crate::{
+    ipam::Pool,
+    mutant::{self, Mutant},
+};
 
 pub use command::{
     Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
@@ -62,6 +68,9 @@ pub struct State {
     next_node: u64,
     /// Raft's ids are not the nodes': a manager that lost its disk must not vote twice under one id.
     next_raft: u64,
+    /// Raft ids that get the log, voters or not, and those that still vote although they are leaving.
+    raft_members: BTreeSet<u64>,
+    raft_leaving: BTreeSet<u64>,
     vnis: Pool,
     indices: Pool,
     marks: Pool,
@@ -111,6 +120,8 @@ impl Default for State {
             removed_at: 0,
             next_node: 1,
             next_raft: 1,
+            raft_members: BTreeSet::new(),
+            raft_leaving: BTreeSet::new(),
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
@@ -127,7 +138,10 @@ impl State {
     /// before gets its first answer again, and nothing changes.
     pub fn apply(&mut self, index: u64, envelope: &Envelope) -> Outcome {
         self.applied = index;
-        self.now_ms = self.now_ms.max(envelope.time_ms);
+        self.now_ms = match mutant::on(Mutant::TimeGoesBack) {
+            true => envelope.time_ms,
+            false => self.now_ms.max(envelope.time_ms),
+        };
         if let Some(known) = self.requests.get(envelope.request) {
             return known.clone();
         }
@@ -142,6 +156,9 @@ impl State {
     /// Tells that an entry without a command (a leader's first, a change of voters) was passed.
     pub fn pass(&mut self, index: u64) {
         self.applied = index;
+        if mutant::on(Mutant::FreeVip) {
+            self.nets.values_mut().for_each(|n| n.vips.forget_first());
+        }
     }
 
     fn run(&mut self, index: u64, command: &Command) -> Result<Applied, Refusal> {

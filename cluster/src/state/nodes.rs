@@ -8,7 +8,10 @@ use model::{
 };
 
 use super::{Applied, InitCluster, NewNode, Pools, Refusal, State, settings};
-use crate::ipam::BLOCK_REST_MS;
+use crate::{
+    ipam::BLOCK_REST_MS,
+    mutant::{self, Mutant},
+};
 
 /// Longest host name, octets (RFC 1035 2.3.4).
 const MAX_HOSTNAME: usize = 253;
@@ -101,7 +104,7 @@ impl State {
 
     pub(super) fn remove_node(&mut self, index: u64, id: NodeId) -> Result<Applied, Refusal> {
         let node = self.node(id)?;
-        if node.role == Role::Manager {
+        if node.role == Role::Manager && !mutant::on(Mutant::IgnoreRole) {
             self.not_last(id, node)?;
             return Err(Refusal::conflict(
                 format!("{id} ({}) is a manager", node.hostname),

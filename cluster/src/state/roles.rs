@@ -6,6 +6,10 @@ use model::{
 };
 
 use super::{Applied, NewNode, Refusal, State, nodes::check_node};
+use crate::{
+    mutant::{self, Mutant},
+    raft::{ConfChange, ConfStep},
+};
 
 /// Managers at most: more voters make writes slower and no longer safer.
 pub const MAX_MANAGERS: usize = 9;
@@ -22,12 +26,38 @@ impl State {
     pub(super) fn raft_id(&mut self) -> u64 {
         let id = self.next_raft;
         self.next_raft += 1;
+        if mutant::on(Mutant::ReuseRaftId) {
+            let used = |id: u64| self.intent.nodes.values().any(|n| n.raft == Some(id));
+            return (1..id).find(|id| !used(*id)).unwrap_or(id);
+        }
         id
     }
 
     /// Whether a Raft id was given out and is no manager's any more: it never will be again.
     pub fn raft_is_gone(&self, raft: u64) -> bool {
         raft < self.next_raft && !self.intent.nodes.values().any(|n| n.raft == Some(raft))
+    }
+
+    /// Whether a Raft id gets the log, as far as this state knows.
+    pub fn is_raft_member(&self, raft: u64) -> bool {
+        self.raft_members.contains(&raft) || self.raft_leaving.contains(&raft)
+    }
+
+    /// The entry at `index` changed who takes part in Raft.
+    pub fn conf_changed(&mut self, index: u64, change: &ConfChange) {
+        self.pass(index);
+        // One step counts at once. Of several, who leaves votes until the joint configuration is left.
+        self.raft_leaving.clear();
+        for (step, id) in &change.steps {
+            match step {
+                ConfStep::Voter | ConfStep::Learner => drop(self.raft_members.insert(*id)),
+                ConfStep::Remove => {
+                    if self.raft_members.remove(id) && change.steps.len() > 1 {
+                        self.raft_leaving.insert(*id);
+                    }
+                }
+            }
+        }
     }
 
     fn managers(&self) -> usize {
@@ -69,6 +99,13 @@ impl State {
                     return Ok(Applied::Unchanged);
                 }
                 self.not_last(id, &node)?;
+                if node.raft.is_some_and(|r| self.is_raft_member(r)) {
+                    // Promoted again meanwhile, perhaps: without its log the others may have no majority.
+                    return Err(Refusal::conflict(
+                        format!("{id} ({}) still takes part in Raft", node.hostname),
+                        format!("netctl node demote {id}"),
+                    ));
+                }
                 None
             }
             (Role::Manager, None) => {
@@ -145,6 +182,8 @@ impl State {
             (n.role, n.rpc, n.raft, n.down) = (Role::Manager, me.rpc.clone(), Some(raft), false);
         }
         self.applied = index;
+        self.raft_members = [raft].into();
+        self.raft_leaving.clear();
         Ok((id, raft))
     }
 }
@@ -234,6 +273,29 @@ mod tests {
             };
             assert_eq!(log.no(command).code, Code::Invalid, "{rpc:?}");
         }
+    }
+
+    #[test]
+    fn who_takes_part_in_raft_is_no_worker() {
+        let mut log = Log::new(2);
+        log.ok(promote(2));
+        log.ok(promote(3));
+        let change = |steps: &[(ConfStep, u64)]| ConfChange { steps: steps.to_vec() };
+        log.state.conf_changed(90, &change(&[(ConfStep::Learner, 2)]));
+        log.state.conf_changed(91, &change(&[(ConfStep::Voter, 2)]));
+        let e = log.no(demote(2));
+        assert!(e.message.contains("still takes part"), "{e}");
+        log.state
+            .conf_changed(92, &change(&[(ConfStep::Remove, 2), (ConfStep::Learner, 3)]));
+        assert!(
+            log.no(demote(2)).message.contains("still takes part"),
+            "it votes until the joint configuration is left"
+        );
+        log.state.conf_changed(93, &change(&[]));
+        log.ok(demote(2));
+        assert!(log.no(demote(3)).message.contains("still takes part"));
+        let kept = State::decode(&log.state.encode().unwrap()).unwrap();
+        assert!(kept.is_raft_member(3) && !kept.is_raft_member(2), "also in a snapshot");
     }
 
     #[test]

@@ -103,6 +103,13 @@ pub(super) async fn remove(
 ) -> Result<Answer<Changed>, Fail> {
     let c = d.cluster()?;
     let id = find(&c, &text)?;
+    if c.intent().nodes.get(&id).is_some_and(|n| n.role == Role::Manager) {
+        return Err(Fail::new(
+            Code::Conflict,
+            format!("{id} is a manager"),
+            format!("netctl node demote {id} first"),
+        ));
+    }
     if id == c.me || (!q.force && c.facts().health.get(&id) == Some(&NodeHealth::Ready)) {
         return Err(Fail::new(
             Code::Conflict,
@@ -135,18 +142,22 @@ pub(super) async fn role(
         .map(|n| n.hostname.clone())
         .unwrap_or_default();
     let managers = |i: &model::Intent| i.nodes.values().filter(|n| n.role == Role::Manager).count();
-    let (revision, message) = match req.role {
-        Role::Manager => (m.promote(&c, id).await?, format!("{id} ({hostname}) becomes a manager")),
+    let (done, becomes) = match req.role {
+        Role::Manager => (m.promote(&c, id).await, "a manager"),
         Role::Worker if id == c.me && managers(&c.intent()) > 1 => {
             // The leader cannot take itself out: whoever leads next does.
             m.transfer(&c.intent(), None).await?;
             return Ok(super::route::not_leader());
         }
-        Role::Worker => {
-            let revision = m.demote(&c.intent(), id, req.force).await?;
-            (revision, format!("{id} ({hostname}) becomes a worker"))
-        }
+        Role::Worker => (m.demote(&c.intent(), id, req.force).await, "a worker"),
     };
+    let revision = match done {
+        Ok(revision) => revision,
+        // The lead was lost meanwhile: whoever has it goes on from what is there.
+        Err(_) if !m.leads() => return Ok(super::route::not_leader()),
+        Err(e) => return Err(e.into()),
+    };
+    let message = format!("{id} ({hostname}) becomes {becomes}");
     let answer = RoleAnswer {
         node: id,
         revision,

@@ -125,8 +125,8 @@ async fn settle(m: &Manager) -> Result<(), String> {
     let until = Instant::now() + READ;
     let mut status = m.store.watch_status();
     loop {
-        let why = match m.store.settle().await {
-            Ok(_) => return Ok(()),
+        let why = match m.settle().await {
+            Ok(()) => return Ok(()),
             Err(e) => e.to_string(),
         };
         let left = until.saturating_duration_since(Instant::now());

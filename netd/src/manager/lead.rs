@@ -14,6 +14,8 @@ use crate::{known::Known, rpc::Leader};
 
 /// Longest wait for another manager to lead.
 const HAND_OVER: Duration = Duration::from_secs(5);
+/// Until the heir is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// The same when netd stops: somebody will be elected anyway.
 const IN_PASSING: Duration = Duration::from_millis(1500);
 
@@ -74,20 +76,20 @@ impl Manager {
     /// Hands the lead to a manager, or to the one that is nearest to having everything. Returns who leads.
     pub async fn transfer(&self, intent: &Intent, to: Option<NodeId>) -> Result<NodeId, ApiError> {
         let raft = match to {
-            Some(node) => self.voter(intent, node)?,
-            None => self.heir().ok_or_else(|| {
-                ApiError::new(
-                    Code::Conflict,
-                    "there is no other manager that could lead",
-                    "netctl node promote another one first",
-                )
-            })?,
+            Some(node) => Some(self.voter(intent, node)?),
+            None => None,
         };
-        if raft == self.raft() {
+        if raft.is_some_and(|r| r == self.raft()) {
             return to.ok_or_else(|| ApiError::new(Code::Internal, "the leader cannot succeed itself", ""));
         }
-        let until = Instant::now() + HAND_OVER;
-        if !self.hand_over(raft, until).await {
+        if raft.or_else(|| self.heir()).is_none() {
+            return Err(ApiError::new(
+                Code::Conflict,
+                "there is no other manager that could lead",
+                "netctl cluster members, and start the others; or netctl node promote another one",
+            ));
+        }
+        if !self.hand_over(raft, Instant::now() + HAND_OVER).await {
             return Err(ApiError::new(
                 Code::Unavailable,
                 format!("the lead was not taken over within {} s", HAND_OVER.as_secs()),
@@ -124,21 +126,30 @@ impl Manager {
         able.max_by_key(|m| m.matched).map(|m| m.id)
     }
 
-    async fn hand_over(&self, to: u64, until: Instant) -> bool {
+    /// Hands over to one manager, or to whoever can take it.
+    async fn hand_over(&self, to: Option<u64>, until: Instant) -> bool {
         let mut status = self.store.watch_status();
-        self.store.input(Input::Transfer { to });
-        let left = until.saturating_duration_since(Instant::now());
-        let done = status.wait_for(|s| !s.leads && s.leader.is_some());
-        matches!(tokio::time::timeout(left, done).await, Ok(Ok(_)))
+        loop {
+            // Raft gives up after an election timeout, e.g. when the heir was busy writing, or is dead and not missed yet:
+            // then one is asked again.
+            if let Some(to) = to.or_else(|| self.heir()) {
+                self.store.input(Input::Transfer { to });
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            let done = status.wait_for(|s| !s.leads && s.leader.is_some());
+            match tokio::time::timeout(left.min(ASK_AGAIN), done).await {
+                Ok(done) => return done.is_ok(),
+                Err(_) if left > ASK_AGAIN => {}
+                Err(_) => return false,
+            }
+        }
     }
 
     /// Hands the lead to whoever can take it, before this manager stops.
     pub async fn step_down(&self) {
-        if self.leads()
-            && let Some(to) = self.heir()
-        {
-            let done = self.hand_over(to, Instant::now() + IN_PASSING).await;
-            tracing::info!(raft = to, done, "the lead is handed over");
+        if self.leads() && self.heir().is_some() {
+            let done = self.hand_over(None, Instant::now() + IN_PASSING).await;
+            tracing::info!(done, "the lead is handed over");
         }
     }
 }

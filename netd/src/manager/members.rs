@@ -164,8 +164,12 @@ impl Manager {
             };
             match self.store.change(change, force).await {
                 Ok(conf) => tracing::info!(%node, voters = ?conf.voters, "a manager is out of the voters"),
-                // Another change is under way.
-                Err(ProposeError::Unavailable(_)) if Instant::now() < until => tokio::time::sleep(AGAIN).await,
+                // Another change is under way, or its outcome is not known yet.
+                Err(ProposeError::Unavailable(_) | ProposeError::Unknown(_))
+                    if Instant::now() < until && self.leads() =>
+                {
+                    tokio::time::sleep(AGAIN).await;
+                }
                 Err(ProposeError::Refused(r)) => {
                     return Err(ApiError::new(
                         r.code,

@@ -56,6 +56,7 @@ pub struct Manager {
     pub peers: Peers,
     /// Requests to the leader.
     pub forwarder: Forwarder,
+    known: Known,
     /// Log time.
     pub(crate) clock: LogClock,
     tls: Arc<Tls>,
@@ -118,6 +119,7 @@ impl Manager {
             ))),
             forwarder: Forwarder::new(tls.clone(), known.watch()),
             peers,
+            known: known.clone(),
             clock: LogClock::new(&store),
             tls: tls.clone(),
             board: Mutex::default(),
@@ -236,6 +238,20 @@ impl Manager {
     async fn has(&self, revision: u64) {
         let mut status = self.store.watch_status();
         let _ = tokio::time::timeout(PATIENCE, status.wait_for(|s| s.applied >= revision)).await;
+        self.catch_up();
+    }
+
+    /// What this node shows is not older than what its log holds.
+    fn catch_up(&self) {
+        let newest = self.store.intent().borrow().clone();
+        self.known.offer(&newest);
+    }
+
+    /// Waits until this node shows all that was acknowledged before, by whatever manager.
+    pub async fn settle(&self) -> Result<(), ProposeError> {
+        self.store.settle().await?;
+        self.catch_up();
+        Ok(())
     }
 
     /// Address that new nodes join at.

@@ -13,7 +13,7 @@ use std::{
 
 use cluster::{
     log::Disk,
-    manager::{FOUNDER, Input, Manager, ManagerError, Options, Output, Status, Unanswered},
+    manager::{FOUNDER, Input, Limits, Manager, ManagerError, Options, Output, Status, Unanswered},
     raft::{Conf, ConfChange, Message},
     state::{Command, Outcome, State},
 };
@@ -259,8 +259,13 @@ impl<D: Disk> Driver<D> {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let intent = self.read(State::intent);
+        self.manager.set_limits(Limits {
+            entries: intent.settings.snapshot_interval,
+            retain: intent.settings.log_retention,
+            ..Limits::default()
+        });
         self.shared.intent.send_if_modified(|old| {
             let changed = old.revision != intent.revision;
             *old = intent;
@@ -291,8 +296,9 @@ impl From<Unanswered> for ProposeError {
                 message: why,
                 hint,
             }),
-            e @ Unanswered::Unknown { .. } => ProposeError::Unknown(e.to_string()),
-            e @ (Unanswered::Overloaded | Unanswered::DiskFull) => ProposeError::Unavailable(e.to_string()),
+            // While the lead is handed over nothing is taken: in a moment somebody does.
+            e @ (Unanswered::Unknown { .. } | Unanswered::Overloaded) => ProposeError::Unknown(e.to_string()),
+            e @ Unanswered::DiskFull => ProposeError::Unavailable(e.to_string()),
         }
     }
 }
