@@ -6,6 +6,7 @@ mod build;
 mod demo;
 #[allow(unreachable_pub, reason = "its one door is written as of a library")]
 mod ebpf;
+mod lane;
 mod packages;
 mod test;
 mod ui;
