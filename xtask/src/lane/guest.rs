@@ -35,12 +35,12 @@ enum Line {
 }
 
 /// Boots a kernel with a file system; calls `each` with every line that its script writes, until the guest switches
-/// itself off.
+/// itself off. Answers the last lines of its console.
 ///
 /// # Errors
 ///
 /// The emulator does not start or fails, or the guest takes longer than `limit`; the end of its console is told.
-pub(super) fn run(linux: &Linux, initramfs: File, limit: Duration, each: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
+pub(super) fn run(linux: &Linux, initramfs: File, limit: Duration, each: &mut dyn FnMut(&str)) -> anyhow::Result<String> {
     let start = Instant::now();
     let mut machine = Machine(spawn(linux, initramfs)?);
     let (send, lines) = mpsc::channel();
@@ -68,13 +68,7 @@ pub(super) fn run(linux: &Linux, initramfs: File, limit: Duration, each: &mut dy
     let console: Vec<String> = console.into();
     let console = console.join("\n");
     match ended {
-        Some(status) if status.success() => {
-            // Said also when all went well: a kernel that complains has something to tell.
-            if !console.is_empty() {
-                println!("the console of {}:\n{console}", linux.release);
-            }
-            Ok(())
-        }
+        Some(status) if status.success() => Ok(console),
         Some(status) => bail!("the emulator ended with {status}; the end of the console:\n{console}"),
         None => bail!(
             "the guest was not done after {} s and was switched off; the end of its console:\n{console}",
@@ -96,8 +90,12 @@ fn spawn(linux: &Linux, initramfs: File) -> anyhow::Result<Child> {
     }
     command.arg("-kernel").arg(&linux.vmlinuz);
     command.args(["-initrd", "/proc/self/fd/0"]);
-    // From warnings on; a kernel that stumbles stops the guest rather than going on in an unknown state.
-    command.args(["-append", "console=ttyS0 loglevel=5 oops=panic panic=-1"]);
+    // What a stock kernel says of this odd hardware is of no interest; where it warns of itself or stumbles the guest
+    // stops, and its last words are shown.
+    command.args([
+        "-append",
+        "console=ttyS0 loglevel=4 panic_on_warn=1 oops=panic panic=-1",
+    ]);
     command.stdin(initramfs).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("running setpriv and qemu-system-x86_64")
 }

@@ -61,11 +61,11 @@ pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
         tests.len()
     );
     let mut seen = Seen::default();
-    guest::run(&linux, initramfs, LIMIT, &mut |line| {
+    let console = guest::run(&linux, initramfs, LIMIT, &mut |line| {
         println!("{line}");
         seen.line(line);
     })?;
-    let told = seen.verdict(tests.len())?;
+    let told = seen.verdict(tests.len()).inspect_err(|_| println!("{console}"))?;
     println!("{told} on Linux {} in {} s", linux.release, start.elapsed().as_secs());
     Ok(())
 }
