@@ -14,6 +14,10 @@ use super::linux::Linux;
 /// Lines of the kernel's console that are kept to be shown when something went wrong.
 const CONSOLE_LINES: usize = 60;
 
+/// What a stock kernel says of this odd hardware is of no interest; where it warns of itself or stumbles, the guest stops,
+/// and its last words are shown.
+const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic_on_warn=1 oops=panic panic=-1";
+
 /// The guest's memory in MiB: the archive, its unpacked self, and the maps of a few data paths at once.
 const MEMORY: u32 = 2048;
 
@@ -40,7 +44,12 @@ enum Line {
 /// # Errors
 ///
 /// The emulator does not start or fails, or the guest takes longer than `limit`; the end of its console is told.
-pub(super) fn run(linux: &Linux, initramfs: File, limit: Duration, each: &mut dyn FnMut(&str)) -> anyhow::Result<String> {
+pub(super) fn run(
+    linux: &Linux,
+    initramfs: File,
+    limit: Duration,
+    each: &mut dyn FnMut(&str),
+) -> anyhow::Result<String> {
     let start = Instant::now();
     let mut machine = Machine(spawn(linux, initramfs)?);
     let (send, lines) = mpsc::channel();
@@ -90,12 +99,7 @@ fn spawn(linux: &Linux, initramfs: File) -> anyhow::Result<Child> {
     }
     command.arg("-kernel").arg(&linux.vmlinuz);
     command.args(["-initrd", "/proc/self/fd/0"]);
-    // What a stock kernel says of this odd hardware is of no interest; where it warns of itself or stumbles the guest
-    // stops, and its last words are shown.
-    command.args([
-        "-append",
-        "console=ttyS0 loglevel=4 panic_on_warn=1 oops=panic panic=-1",
-    ]);
+    command.arg("-append").arg(COMMAND_LINE);
     command.stdin(initramfs).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.spawn().context("running setpriv and qemu-system-x86_64")
 }

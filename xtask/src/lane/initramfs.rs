@@ -103,8 +103,8 @@ fn libraries_of(program: &Path) -> anyhow::Result<Vec<PathBuf>> {
     found.with_context(|| format!("the libraries of {}", program.display()))
 }
 
-/// `	libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)`, `	/lib64/ld-linux-x86-64.so.2 (0x...)`; the kernel's own
-/// `linux-vdso.so.1 (0x...)` has no file.
+/// Reads lines such as `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f...)` and
+/// `/lib64/ld-linux-x86-64.so.2 (0x...)`; the kernel's own `linux-vdso.so.1 (0x...)` has no file.
 fn parse(said: &str) -> anyhow::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for line in said.lines().map(str::trim) {
