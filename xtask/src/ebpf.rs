@@ -96,6 +96,7 @@ fn toolchain() -> anyhow::Result<()> {
                 "install",
                 "-y",
                 "--no-install-recommends",
+                "--no-remove",
             ])
             .args(PACKAGES)
             .env("DEBIAN_FRONTEND", "noninteractive")

@@ -36,7 +36,7 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
-    /// Install the Debian packages that the other verbs need.
+    /// Install the Debian packages that the demo and the tests need.
     Packages,
 }
 

@@ -15,8 +15,11 @@ use super::linux::Linux;
 const CONSOLE_LINES: usize = 60;
 
 /// What a stock kernel says of this odd hardware is of no interest; where it warns of itself or stumbles, the guest stops,
-/// and its last words are shown.
-const COMMAND_LINE: &str = "console=ttyS0 loglevel=4 panic_on_warn=1 oops=panic panic=-1";
+/// and its last words are shown. Fresh memory is not filled with zeros where nobody asks for it, and the string
+/// instructions that processors do well and the emulator octet by octet (`REP_GOOD`, `ERMS`, `FSRM` of cpufeatures.h) are
+/// left aside: a third of the time.
+const COMMAND_LINE: &str =
+    "console=ttyS0 loglevel=4 panic_on_warn=1 oops=panic panic=-1 init_on_alloc=0 clearcpuid=112,297,580";
 
 /// The guest's memory in MiB: the archive, its unpacked self, and the maps of a few data paths at once.
 const MEMORY: u32 = 2048;
