@@ -71,7 +71,11 @@ pub(crate) fn programs(profile: Profile, wanted: &[Programs]) -> anyhow::Result<
 }
 
 /// The target folder, which settings and environment may have moved.
-fn target_dir() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+///
+/// When cargo does not tell it.
+pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     let out = cargo()
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .output()

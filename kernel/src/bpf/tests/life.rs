@@ -254,6 +254,24 @@ fn another_object_is_replaced_where_it_runs() {
 }
 
 #[test]
+fn a_program_is_off_when_detaching_returns() {
+    isolated(|w| {
+        ip("link add v0 type veth peer name v1");
+        let index = ifindex("v0");
+        let mut path = open(w);
+        for clsact in [false, true] {
+            path.clsact = clsact;
+            // The kernel refuses the same program twice at one hook.
+            for round in 0..200 {
+                assert_eq!(path.attach(Hook::Netdev, index).unwrap(), Attached::New, "{round}");
+                assert!(path.detach(Hook::Netdev, index).unwrap());
+            }
+        }
+        path.unload().unwrap();
+    });
+}
+
+#[test]
 fn a_filter_that_was_taken_away_comes_back() {
     isolated(|w| {
         ip("link add v0 type veth peer name v1");
