@@ -56,6 +56,19 @@ const SERF_PACKAGE: Package = Package {
     purpose: "the contender of bench gossip",
 };
 
+const ETCD_SERVER: Package = Package {
+    name: "etcd-server",
+    program: "etcd",
+    purpose: "the contender of bench raft",
+};
+const ETCD_CLIENT: Package = Package {
+    name: "etcd-client",
+    program: "etcdctl",
+    purpose: "asking the contender of bench raft how it is",
+};
+
+/// What bench raft compares with.
+pub(crate) const ETCD: &[Package] = &[ETCD_SERVER, ETCD_CLIENT];
 /// What bench gossip compares with.
 pub(crate) const SERF: &[Package] = &[SERF_PACKAGE];
 const QEMU: Package = Package {
