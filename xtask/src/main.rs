@@ -8,6 +8,7 @@ mod demo;
 mod ebpf;
 mod lane;
 mod packages;
+mod sim;
 mod test;
 mod ui;
 
@@ -30,6 +31,8 @@ enum Verb {
     Test(test::Args),
     /// Figures beside those of other ways to do the same.
     Bench(bench::Args),
+    /// Managers, agents and clients in one thread, with faults by seed and an oracle.
+    Sim(sim::Args),
     /// Build the eBPF object, or check that it is what the sources say.
     Ebpf {
         /// Change nothing; fail when the committed object is stale.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Sim(args) => sim::run(&args),
         Verb::Ebpf { check } => ebpf::run(check),
         Verb::Packages => packages::ensure(packages::ALL),
     };

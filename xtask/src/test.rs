@@ -16,7 +16,7 @@ pub(crate) struct Args {
     /// Only the end-to-end tests.
     #[arg(long, conflicts_with = "unit")]
     e2e: bool,
-    /// Only unit and property tests (some of them need root too).
+    /// Only unit and property tests (some of them need root too) and the simulation.
     #[arg(long)]
     unit: bool,
     /// Instead of them, a lane's tests on another kernel than this machine's.
@@ -54,6 +54,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.e2e {
         let status = cargo_test(&["--workspace", "--exclude", "tests"], &filter, &programs, &mut parts)?;
         broken.extend((!status).then_some("unit and property tests"));
+        if filter.is_empty()
+            && let Err(e) = crate::sim::check()
+        {
+            eprintln!("{e:#}");
+            broken.push("the simulation");
+        }
     }
     if !args.unit {
         // One lab at a time: what is measured in it must not wait for another one.
