@@ -83,7 +83,11 @@ pub(crate) fn programs_with(profile: Profile, wanted: &[Programs], features: &[&
 }
 
 /// The target folder, which settings and environment may have moved.
-fn target_dir() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+///
+/// When cargo does not tell it.
+pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     let out = cargo()
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .output()

@@ -6,6 +6,7 @@ mod build;
 mod demo;
 #[allow(unreachable_pub, reason = "its one door is written as of a library")]
 mod ebpf;
+mod lane;
 mod packages;
 mod sim;
 mod test;
@@ -38,7 +39,7 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
-    /// Install the Debian packages that the other verbs need.
+    /// Install the Debian packages that the demo and the tests need.
     Packages,
 }
 
