@@ -21,6 +21,8 @@ pub struct DaemonOptions {
     pub strace: bool,
     /// More lines for the end of the configuration file.
     pub config: String,
+    /// More lines for its section `[cluster]`; `{name}` is the host's name.
+    pub cluster: String,
     /// Level of the log; default `info`.
     pub level: Option<String>,
 }
@@ -215,12 +217,13 @@ impl Host {
         let level = self.daemon_options.level.as_deref().unwrap_or("info");
         let text = format!(
             "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n\
-             [cluster]\nlisten = \"{v4}:2377\"\n\n\
+             [cluster]\nlisten = \"{v4}:2377\"\n{cluster}\n\
              [datapath]\naddress = \"{v4}\"\n\n\
              [log]\nlevel = \"{level}\"\n{more}",
             name = self.name(),
             state = state.display(),
             v4 = self.v4(),
+            cluster = self.daemon_options.cluster.replace("{name}", self.name()),
             more = self.daemon_options.config,
         );
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
