@@ -23,6 +23,8 @@ pub struct DaemonOptions {
     pub config: String,
     /// Level of the log; default `info`.
     pub level: Option<String>,
+    /// No addresses in the configuration: netd finds its own.
+    pub no_addresses: bool,
 }
 
 #[derive(Debug, Default)]
@@ -213,14 +215,16 @@ impl Host {
         let state = self.folder().join("state");
         fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
         let level = self.daemon_options.level.as_deref().unwrap_or("info");
+        let v4 = self.v4();
+        let addresses = match self.daemon_options.no_addresses {
+            true => String::new(),
+            false => format!("[cluster]\nlisten = \"{v4}:2377\"\n\n[datapath]\naddress = \"{v4}\"\n\n"),
+        };
         let text = format!(
-            "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n\
-             [cluster]\nlisten = \"{v4}:2377\"\n\n\
-             [datapath]\naddress = \"{v4}\"\n\n\
+            "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n{addresses}\
              [log]\nlevel = \"{level}\"\n{more}",
             name = self.name(),
             state = state.display(),
-            v4 = self.v4(),
             more = self.daemon_options.config,
         );
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;

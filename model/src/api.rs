@@ -19,8 +19,15 @@ use crate::{
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterInit {
-    /// Address that the others reach this node by; default: the only address that is not loopback.
+    /// Address that the others reach this node by, or the device that has it, `ADDR[:PORT]`; default: the only address
+    /// that is not loopback. It need not be this host's (NAT). The port is the managers' RPC's.
     pub advertise_addr: Option<String>,
+    /// Where the managers' RPC listens, `ADDR[:PORT]`; default: as the configuration says.
+    pub listen_addr: Option<String>,
+    /// Where the others send VXLAN to, an address or a device; default: the advertised address.
+    pub data_path_addr: Option<String>,
+    /// Port of gossip; default: as the configuration says.
+    pub gossip_port: Option<u16>,
     /// Settings that the cluster begins with, as `POST /v1/cluster/update` takes them; default: those of the node's
     /// configuration, then those of [`ClusterSettings`].
     pub settings: BTreeMap<String, String>,
@@ -47,9 +54,18 @@ pub struct ClusterJoin {
     pub token: String,
     /// A manager, `ip[:port]`.
     pub addr: String,
-    /// As at init.
+    /// As at init; default: the address that leads to the manager.
     #[serde(default)]
     pub advertise_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub listen_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub data_path_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub gossip_port: Option<u16>,
 }
 
 /// Answer to join.

@@ -24,9 +24,11 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with."
     )]
     Init {
-        /// Address that the others reach this node by; needed where it has several.
-        #[arg(long, value_name = "IP[:PORT]")]
-        advertise_addr: Option<String>,
+        #[command(flatten)]
+        addresses: Addresses,
+        /// UDP port of VXLAN on all nodes; default: 4789.
+        #[arg(long, value_name = "PORT")]
+        data_path_port: Option<u16>,
         /// Pool that networks without a subnet are cut from; default: 10.128.0.0/9.
         #[arg(long, value_name = "CIDR", alias = "default-pool")]
         default_addr_pool: Option<Ipv4Net>,
@@ -50,9 +52,8 @@ pub(crate) enum Verb {
         /// A manager.
         #[arg(value_name = "IP[:PORT]")]
         addr: String,
-        /// Address that the others reach this node by; needed where it has several.
-        #[arg(long, value_name = "IP[:PORT]")]
-        advertise_addr: Option<String>,
+        #[command(flatten)]
+        addresses: Addresses,
         /// How long to wait for the manager.
         #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
         timeout: Duration,
@@ -91,6 +92,24 @@ pub(crate) enum Verb {
     Update(settings::Update),
 }
 
+/// Where a node is: options of init and join.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Addresses {
+    /// Address that the others reach this node by, or its device; needed where it has several. It may be one that only
+    /// the others see (NAT). Without it, it follows the host's address.
+    #[arg(long, value_name = "ADDR|DEVICE[:PORT]")]
+    advertise_addr: Option<String>,
+    /// Where the managers' RPC listens; default: 0.0.0.0:2377, or [cluster] listen.
+    #[arg(long, value_name = "ADDR|DEVICE[:PORT]")]
+    listen_addr: Option<String>,
+    /// Where the others send VXLAN to, IPv4; default: the advertised address.
+    #[arg(long, value_name = "ADDR|DEVICE")]
+    data_path_addr: Option<String>,
+    /// TCP and UDP port of gossip; default: 7946, or [cluster] gossip_port.
+    #[arg(long, value_name = "PORT")]
+    gossip_port: Option<u16>,
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum TokenRole {
     /// Runs tasks.
@@ -100,7 +119,8 @@ pub(crate) enum TokenRole {
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
         Verb::Init {
-            advertise_addr,
+            addresses,
+            data_path_port,
             default_addr_pool,
             default_addr_pool_mask_length,
             mut set,
@@ -110,8 +130,12 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             set.extend(flag("default-addr-pool", default_addr_pool.map(|p| p.to_string())));
             let mask = default_addr_pool_mask_length.map(|m| m.to_string());
             set.extend(flag("default-addr-pool-mask-length", mask));
+            set.extend(flag("data-path-port", data_path_port.map(|p| p.to_string())));
             let body = ClusterInit {
-                advertise_addr,
+                advertise_addr: addresses.advertise_addr,
+                listen_addr: addresses.listen_addr,
+                data_path_addr: addresses.data_path_addr,
+                gossip_port: addresses.gossip_port,
                 settings: settings::collect(set)?,
             };
             let answer: ClusterInitAnswer = slow(cx, timeout, "making the cluster", "/v1/cluster/init", &body).await?;
@@ -124,14 +148,17 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         Verb::Join {
             token,
             addr,
-            advertise_addr,
+            addresses,
             timeout,
         } => {
             let what = format!("joining at {addr}");
             let body = ClusterJoin {
                 token,
                 addr,
-                advertise_addr,
+                advertise_addr: addresses.advertise_addr,
+                listen_addr: addresses.listen_addr,
+                data_path_addr: addresses.data_path_addr,
+                gossip_port: addresses.gossip_port,
             };
             let answer: ClusterJoinAnswer = slow(cx, timeout, &what, "/v1/cluster/join", &body).await?;
             let sentence = format!(

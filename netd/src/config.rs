@@ -8,6 +8,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use crate::place::Where;
+
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -78,6 +80,9 @@ pub struct NodeSection {
 pub struct ClusterSection {
     /// Address and TCP port of the managers' RPC. Default `0.0.0.0:2377`.
     pub listen: SocketAddr,
+    /// Address that others reach this node by, or the device that has it. Default: the only address that is not loopback,
+    /// or, of several, the one that leads to the manager joined; it is chosen anew when the host's addresses change.
+    pub advertise: Option<Where>,
     /// UDP and TCP port of gossip. Default 7946.
     pub gossip_port: u16,
     /// From a node's confirmed death to its slots being placed elsewhere. Default `10s`. This and the next two are what a
@@ -98,9 +103,10 @@ pub struct ClusterSection {
 pub struct DatapathSection {
     /// `auto` (eBPF until the IPVS path is built) or `ebpf`.
     pub mode: Mode,
-    /// Address that VXLAN is sent to; default: the advertised one.
-    pub address: Option<Ipv4Addr>,
-    /// UDP port of VXLAN. Default 4789 (RFC 7348).
+    /// Address that VXLAN is sent to, or the device that has it (IPv4); default: the advertised one.
+    pub address: Option<Where>,
+    /// UDP port of VXLAN in a cluster made on this node. Default 4789 (RFC 7348). Later `netctl cluster update
+    /// data-path-port=N` changes it, on all nodes.
     pub port: u16,
 }
 
@@ -163,6 +169,7 @@ impl Default for ClusterSection {
     fn default() -> Self {
         ClusterSection {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 2377)),
+            advertise: None,
             gossip_port: 7946,
             node_grace: Duration::from_secs(10),
             daemon_grace: Duration::from_secs(600),

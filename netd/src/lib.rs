@@ -15,6 +15,7 @@ pub mod gossip;
 pub mod identity;
 pub mod manager;
 pub mod notify;
+pub mod place;
 pub mod reconcile;
 pub mod rpc;
 pub mod store;

@@ -22,6 +22,7 @@ use crate::{
     daemon::{Cluster, internal},
     gossip::Facts,
     identity::{ClusterSecrets, Credentials, Csr, NodeKey},
+    place::Addresses,
     rpc::{Answer, Ask, Hub, ManagerPort, Newcomer},
     store::{ProposeError, Store},
     tasks::TaskBoard,
@@ -63,6 +64,7 @@ pub fn found(
     if settings.default_addr_pool6.is_none() {
         settings.default_addr_pool6 = Some(random_ula()?);
     }
+    cluster::state::check_settings(&settings)?;
     let avoid = crate::reconcile::host::routed_subnets().map_err(|e| internal("routes of this host", e))?;
     let command = InitCluster {
         cluster,
@@ -96,7 +98,7 @@ pub struct Manager {
     /// Nodes' streams.
     pub hub: Hub,
     board: Mutex<TaskBoard>,
-    rpc: String,
+    addresses: watch::Receiver<Addresses>,
 }
 
 impl From<ProposeError> for ApiError {
@@ -110,7 +112,7 @@ impl From<ProposeError> for ApiError {
 
 impl Manager {
     /// A manager around its log. The port learns of the cluster later: each needs the other.
-    pub fn new(store: Store, rpc: String) -> (Manager, Arc<Port>) {
+    pub fn new(store: Store, addresses: watch::Receiver<Addresses>) -> (Manager, Arc<Port>) {
         let port = Arc::new(Port {
             store: store.clone(),
             cluster: OnceLock::new(),
@@ -121,7 +123,7 @@ impl Manager {
                 store,
                 hub,
                 board: Mutex::default(),
-                rpc,
+                addresses,
             },
             port,
         )
@@ -138,7 +140,10 @@ impl Manager {
 
     /// The workers' token and the address to use it at.
     pub fn worker_token(&self) -> Result<(String, String), ApiError> {
-        Ok((self.secrets()?.token(Role::Worker)?.to_string(), self.rpc.clone()))
+        Ok((
+            self.secrets()?.token(Role::Worker)?.to_string(),
+            self.addresses.borrow().rpc.to_string(),
+        ))
     }
 
     /// How far every node has come.
@@ -398,6 +403,14 @@ impl ManagerPort for Port {
                 None => (503, String::new()),
             }
         })
+    }
+
+    fn gossip_of(&self, node: NodeId) -> Option<SocketAddr> {
+        let c = self.cluster()?;
+        match c.me == node {
+            true => Some(c.addresses().gossip),
+            false => c.node_row(&c.facts(), node).map(|r| r.gossip),
+        }
     }
 
     fn health(&self, node: NodeId) -> NodeHealth {

@@ -29,6 +29,7 @@ pub use command::{
     Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
 };
 pub use requests::{Outcome, REMEMBERED};
+pub use settings::check as check_settings;
 pub use snapshot::SnapshotError;
 
 /// Highest index of a published port's mark: the mark is `0x6e000000 + index` and must stay below 0x6f000000

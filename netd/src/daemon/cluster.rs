@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::Duration,
 };
@@ -21,8 +21,9 @@ use tokio::{
 
 use super::{
     feeds::{keep_table, meet, newest_intent},
+    follow::{everywhere, rpc_listen, where_now},
     internal,
-    kept::{Place, keep_intent, last_intent, open_store},
+    kept::{keep_intent, last_intent, open_store},
     rows::look_who_listens,
 };
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
     gossip::{Facts, Gossip, GossipConfig},
     identity::{Credentials, NodeKey, Tls},
     manager::{FirstCommand, Manager},
+    place::{Addresses, Place},
     reconcile::{self, Kernel, Reconciled, Reconciler},
     rpc::{self, Managers, Uplink, UplinkConfig},
     view,
@@ -49,8 +51,8 @@ pub struct Cluster {
     /// Its part as a manager.
     pub manager: Option<Manager>,
     pub(super) hostname: String,
-    pub(super) advertise: IpAddr,
-    pub(super) vtep: Ipv4Addr,
+    pub(super) place: Mutex<Place>,
+    pub(super) addresses: watch::Sender<Addresses>,
     pub(super) gossip: Gossip,
     pub(super) reconciler: Reconciler,
     /// Attach and detach come one after the other.
@@ -80,17 +82,10 @@ impl Cluster {
         let state = config.node.state_dir.clone();
         let me = credentials.node;
         let place = Place::load(config)?;
-        let vtep = match (config.datapath.address, place.advertise) {
-            (Some(a), _) => a,
-            (None, IpAddr::V4(a)) => a,
-            (None, IpAddr::V6(_)) => {
-                return Err(ApiError::new(
-                    Code::Unsupported,
-                    "the underlay is IPv4 in this version",
-                    "[datapath] address = an IPv4 address",
-                ));
-            }
-        };
+        let config = &place.effective(config);
+        let (place, now) = where_now(place, config).await?;
+        let seeds = place.seeds.clone();
+        let addresses = watch::Sender::new(now.clone());
         let key = NodeKey::load_or_create(&state)?;
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
@@ -111,9 +106,8 @@ impl Cluster {
             let store = open_store(&state, first).await?;
             intent = store.intent();
             sink = watch::Sender::new(intent.borrow().clone());
-            let rpc_addr = SocketAddr::new(place.advertise, config.cluster.listen.port());
-            let (m, p) = Manager::new(store, rpc_addr.to_string());
-            let listener = TcpListener::bind(config.cluster.listen).await.map_err(|e| {
+            let (m, p) = Manager::new(store, addresses.subscribe());
+            let listener = TcpListener::bind(rpc_listen(config, &now)).await.map_err(|e| {
                 ApiError::new(
                     Code::Conflict,
                     format!(
@@ -155,13 +149,13 @@ impl Cluster {
             intent: sink,
         });
 
-        let gossip_addr = SocketAddr::new(place.advertise, config.cluster.gossip_port);
+        let gossip_addr = now.gossip;
         let gossip = Gossip::start(
             GossipConfig {
                 me,
                 cluster: credentials.cluster.clone(),
                 signer: key.signer(&credentials.cluster)?,
-                listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.cluster.gossip_port)),
+                listen: everywhere(config.cluster.gossip_port),
                 advertise: gossip_addr,
                 keys: credentials.gossip.clone(),
                 tls: tls.clone(),
@@ -182,6 +176,7 @@ impl Cluster {
             .iter()
             .filter_map(|m| m.parse::<SocketAddr>().ok())
             .map(|m| SocketAddr::new(m.ip(), config.cluster.gossip_port))
+            .chain(seeds)
             .filter(|a| *a != gossip_addr)
             .collect();
         let facts = gossip.facts();
@@ -199,7 +194,7 @@ impl Cluster {
         let inputs = reconcile::Inputs {
             me,
             config: config.clone(),
-            vtep,
+            addresses: addresses.subscribe(),
             intent: intent.clone(),
             facts: facts.clone(),
             endpoints: endpoints.clone(),
@@ -217,8 +212,8 @@ impl Cluster {
             config: config.clone(),
             manager,
             hostname: hostname.to_owned(),
-            advertise: place.advertise,
-            vtep,
+            place: Mutex::new(place),
+            addresses,
             gossip,
             reconciled: reconciler.status(),
             reconciler,
@@ -237,6 +232,9 @@ impl Cluster {
             p.belongs_to(&c);
         }
         c.publish_node();
+        c.spawn(c.clone().follow_addresses());
+        c.spawn(c.clone().follow_managers());
+        c.spawn(c.clone().follow_settings());
         c.spawn(c.clone().keep_rows());
         c.spawn(c.clone().wake_reconciler());
         c.spawn(c.clone().report());
@@ -270,6 +268,11 @@ impl Cluster {
     /// Role of this node.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Where this node is now.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses.borrow().clone()
     }
 
     /// The newest intent known here.

@@ -1,38 +1,15 @@
-//! What this node keeps on disk beside log, identity and gossip: its address, the last intent, the log's key.
+//! What this node keeps on disk beside log, identity, gossip and place: the last intent, the log's key.
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use model::{ApiError, Code, Intent};
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::internal;
-use crate::{config::Config, manager::FirstCommand, store::Store};
+use crate::{manager::FirstCommand, store::Store};
 
 /// The last view of the intent, for a start without managers.
 const INTENT: &str = "intent.json";
-/// Addresses of this node: attributes, not identity.
-const PLACE: &str = "node.json";
-
-/// Where this node is.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Place {
-    /// Address that others reach it by.
-    pub(super) advertise: IpAddr,
-}
-
-impl Place {
-    pub(super) fn save(&self, config: &Config) -> Result<(), ApiError> {
-        let bytes = serde_json::to_vec(self).map_err(|e| internal("this node's address", e))?;
-        crate::disk::write_atomic(&config.node.state_dir.join(PLACE), &bytes, 0o600)
-            .map_err(|e| internal("this node's address", e))
-    }
-
-    pub(super) fn load(config: &Config) -> Result<Place, ApiError> {
-        let bytes = std::fs::read(config.node.state_dir.join(PLACE)).map_err(|e| internal("this node's address", e))?;
-        serde_json::from_slice(&bytes).map_err(|e| internal("this node's address", e))
-    }
-}
 
 pub(super) async fn open_store(state: &std::path::Path, first: Option<FirstCommand>) -> Result<Store, ApiError> {
     let dir = state.join("raft");

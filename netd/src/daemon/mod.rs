@@ -6,11 +6,12 @@
 mod attach;
 mod cluster;
 mod feeds;
+mod follow;
 mod kept;
 mod rows;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex},
 };
 
@@ -28,7 +29,9 @@ pub use cluster::Cluster;
 use crate::{
     config::Config,
     identity::{Credentials, NodeKey},
-    manager, rpc,
+    manager,
+    place::{self, Addresses, Flags, Place, PortUse},
+    rpc,
 };
 
 /// The daemon.
@@ -161,14 +164,23 @@ impl Daemon {
     pub async fn init(&self, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
-        let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
-        let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
+        let flags = Flags {
+            advertise: req.advertise_addr.as_deref(),
+            listen: req.listen_addr.as_deref(),
+            data_path: req.data_path_addr.as_deref(),
+            gossip_port: req.gossip_port,
+            toward: None,
+        };
+        let (place, now) = self.place(flags).await?;
         let settings = self.first_settings(&req)?;
-        let (credentials, first) = manager::found(&self.hostname, &key, rpc, settings)?;
+        let config = place.effective(&self.config);
+        self.refuse_taken(Some(config.cluster.listen), &config, settings.data_path_port)
+            .await?;
+        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let (credentials, first) = manager::found(&self.hostname, &key, now.rpc, settings)?;
         self.wipe_log()?;
         let entered = async {
-            kept::Place { advertise: addr }.save(&self.config)?;
+            place.save(&self.config)?;
             let c = self.enter(credentials.clone(), Some(first), None).await?;
             credentials.save(&self.config.node.state_dir)?;
             Ok::<_, ApiError>(c)
@@ -195,17 +207,28 @@ impl Daemon {
         self.refuse_second()?;
         let token = req.token.parse()?;
         let to = manager_addr(&req.addr, self.config.cluster.listen.port())?;
-        let advertise = match req.advertise_addr.as_deref() {
-            Some(a) => advertised(Some(a), &self.config).await?,
-            // The address that leads to the manager is the one that the others see.
-            None => source_towards(to).await?,
+        let flags = Flags {
+            advertise: req.advertise_addr.as_deref(),
+            listen: req.listen_addr.as_deref(),
+            data_path: req.data_path_addr.as_deref(),
+            gossip_port: req.gossip_port,
+            toward: Some(to.ip()),
         };
+        let (mut place, _) = self.place(flags).await?;
+        let config = place.effective(&self.config);
+        self.refuse_taken(None, &config, None).await?;
         let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
         let rpc::Joined {
-            credentials, intent, ..
+            credentials,
+            intent,
+            gossip,
+            ..
         } = rpc::join(&token, to, &key, &self.hostname).await?;
+        place.seeds = gossip;
+        let port = intent.settings.data_path_port;
         let entered = async {
-            kept::Place { advertise }.save(&self.config)?;
+            self.refuse_taken(None, &config, Some(port)).await?;
+            place.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
             credentials.save(&self.config.node.state_dir)?;
             Ok::<_, ApiError>(c)
@@ -213,6 +236,7 @@ impl Daemon {
         let c = match entered.await {
             Ok(c) => c,
             Err(e) => {
+                self.unjoin(&credentials, &key).await;
                 self.undo().await;
                 return Err(e);
             }
@@ -254,6 +278,31 @@ impl Daemon {
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
     }
 
+    /// Where this node is to be, as flags and configuration say.
+    async fn place(&self, flags: Flags<'_>) -> Result<(Place, Addresses), ApiError> {
+        let mut place = Place::asked(flags, &self.config).await?;
+        let now = place.look(&place.effective(&self.config)).await?;
+        place.settle(&now);
+        Ok((place, now))
+    }
+
+    /// Says who holds the ports that this node is going to need.
+    async fn refuse_taken(
+        &self,
+        rpc: Option<SocketAddr>,
+        config: &Config,
+        vxlan: impl Into<Option<u16>>,
+    ) -> Result<(), ApiError> {
+        let ports = PortUse {
+            rpc,
+            gossip: config.cluster.gossip_port,
+            vxlan: vxlan.into(),
+        };
+        tokio::task::spawn_blocking(move || place::refuse_taken(&ports))
+            .await
+            .map_err(|e| internal("who holds the ports", e))?
+    }
+
     /// What a new cluster begins with: this node's configuration, then what the request says.
     fn first_settings(&self, req: &ClusterInit) -> Result<ClusterSettings, ApiError> {
         let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -262,12 +311,12 @@ impl Daemon {
             node_grace_ms: ms(cluster.node_grace),
             daemon_grace_ms: ms(cluster.daemon_grace),
             drain_ack_timeout_ms: ms(cluster.drain_ack_timeout),
+            data_path_port: self.config.datapath.port,
             ..ClusterSettings::default()
         };
         for (key, value) in &req.settings {
             settings.set(&Change::parse(key, value)?)?;
         }
-        settings.check()?;
         Ok(settings)
     }
 
@@ -279,6 +328,23 @@ impl Daemon {
                 "netctl status, or netctl cluster leave first",
             )),
             None => Ok(()),
+        }
+    }
+
+    /// The log has this node already: it is asked to forget it again.
+    async fn unjoin(&self, credentials: &Credentials, key: &NodeKey) {
+        if let Some(c) = self.cluster_now() {
+            if let Err(e) = c.tell_leaving().await {
+                tracing::warn!("undoing: {e}; try: netctl node rm {} on a manager", c.me);
+            }
+            return;
+        }
+        if let Err(e) = rpc::leave(credentials, key).await {
+            tracing::warn!(
+                "undoing: {}; try: netctl node rm {} on a manager",
+                e.message,
+                credentials.node
+            );
         }
     }
 
@@ -336,78 +402,4 @@ fn manager_addr(text: &str, port: u16) -> Result<SocketAddr, ApiError> {
                 "netctl cluster join TOKEN 192.0.2.1:2377",
             )
         })
-}
-
-async fn source_towards(to: SocketAddr) -> Result<IpAddr, ApiError> {
-    let unreachable = |e| {
-        ApiError::new(
-            Code::Unavailable,
-            format!("no route leads to {to}: {e}"),
-            "ip route get, or --advertise-addr",
-        )
-    };
-    let any: SocketAddr = if to.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
-    };
-    // Connecting a datagram socket sends nothing: the kernel only chooses the source.
-    let socket = tokio::net::UdpSocket::bind(any).await.map_err(unreachable)?;
-    socket.connect(to).await.map_err(unreachable)?;
-    Ok(socket.local_addr().map_err(unreachable)?.ip())
-}
-
-/// The address that others reach this node by: the given one, which must be here, or the only one there is.
-async fn advertised(asked: Option<&str>, config: &Config) -> Result<IpAddr, ApiError> {
-    let here = tokio::task::spawn_blocking(crate::reconcile::host::global_addresses)
-        .await
-        .map_err(|e| internal("addresses of this host", e))?
-        .map_err(|e| internal("addresses of this host", e))?;
-    let list = || here.iter().map(|a| a.to_string()).collect::<Vec<_>>().join(", ");
-    let v4: Vec<&IpAddr> = here.iter().filter(|a| a.is_ipv4()).collect();
-    let addr = match asked {
-        Some(text) => text.parse::<IpAddr>().map_err(|_| {
-            ApiError::new(
-                Code::Invalid,
-                format!("{text:?} is no IP address"),
-                format!("one of: {}", list()),
-            )
-        })?,
-        None => match (config.datapath.address, v4.as_slice()) {
-            (Some(a), _) => a.into(),
-            (None, [one]) => **one,
-            (None, []) => {
-                return Err(ApiError::new(
-                    Code::Conflict,
-                    "this host has no IPv4 address but loopback",
-                    "ip address add, then again",
-                ));
-            }
-            (None, _) => {
-                return Err(ApiError::new(
-                    Code::Ambiguous,
-                    format!("this host has several addresses: {}", list()),
-                    format!(
-                        "--advertise-addr {}",
-                        v4.first().map(|a| a.to_string()).unwrap_or_default()
-                    ),
-                ));
-            }
-        },
-    };
-    if !here.contains(&addr) {
-        return Err(ApiError::new(
-            Code::Invalid,
-            format!("{addr} is no address of this host"),
-            format!("one of: {}", list()),
-        ));
-    }
-    if addr.is_ipv6() {
-        return Err(ApiError::new(
-            Code::Unsupported,
-            "the underlay is IPv4 in this version",
-            format!("one of: {}", list()),
-        ));
-    }
-    Ok(addr)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::Path,
 };
 
@@ -87,6 +88,8 @@ pub struct Done {
     pub attached: BTreeMap<EndpointId, u32>,
     /// MTU inside the overlay, octets.
     pub mtu: u16,
+    /// Addresses of this host, when they could be read.
+    pub addresses: Option<BTreeSet<IpAddr>>,
 }
 
 impl Kernel {
@@ -163,21 +166,22 @@ impl Kernel {
         if self.datapath.is_none() {
             self.datapath = Some(DataPath::open(&inputs.config.node.bpffs_dir)?.0);
         }
-        let seen = host::look(&mut self.rtnl, inputs.vtep)?;
+        let vtep = inputs.addresses.borrow().source;
+        let seen = host::look(&mut self.rtnl, vtep)?;
+        done.addresses = Some(seen.addresses.clone());
         let underlay_mtu = match &seen.underlay {
             Some((_, mtu)) => *mtu,
             None => {
                 done.problems.push(format!(
-                    "no device of this host holds the data-path address {}; try: ip address show, or netctl cluster leave and join with another",
-                    inputs.vtep
+                    "no device of this host holds the data-path address {vtep}; try: ip address show, then [datapath] address or [cluster] advertise in netd's configuration"
                 ));
                 1500
             }
         };
         let mut here = Here {
             me: inputs.me,
-            vtep: inputs.vtep,
-            vxlan_port: inputs.config.datapath.port,
+            vtep,
+            vxlan_port: intent.settings.data_path_port,
             underlay_mtu,
             uplinks: seen.uplinks.clone(),
             addresses: seen.addresses.clone(),

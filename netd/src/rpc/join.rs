@@ -11,10 +11,10 @@ use model::{
     intent::Intent,
 };
 use rustls::pki_types::pem::PemObject;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
-    HANDSHAKE, MAX_DOWN, MAX_JOIN, frame,
+    HANDSHAKE, MAX_DOWN, MAX_JOIN, Managers, Uplink, UplinkConfig, frame,
     message::{JoinAnswer, JoinRequest, ToManager, ToNode},
 };
 use crate::identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned};
@@ -70,6 +70,8 @@ pub struct Joined {
     pub intent: Arc<Intent>,
     /// This node's address as the manager sees it.
     pub seen: IpAddr,
+    /// Managers' gossip addresses, as far as the manager knows them.
+    pub gossip: Vec<SocketAddr>,
 }
 
 /// Joins the cluster of a manager. Trying again with the same key gives the same node.
@@ -113,10 +115,25 @@ pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str
         .map_err(|e| JoinError::Answer(e.to_string()))?;
     credentials.gossip = keys;
     Ok(Joined {
+        gossip: answer.gossip,
         credentials,
         intent: Arc::new(intent),
         seen: answer.seen,
     })
+}
+
+/// Asks to be taken out of a cluster that was just joined: what this node found out afterwards forbids it.
+pub async fn leave(credentials: &Credentials, key: &NodeKey) -> Result<(), ApiError> {
+    let (uplink, _asked) = Uplink::start(UplinkConfig {
+        me: credentials.node,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        managers: Managers::Remote {
+            tls: Arc::new(Tls::new(credentials, key)?),
+            first: credentials.managers.iter().filter_map(|m| m.parse().ok()).collect(),
+        },
+        intent: watch::Sender::default(),
+    });
+    uplink.leave().await
 }
 
 /// The address that worked comes first.

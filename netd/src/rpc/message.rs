@@ -1,6 +1,9 @@
 //! The messages.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use cluster::seal::Key;
 use model::{
@@ -31,6 +34,9 @@ pub(super) struct JoinAnswer {
     pub(super) certificate: String,
     pub(super) ca: String,
     pub(super) managers: Vec<String>,
+    /// Managers' gossip addresses, as far as they are known.
+    #[serde(default)]
+    pub(super) gossip: Vec<SocketAddr>,
     /// Address that the node came from, as the manager sees it.
     pub(super) seen: IpAddr,
 }

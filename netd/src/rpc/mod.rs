@@ -17,11 +17,11 @@ mod session;
 mod tests;
 mod uplink;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 pub use hub::{AskError, Hub, NodeReport};
-pub use join::{JoinError, Joined, join};
+pub use join::{JoinError, Joined, join, leave};
 pub use message::{Answer, Ask, Report};
 use model::{
     api::NodeHealth,
@@ -79,6 +79,10 @@ pub trait ManagerPort: Send + Sync + 'static {
     fn need_block(&self, node: NodeId, vni: Vni) -> BoxFuture<'_, Result<u32, ApiError>>;
     /// Answers a read of a path such as `/v1/services/web/tasks` for a node: HTTP status and JSON.
     fn query(&self, node: NodeId, path: String) -> BoxFuture<'_, (u16, String)>;
+    /// A node's gossip address, when it is known.
+    fn gossip_of(&self, _node: NodeId) -> Option<SocketAddr> {
+        None
+    }
     /// How a node is seen by this manager's gossip.
     fn health(&self, node: NodeId) -> NodeHealth;
 }

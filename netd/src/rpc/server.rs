@@ -137,7 +137,7 @@ impl Hub {
         let node = self.port.add_node(newcomer).await?;
         let intent = self.port.intent().borrow().clone();
         let certificate = secrets.sign(&csr, &intent.cluster, node, role)?;
-        let managers = intent.nodes.values().filter(|n| n.role == Role::Manager);
+        let of_role = |role| intent.nodes.iter().filter(move |(_, n)| n.role == role);
         tracing::info!(%node, %from, ?role, "a node has joined");
         Ok(JoinAnswer {
             cluster: intent.cluster.clone(),
@@ -145,8 +145,11 @@ impl Hub {
             role,
             certificate,
             ca: secrets.ca().to_owned(),
-            managers: managers.filter_map(|n| n.rpc.clone()).collect(),
-            seen: from,
+            gossip: of_role(Role::Manager)
+                .filter_map(|(id, _)| self.port.gossip_of(*id))
+                .collect(),
+            managers: of_role(Role::Manager).filter_map(|(_, n)| n.rpc.clone()).collect(),
+            seen: from.to_canonical(),
         })
     }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use cluster::seal::Key;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use model::{
     error::{ApiError, Code},
     ids::{NodeId, Vni},
@@ -18,8 +19,8 @@ use rand::seq::SliceRandom;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    sync::{mpsc, oneshot, watch},
-    time::{interval, timeout},
+    sync::{Notify, mpsc, oneshot, watch},
+    time::{interval, sleep, timeout},
 };
 
 use super::{
@@ -34,6 +35,8 @@ use crate::identity::{Tls, admit};
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Head start of one manager's address before the next is tried too.
+const STAGGER: Duration = Duration::from_millis(200);
 /// How long a request may wait for its answer, connecting included.
 const REQUEST: Duration = Duration::from_secs(10);
 /// Questions of a manager under way at once.
@@ -77,6 +80,8 @@ pub struct Uplink {
     connected: watch::Receiver<bool>,
     held: watch::Receiver<u64>,
     keys: watch::Receiver<Vec<Key>>,
+    places: Arc<watch::Sender<BTreeMap<NodeId, SocketAddr>>>,
+    anew: Arc<Notify>,
 }
 
 impl Uplink {
@@ -94,6 +99,8 @@ impl Uplink {
             connected: connected.subscribe(),
             held: held.subscribe(),
             keys: keys.subscribe(),
+            places: Arc::default(),
+            anew: Arc::default(),
         };
         let run = Run {
             config,
@@ -103,6 +110,8 @@ impl Uplink {
             connected,
             held,
             keys,
+            places: handle.places.subscribe(),
+            anew: handle.anew.clone(),
             resync: false,
         };
         drop(report);
@@ -158,6 +167,21 @@ impl Uplink {
         self.held.clone()
     }
 
+    /// Managers' addresses as gossip tells them: a manager that has moved is found before the log's word can come. The
+    /// stream to one whose address changes begins anew.
+    pub fn managers_at(&self, places: BTreeMap<NodeId, SocketAddr>) {
+        self.places.send_if_modified(|old| {
+            let new = *old != places;
+            *old = places;
+            new
+        });
+    }
+
+    /// This node's own address has changed: what hangs on the old one would only be missed after a while.
+    pub fn anew(&self) {
+        self.anew.notify_one();
+    }
+
     /// Gossip keys, the one to seal with first; empty until a manager has told them.
     pub fn keys(&self) -> watch::Receiver<Vec<Key>> {
         self.keys.clone()
@@ -199,6 +223,8 @@ struct Run {
     connected: watch::Sender<bool>,
     held: watch::Sender<u64>,
     keys: watch::Sender<Vec<Key>>,
+    places: watch::Receiver<BTreeMap<NodeId, SocketAddr>>,
+    anew: Arc<Notify>,
     /// An increment did not fit: ask for the whole intent.
     resync: bool,
 }
@@ -223,7 +249,10 @@ impl Run {
                     // A new report waits for the stream; an error tells that the handles are gone.
                     changed = self.reports.changed() => if changed.is_err() {
                         return;
-                    }
+                    },
+                    // Somebody is elsewhere: no need to wait.
+                    () = self.anew.notified() => break,
+                    Ok(()) = self.places.changed() => break,
                 }
             }
             pause = (pause * 2).min(BACKOFF_MAX);
@@ -235,46 +264,53 @@ impl Run {
         match self.config.managers.clone() {
             Managers::Local(hub) => {
                 let stream = hub.local(self.config.me);
-                self.stream(stream, pause).await
+                self.stream(stream, None, pause).await
             }
             Managers::Remote { tls, first } => {
-                let stream = self.connect(&tls, &first).await?;
-                self.stream(stream, pause).await
+                let (stream, peer) = self.connect(&tls, &first).await?;
+                self.stream(stream, Some(peer), pause).await
             }
         }
     }
 
-    async fn connect(&self, tls: &Tls, first: &[SocketAddr]) -> Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    async fn connect(
+        &self,
+        tls: &Tls,
+        first: &[SocketAddr],
+    ) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, NodeId)> {
         let intent = self.config.intent.borrow().clone();
         let known = intent.nodes.values().filter(|n| n.role == Role::Manager);
         let known = known.filter_map(|n| n.rpc.as_ref()?.parse().ok());
-        let all: BTreeSet<SocketAddr> = known.chain(first.iter().copied()).collect();
+        let told: Vec<SocketAddr> = self.places.borrow().values().copied().collect();
+        let all: BTreeSet<SocketAddr> = known.chain(told).chain(first.iter().copied()).collect();
         let mut all: Vec<SocketAddr> = all.into_iter().collect();
         all.shuffle(&mut rand::rng());
         let mut last = Error::new(ErrorKind::NotFound, "no manager's address is known");
-        for addr in all {
-            let one = async {
-                let tcp = TcpStream::connect(addr).await?;
-                tcp.set_nodelay(true)?;
-                let (stream, peer) = tls.connect(tcp).await?;
-                if peer.role != Role::Manager {
-                    return Err(Error::other(format!("{} is no manager", peer.node)));
+        // One that does not answer is not waited for: the next is tried beside it.
+        let mut tries: FuturesUnordered<_> = (0u32..)
+            .zip(all)
+            .map(|(i, addr)| {
+                let intent = intent.clone();
+                async move {
+                    sleep(STAGGER * i).await;
+                    match timeout(HANDSHAKE, reach(tls, addr, &intent)).await {
+                        Ok(Ok(found)) => Ok(found),
+                        Ok(Err(e)) => Err(Error::new(e.kind(), format!("{addr}: {e}"))),
+                        Err(_) => Err(Error::new(ErrorKind::TimedOut, format!("{addr}: no answer"))),
+                    }
                 }
-                if intent.revision > 0 {
-                    admit(&intent, &peer).map_err(Error::other)?;
-                }
-                Ok(stream)
-            };
-            match timeout(HANDSHAKE, one).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(e)) => last = Error::new(e.kind(), format!("{addr}: {e}")),
-                Err(_) => last = Error::new(ErrorKind::TimedOut, format!("{addr}: no answer")),
+            })
+            .collect();
+        while let Some(tried) = tries.next().await {
+            match tried {
+                Ok(found) => return Ok(found),
+                Err(e) => last = e,
             }
         }
         Err(last)
     }
 
-    async fn stream<S>(&mut self, stream: S, pause: &mut Duration) -> Result<()>
+    async fn stream<S>(&mut self, stream: S, to: Option<NodeId>, pause: &mut Duration) -> Result<()>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -290,6 +326,8 @@ impl Run {
         };
         write(&mut wr, &hello).await?;
         self.reports.mark_changed();
+        let at = |places: &BTreeMap<NodeId, SocketAddr>| to.and_then(|n| places.get(&n).copied());
+        let mut place = at(&self.places.borrow_and_update());
         let mut ping = interval(PING_EVERY);
         let mut count = 0u64;
         let mut pending = BTreeMap::new();
@@ -348,6 +386,18 @@ impl Run {
                 Some((id, answer)) = answers.recv() => {
                     write(&mut wr, &ToManager::Answer { id, answer }).await?;
                 }
+                Ok(()) = self.places.changed() => {
+                    let now = at(&self.places.borrow_and_update());
+                    if now != place && place.is_some() {
+                        *pause = BACKOFF_MIN;
+                        return Err(Error::other("the manager has moved"));
+                    }
+                    place = now;
+                }
+                () = self.anew.notified() => {
+                    *pause = BACKOFF_MIN;
+                    return Err(Error::other("this node has moved"));
+                }
                 _ = ping.tick() => write(&mut wr, &ToManager::Ping).await?,
             }
         }
@@ -381,6 +431,24 @@ impl Run {
             let _ = answers.send((id, answer)).await;
         });
     }
+}
+
+/// A stream to the manager at an address, and who it is.
+async fn reach(
+    tls: &Tls,
+    addr: SocketAddr,
+    intent: &Intent,
+) -> Result<(tokio_rustls::client::TlsStream<TcpStream>, NodeId)> {
+    let tcp = TcpStream::connect(addr).await?;
+    tcp.set_nodelay(true)?;
+    let (stream, peer) = tls.connect(tcp).await?;
+    if peer.role != Role::Manager {
+        return Err(Error::other(format!("{} is no manager", peer.node)));
+    }
+    if intent.revision > 0 {
+        admit(intent, &peer).map_err(Error::other)?;
+    }
+    Ok((stream, peer.node))
 }
 
 async fn write(wr: &mut (impl AsyncWrite + Unpin), m: &ToManager) -> Result<()> {

@@ -1,0 +1,164 @@
+//! What changes while this node is in a cluster and every room must hear of: its address, the managers' addresses, the
+//! cluster's settings.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, MutexGuard},
+    time::Duration,
+};
+
+use cluster::state::{Command, NewNode};
+use model::{ApiError, intent::Role};
+
+use super::Cluster;
+use crate::{
+    config::Config,
+    place::{Addresses, Place},
+};
+
+/// Between two tries to put this manager's address into the log.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// All addresses of the host; of both families where the kernel has IPv6.
+pub(super) fn everywhere(port: u16) -> SocketAddr {
+    match std::path::Path::new("/proc/net/if_inet6").exists() {
+        true => (Ipv6Addr::UNSPECIFIED, port).into(),
+        false => (Ipv4Addr::UNSPECIFIED, port).into(),
+    }
+}
+
+/// Where the managers' RPC listens: as configured, and on IPv6 too when that is what is advertised.
+pub(super) fn rpc_listen(config: &Config, now: &Addresses) -> SocketAddr {
+    let listen = config.cluster.listen;
+    match listen.ip().is_unspecified() && now.advertise.is_ipv6() {
+        true => everywhere(listen.port()),
+        false => listen,
+    }
+}
+
+/// Where this node is at its start. An address that cannot be told now (the cable is out, DHCP is late) is the last one:
+/// what the kernel forwards goes on, and the host's next change is looked at.
+pub(super) async fn where_now(mut place: Place, config: &Config) -> Result<(Place, Addresses), ApiError> {
+    let now = match (place.look(config).await, place.last(config)) {
+        (Ok(now), _) => now,
+        (Err(e), Some(last)) => {
+            tracing::warn!(
+                "{}; going on with the last address, {}; try: {}",
+                e.message,
+                last.advertise,
+                e.hint
+            );
+            last
+        }
+        (Err(e), None) => return Err(e),
+    };
+    place.settle(&now);
+    place.save(config)?;
+    Ok((place, now))
+}
+
+impl Cluster {
+    fn place(&self) -> MutexGuard<'_, Place> {
+        // No code panics while it holds the lock; if one did, the place would still be whole.
+        self.place.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Looks where this node is whenever the host's addresses change, and tells everybody.
+    pub(super) async fn follow_addresses(self: Arc<Self>) {
+        let mut reconciled = self.reconcile_changes();
+        let mut seen = None;
+        loop {
+            self.tell_log().await;
+            let changed = reconciled.wait_for(|r| seen.as_ref() != Some(&r.addresses)).await;
+            let Ok(now) = changed.map(|r| r.addresses.clone()) else {
+                return;
+            };
+            seen = Some(now);
+            let mut place = self.place().clone();
+            match place.look(&self.config).await {
+                Ok(now) if now != self.addresses() => {
+                    tracing::info!(from = %self.addresses().advertise, to = %now.advertise, "this node has moved");
+                    place.settle(&now);
+                    if let Err(e) = place.save(&self.config) {
+                        tracing::warn!("{}", e.message);
+                    }
+                    *self.place() = place;
+                    self.moved(now);
+                }
+                Ok(_) => {}
+                Err(e) => tracing::warn!("{}; going on with the last address; try: {}", e.message, e.hint),
+            }
+        }
+    }
+
+    fn moved(&self, now: Addresses) {
+        let old = self.addresses.send_replace(now.clone());
+        // First what carries the news, then the news.
+        if old.gossip != now.gossip {
+            self.gossip.moved(now.gossip);
+        }
+        self.publish_node();
+        self.reconciler.look();
+        self.uplink.anew();
+    }
+
+    /// A manager's address is in the log: nodes that have never met it find it there.
+    async fn tell_log(&self) {
+        let Some(m) = &self.manager else { return };
+        loop {
+            let rpc = Some(self.addresses().rpc.to_string());
+            let intent = self.intent();
+            let Some(node) = intent.nodes.get(&self.me).filter(|n| n.rpc != rpc) else {
+                return;
+            };
+            let command = Command::AddNode(NewNode {
+                hostname: node.hostname.clone(),
+                role: node.role,
+                key: node.key.clone(),
+                rpc,
+            });
+            match m.propose(command).await {
+                Ok(_) => return,
+                Err(e) => tracing::warn!("this manager's address is not in the log yet: {}", e.message),
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Tells the stream where managers are now, as gossip knows it.
+    pub(super) async fn follow_managers(self: Arc<Self>) {
+        let (mut facts, mut intent) = (self.facts.clone(), self.intent_changes());
+        loop {
+            let (known, now) = (facts.borrow_and_update().clone(), intent.borrow_and_update().clone());
+            let managers = now.nodes.iter().filter(|(_, n)| n.role == Role::Manager);
+            let at = managers.filter_map(|(id, n)| {
+                let rpc: SocketAddr = n.rpc.as_ref()?.parse().ok()?;
+                let row = self.node_row(&known, *id)?;
+                Some((*id, SocketAddr::new(row.gossip.ip(), rpc.port())))
+            });
+            self.uplink.managers_at(at.collect::<BTreeMap<_, _>>());
+            let r = tokio::select! {
+                r = facts.changed() => r,
+                r = intent.changed() => r,
+            };
+            if r.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// What this node tells of itself depends on the cluster's settings.
+    pub(super) async fn follow_settings(self: Arc<Self>) {
+        let mut intent = self.intent_changes();
+        let mut port = intent.borrow_and_update().settings.data_path_port;
+        while intent
+            .wait_for(|i| i.settings.data_path_port != port)
+            .await
+            .map(|i| port = i.settings.data_path_port)
+            .is_ok()
+        {
+            self.publish_node();
+        }
+    }
+}
