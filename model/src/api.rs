@@ -28,6 +28,8 @@ pub struct ClusterInit {
     pub data_path_addr: Option<String>,
     /// Port of gossip; default: as the configuration says.
     pub gossip_port: Option<u16>,
+    /// Registry that this node is announced in while it is a manager; default: as the configuration says.
+    pub announce: Option<String>,
     /// Settings that the cluster begins with, as `POST /v1/cluster/update` takes them; default: those of the node's
     /// configuration, then those of [`ClusterSettings`].
     pub settings: BTreeMap<String, String>,
@@ -52,8 +54,12 @@ pub struct ClusterInitAnswer {
 pub struct ClusterJoin {
     /// Token with the CA's pin and a secret.
     pub token: String,
-    /// A manager, `ip[:port]`.
+    /// A manager, `host[:port]`; empty: `discover` tells.
+    #[serde(default)]
     pub addr: String,
+    /// Where managers can be found: `nodes://`, `file://`, `dns://`, `token://`, `etcd://`, `consul://`, `zk://`.
+    #[serde(default)]
+    pub discover: Option<String>,
     /// As at init; default: the address that leads to the manager.
     #[serde(default)]
     pub advertise_addr: Option<String>,
@@ -66,6 +72,9 @@ pub struct ClusterJoin {
     /// As at init.
     #[serde(default)]
     pub gossip_port: Option<u16>,
+    /// As at init.
+    #[serde(default)]
+    pub announce: Option<String>,
 }
 
 /// Answer to join.
@@ -511,4 +520,19 @@ pub struct SettingView {
 pub struct ClusterUpdate {
     /// Key -> value, as people type them.
     pub set: BTreeMap<String, String>,
+}
+
+/// `POST /v1/discover`: asks a registry for managers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Discover {
+    /// URL, as for [`ClusterJoin::discover`].
+    pub url: String,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Discovered {
+    /// `host:port` of managers.
+    pub addresses: Vec<String>,
 }

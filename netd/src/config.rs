@@ -85,6 +85,13 @@ pub struct ClusterSection {
     pub advertise: Option<Where>,
     /// UDP and TCP port of gossip. Default 7946.
     pub gossip_port: u16,
+    /// Managers to join at, at first boot, with the token in `token_file`: addresses, or URLs as `netctl discover` takes
+    /// them. Each is tried, again and again. A node that is in a cluster joins none. Default: none.
+    pub join: Vec<String>,
+    /// File with the token. Default: none.
+    pub token_file: Option<PathBuf>,
+    /// Registry that this node is announced in while it is a manager: `etcd://`, `consul://` or `zk://`. Default: none.
+    pub announce: Option<String>,
     /// From a node's confirmed death to its slots being placed elsewhere. Default `10s`. This and the next two are what a
     /// cluster made on this node begins with; later `netctl cluster update` changes them for all nodes.
     #[serde(deserialize_with = "duration")]
@@ -170,6 +177,9 @@ impl Default for ClusterSection {
         ClusterSection {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 2377)),
             advertise: None,
+            join: Vec::new(),
+            token_file: None,
+            announce: None,
             gossip_port: 7946,
             node_grace: Duration::from_secs(10),
             daemon_grace: Duration::from_secs(600),
@@ -253,6 +263,20 @@ impl Config {
         }
         if self.datapath.port == 0 || self.cluster.gossip_port == 0 {
             return value("datapath.port / cluster.gossip_port", "is 0", "4789 and 7946");
+        }
+        if !self.cluster.join.is_empty() && self.cluster.token_file.is_none() {
+            return value(
+                "cluster.token_file",
+                "is missing beside cluster.join",
+                "token_file = \"/etc/netd/token\"",
+            );
+        }
+        for (key, text) in (self.cluster.join.iter().map(|j| ("cluster.join", j)))
+            .chain(self.cluster.announce.iter().map(|a| ("cluster.announce", a)))
+        {
+            if let Err(e) = text.parse::<crate::discover::Url>() {
+                return value(key, &e.to_string(), e.hint);
+            }
         }
         if !self.dns.address.is_loopback() || self.dns.address == Ipv4Addr::LOCALHOST {
             return value(

@@ -8,6 +8,7 @@
 pub mod api;
 pub mod config;
 pub mod daemon;
+pub mod discover;
 pub mod disk;
 pub mod dns;
 pub mod endpoints;

@@ -4,8 +4,8 @@ use axum::extract::{Query, State};
 use model::{
     Code,
     api::{
-        ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, MemberView, NodeHealth,
-        TokenAnswer,
+        ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, Discover, Discovered, MemberView,
+        NodeHealth, TokenAnswer,
     },
     intent::Role,
 };
@@ -28,6 +28,13 @@ pub(super) async fn join(
     Body(req): Body<ClusterJoin>,
 ) -> Result<Answer<ClusterJoinAnswer>, Fail> {
     Ok(Answer(d.join(req).await?))
+}
+
+pub(super) async fn discover(State(d): State<Shared>, Body(req): Body<Discover>) -> Result<Answer<Discovered>, Fail> {
+    let addresses = crate::discover::find(&req.url, &d.discovery())
+        .await
+        .map_err(model::ApiError::from)?;
+    Ok(Answer(Discovered { addresses }))
 }
 
 pub(super) async fn leave(

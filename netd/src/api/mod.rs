@@ -44,6 +44,7 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/cluster/leave", post(cluster::leave))
         .route("/v1/cluster/members", get(cluster::members))
         .route("/v1/cluster/token", get(cluster::token))
+        .route("/v1/discover", post(cluster::discover))
         .route("/v1/cluster", get(settings::inspect))
         .route("/v1/cluster/update", post(settings::update))
         .route("/v1/nodes", get(nodes::list))

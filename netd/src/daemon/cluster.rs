@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     config::Config,
+    discover::{self, Announcer},
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, Gossip, GossipConfig},
@@ -66,6 +67,7 @@ pub struct Cluster {
     endpoints_version: watch::Sender<u64>,
     pub(super) tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
     pub(super) names: DnsServer,
+    announcer: Mutex<Option<Announcer>>,
     running: Mutex<JoinSet<()>>,
 }
 
@@ -95,6 +97,15 @@ impl Cluster {
                 .map_err(|e| internal("the kernel", e))??
         };
         let mut running = JoinSet::new();
+        let announcer = match &config.cluster.announce {
+            Some(url) => {
+                let context = discover::Context {
+                    resolv_conf: config.dns.resolv_conf.clone(),
+                };
+                Some(Announcer::start(url, &context)?)
+            }
+            None => None,
+        };
 
         // Intent: the log on a manager, the stream's copy on a worker.
         let mut manager = None;
@@ -226,12 +237,14 @@ impl Cluster {
             endpoints_version: watch::Sender::new(0),
             tasks: watch::Sender::new(BTreeMap::new()),
             names,
+            announcer: Mutex::new(announcer),
             running: Mutex::new(running),
         });
         if let Some(p) = port {
             p.belongs_to(&c);
         }
         c.publish_node();
+        c.announce();
         c.spawn(c.clone().follow_addresses());
         c.spawn(c.clone().follow_managers());
         c.spawn(c.clone().follow_settings());
@@ -417,6 +430,29 @@ impl Cluster {
                 "joined, but no manager sent the cluster's intent",
                 "netctl cluster members on a manager",
             )),
+        }
+    }
+
+    /// Why this manager is not announced where it should be.
+    pub fn announce_problem(&self) -> Option<String> {
+        self.announcer.lock().ok()?.as_ref()?.problem()
+    }
+
+    /// A manager is announced, a worker is not: nobody can join at it.
+    pub(super) fn announce(&self) {
+        let addr = self.manager.as_ref().map(|_| self.addresses().rpc.to_string());
+        if let Ok(a) = self.announcer.lock()
+            && let Some(a) = a.as_ref()
+        {
+            a.say(addr);
+        }
+    }
+
+    /// Takes this node out of the registry.
+    pub(super) async fn unannounce(&self) {
+        let announcer = self.announcer.lock().ok().and_then(|mut a| a.take());
+        if let Some(a) = announcer {
+            a.end().await;
         }
     }
 

@@ -99,6 +99,7 @@ impl Cluster {
             self.gossip.moved(now.gossip);
         }
         self.publish_node();
+        self.announce();
         self.reconciler.look();
         self.uplink.anew();
     }

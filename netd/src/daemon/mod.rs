@@ -4,17 +4,21 @@
 //! running room; leaving drops it whole.
 
 mod attach;
+mod autojoin;
 mod cluster;
 mod feeds;
 mod follow;
 mod kept;
+mod reach;
 mod rows;
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, Mutex},
 };
 
+use futures_util::StreamExt;
 use model::{
     ApiError, ClusterSettings, Code, Intent,
     api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer},
@@ -28,7 +32,8 @@ pub use cluster::Cluster;
 
 use crate::{
     config::Config,
-    identity::{Credentials, NodeKey},
+    discover,
+    identity::{Credentials, NodeKey, Token},
     manager,
     place::{self, Addresses, Flags, Place, PortUse},
     rpc,
@@ -43,7 +48,7 @@ pub struct Daemon {
     cluster: watch::Sender<Option<Arc<Cluster>>>,
     /// Init, join and leave come one after the other.
     changing: tokio::sync::Mutex<()>,
-    problems: Mutex<Vec<String>>,
+    problems: Mutex<BTreeMap<&'static str, String>>,
     fatal: mpsc::Sender<String>,
     /// Held while netd runs: two daemons on one state would each believe their own.
     _lock: Flock<std::fs::File>,
@@ -86,7 +91,7 @@ impl Daemon {
             hostname,
             cluster: watch::Sender::new(None),
             changing: tokio::sync::Mutex::new(()),
-            problems: Mutex::new(Vec::new()),
+            problems: Mutex::default(),
             fatal,
             _lock: lock,
         });
@@ -97,6 +102,9 @@ impl Daemon {
                 .enter(credentials, None, None)
                 .await
                 .map_err(|e| anyhow::anyhow!("{}; try: {}", e.message, e.hint))?;
+        }
+        if !daemon.config.cluster.join.is_empty() {
+            tokio::spawn(autojoin::run(Arc::downgrade(&daemon)));
         }
         Ok((daemon, ends))
     }
@@ -131,7 +139,25 @@ impl Daemon {
 
     /// What is wrong beside the reconciler's problems.
     pub fn problems(&self) -> Vec<String> {
-        self.problems.lock().map(|p| p.clone()).unwrap_or_default()
+        let problems = self.problems.lock().map(|p| p.values().cloned().collect::<Vec<_>>());
+        let announced = self.cluster_now().and_then(|c| c.announce_problem());
+        problems.unwrap_or_default().into_iter().chain(announced).collect()
+    }
+
+    fn problem(&self, about: &'static str, what: Option<String>) {
+        if let Ok(mut p) = self.problems.lock() {
+            match what {
+                Some(what) => p.insert(about, what),
+                None => p.remove(about),
+            };
+        }
+    }
+
+    /// What registries of managers need of this host.
+    pub fn discovery(&self) -> discover::Context {
+        discover::Context {
+            resolv_conf: self.config.dns.resolv_conf.clone(),
+        }
     }
 
     /// Stops every room; the kernel keeps its state.
@@ -169,6 +195,7 @@ impl Daemon {
             listen: req.listen_addr.as_deref(),
             data_path: req.data_path_addr.as_deref(),
             gossip_port: req.gossip_port,
+            announce: req.announce.as_deref(),
             toward: None,
         };
         let (place, now) = self.place(flags).await?;
@@ -201,17 +228,49 @@ impl Daemon {
         })
     }
 
-    /// Joins the cluster of a manager.
+    /// Joins the cluster of a manager: the one at the address, or the first of those discovered that lets this node in.
     pub async fn join(&self, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let token = req.token.parse()?;
-        let to = manager_addr(&req.addr, self.config.cluster.listen.port())?;
+        let port = self.config.cluster.listen.port();
+        let named = match (&req.discover, req.addr.as_str()) {
+            (None, addr) if !addr.is_empty() => vec![addr.to_owned()],
+            (Some(url), "") => discover::find(url, &self.discovery()).await?,
+            _ => {
+                return Err(ApiError::new(
+                    Code::Invalid,
+                    "a manager's address or a URL to discover one is needed, not both",
+                    "netctl cluster join TOKEN 192.0.2.1:2377, or netctl cluster join TOKEN --discover URL",
+                ));
+            }
+        };
+        let all = reach::resolve(&named, port).await?;
+        if let [one] = all.as_slice() {
+            return self.join_at(&req, &token, *one).await;
+        }
+        let mut answering = reach::answering(all);
+        let mut why = Vec::new();
+        while let Some((addr, reached)) = answering.next().await {
+            let tried = match reached {
+                Ok(()) => self.join_at(&req, &token, addr).await.map_err(|e| e.message),
+                Err(e) => Err(e),
+            };
+            match tried {
+                Ok(joined) => return Ok(joined),
+                Err(e) => why.push(format!("{addr}: {e}")),
+            }
+        }
+        Err(reach::nobody(&why))
+    }
+
+    async fn join_at(&self, req: &ClusterJoin, token: &Token, to: SocketAddr) -> Result<ClusterJoinAnswer, ApiError> {
         let flags = Flags {
             advertise: req.advertise_addr.as_deref(),
             listen: req.listen_addr.as_deref(),
             data_path: req.data_path_addr.as_deref(),
             gossip_port: req.gossip_port,
+            announce: req.announce.as_deref(),
             toward: Some(to.ip()),
         };
         let (mut place, _) = self.place(flags).await?;
@@ -223,7 +282,7 @@ impl Daemon {
             intent,
             gossip,
             ..
-        } = rpc::join(&token, to, &key, &self.hostname).await?;
+        } = rpc::join(token, to, &key, &self.hostname).await?;
         place.seeds = gossip;
         let port = intent.settings.data_path_port;
         let entered = async {
@@ -273,6 +332,7 @@ impl Daemon {
             ));
         }
         self.cluster.send_replace(None);
+        c.unannounce().await;
         let cleared = c.clear().await;
         self.wipe()?;
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
@@ -390,16 +450,4 @@ impl Daemon {
         }
         Ok(())
     }
-}
-
-fn manager_addr(text: &str, port: u16) -> Result<SocketAddr, ApiError> {
-    text.parse::<SocketAddr>()
-        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)))
-        .map_err(|_| {
-            ApiError::new(
-                Code::Invalid,
-                format!("{text:?} is no address"),
-                "netctl cluster join TOKEN 192.0.2.1:2377",
-            )
-        })
 }

@@ -138,6 +138,9 @@ pub struct Place {
     /// Managers' gossip addresses when it joined.
     #[serde(default)]
     pub seeds: Vec<SocketAddr>,
+    /// Registry that this node is announced in; none: as the configuration says.
+    #[serde(default)]
+    pub announce: Option<String>,
 }
 
 /// Where this node is now.
@@ -168,6 +171,8 @@ pub struct Flags<'a> {
     pub data_path: Option<&'a str>,
     /// `--gossip-port`
     pub gossip_port: Option<u16>,
+    /// `--announce`
+    pub announce: Option<&'a str>,
     /// The manager that is joined.
     pub toward: Option<IpAddr>,
 }
@@ -198,6 +203,7 @@ impl Place {
             gossip_port: flags.gossip_port,
             toward: flags.toward,
             seeds: Vec::new(),
+            announce: flags.announce.map(str::to_owned),
         })
     }
 
@@ -209,6 +215,9 @@ impl Place {
         }
         if let Some(port) = self.gossip_port {
             config.cluster.gossip_port = port;
+        }
+        if self.announce.is_some() {
+            config.cluster.announce.clone_from(&self.announce);
         }
         if self.asked.is_some() {
             config.cluster.advertise.clone_from(&self.asked);

@@ -24,6 +24,7 @@ fn place() -> Place {
         gossip_port: None,
         toward: None,
         seeds: Vec::new(),
+        announce: None,
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
     HANDSHAKE, MAX_DOWN, MAX_JOIN, Managers, Uplink, UplinkConfig, frame,
-    message::{JoinAnswer, JoinRequest, ToManager, ToNode},
+    message::{JoinAnswer, JoinRequest, ListAnswer, ToManager, ToNode},
 };
 use crate::identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned};
 
@@ -86,6 +86,7 @@ pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str
         secret: token.secret.to_vec(),
         csr: key.csr(hostname)?,
         hostname: hostname.to_owned(),
+        list: false,
     };
     let talk = async {
         frame::write(&mut stream, &request).await?;
@@ -120,6 +121,35 @@ pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str
         intent: Arc::new(intent),
         seen: answer.seen,
     })
+}
+
+/// The managers' addresses, as the one at `addr` knows them. Nothing changes there.
+pub async fn managers(token: &Token, addr: SocketAddr) -> Result<Vec<String>, JoinError> {
+    let connect = |why: String| JoinError::Connect { addr, why };
+    let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
+    let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
+        .await
+        .map_err(late)?
+        .map_err(|e| connect(e.to_string()))?;
+    let request = JoinRequest {
+        secret: token.secret.to_vec(),
+        csr: String::new(),
+        hostname: String::new(),
+        list: true,
+    };
+    let talk = async {
+        frame::write(&mut stream, &request).await?;
+        frame::read::<Result<ListAnswer, ApiError>>(&mut stream, MAX_JOIN).await
+    };
+    let answer = timeout(ANSWER, talk)
+        .await
+        .map_err(|_| JoinError::Answer("it did not come in time".into()))?
+        .map_err(|e| JoinError::Answer(e.to_string()))?
+        .map_err(JoinError::Refused)?;
+    match answer.cluster == manager.cluster {
+        true => Ok(with(answer.managers, addr)),
+        false => Err(JoinError::Answer("it is for another cluster".into())),
+    }
 }
 
 /// Asks to be taken out of a cluster that was just joined: what this node found out afterwards forbids it.

@@ -23,6 +23,16 @@ pub(super) struct JoinRequest {
     pub(super) csr: String,
     /// Host name.
     pub(super) hostname: String,
+    /// Only to be told who the managers are ([`ListAnswer`]); request and host name do not count.
+    #[serde(default)]
+    pub(super) list: bool,
+}
+
+/// Who the managers are.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ListAnswer {
+    pub(super) cluster: String,
+    pub(super) managers: Vec<String>,
 }
 
 /// The answer to it.

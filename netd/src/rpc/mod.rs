@@ -21,7 +21,7 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 pub use hub::{AskError, Hub, NodeReport};
-pub use join::{JoinError, Joined, join, leave};
+pub use join::{JoinError, Joined, join, leave, managers};
 pub use message::{Answer, Ask, Report};
 use model::{
     api::NodeHealth,

@@ -22,10 +22,10 @@ use tokio_rustls::server::TlsStream;
 use super::{
     HANDSHAKE, MAX_HANDSHAKES, MAX_JOIN, MAX_STREAMS, Newcomer, frame,
     hub::Hub,
-    message::{JoinAnswer, JoinRequest},
+    message::{JoinAnswer, JoinRequest, ListAnswer},
     session,
 };
-use crate::identity::{Csr, Gate, PeerId, Tls};
+use crate::identity::{ClusterSecrets, Csr, Gate, PeerId, Tls};
 
 /// How long a node that the log has just let in may be ahead of this manager's intent.
 const CATCH_UP: Duration = Duration::from_secs(2);
@@ -88,6 +88,12 @@ impl Hub {
             return Ok(Some((stream, peer)));
         }
         let request: JoinRequest = frame::read(&mut stream, MAX_JOIN).await?;
+        if request.list {
+            let answer = self.list(&request, from.ip(), gate);
+            frame::write(&mut stream, &answer).await?;
+            tokio::io::AsyncWriteExt::shutdown(&mut stream).await?;
+            return Ok(None);
+        }
         let answer = self.join(request, from.ip(), gate).await;
         if let Err(e) = &answer {
             tracing::warn!(%from, error = %e, "a node was not let in");
@@ -97,12 +103,13 @@ impl Hub {
         Ok(None)
     }
 
-    async fn join(
+    /// What a token opens; wrong ones are counted.
+    fn let_in(
         &self,
-        r: JoinRequest,
+        secret: &[u8],
         from: IpAddr,
         gate: &Mutex<Gate>,
-    ) -> std::result::Result<JoinAnswer, ApiError> {
+    ) -> std::result::Result<(ClusterSecrets, Role), ApiError> {
         let gate = || gate.lock().unwrap_or_else(|e| e.into_inner());
         if !gate().open(Instant::now(), from) {
             return Err(ApiError::new(
@@ -112,14 +119,37 @@ impl Hub {
             ));
         }
         let secrets = self.port.secrets()?;
-        let Some(role) = secrets.role_of(&r.secret) else {
-            gate().failed(Instant::now(), from);
-            return Err(ApiError::new(
-                Code::Forbidden,
-                "the token's secret is not valid, or not any more",
-                "netctl cluster token worker (on a manager)",
-            ));
-        };
+        match secrets.role_of(secret) {
+            Some(role) => Ok((secrets, role)),
+            None => {
+                gate().failed(Instant::now(), from);
+                Err(ApiError::new(
+                    Code::Forbidden,
+                    "the token's secret is not valid, or not any more",
+                    "netctl cluster token worker (on a manager)",
+                ))
+            }
+        }
+    }
+
+    /// Who the managers are, for whoever holds a token.
+    fn list(&self, r: &JoinRequest, from: IpAddr, gate: &Mutex<Gate>) -> std::result::Result<ListAnswer, ApiError> {
+        self.let_in(&r.secret, from, gate)?;
+        let intent = self.port.intent().borrow().clone();
+        let managers = intent.nodes.values().filter(|n| n.role == Role::Manager);
+        Ok(ListAnswer {
+            cluster: intent.cluster.clone(),
+            managers: managers.filter_map(|n| n.rpc.clone()).collect(),
+        })
+    }
+
+    async fn join(
+        &self,
+        r: JoinRequest,
+        from: IpAddr,
+        gate: &Mutex<Gate>,
+    ) -> std::result::Result<JoinAnswer, ApiError> {
+        let (secrets, role) = self.let_in(&r.secret, from, gate)?;
         let csr = Csr::parse(&r.csr)?;
         let good = |c: char| c.is_ascii_graphic();
         if r.hostname.is_empty() || r.hostname.len() > 253 || !r.hostname.chars().all(good) {
