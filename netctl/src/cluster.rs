@@ -5,7 +5,8 @@ use std::time::Duration;
 use clap::{Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 use model::api::{
-    ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, MemberView, TokenAnswer,
+    ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, Discover, Discovered, MemberView,
+    TokenAnswer,
 };
 
 use crate::{
@@ -44,14 +45,22 @@ pub(crate) enum Verb {
     },
     /// Make this node a member of a cluster.
     #[command(
-        after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
+        after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n  netctl cluster join TOKEN --discover etcd://198.51.100.9/production\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
     )]
     Join {
         /// Token, from netctl cluster token worker.
         token: String,
         /// A manager.
-        #[arg(value_name = "IP[:PORT]")]
-        addr: String,
+        #[arg(
+            value_name = "HOST[:PORT]",
+            required_unless_present = "discover",
+            conflicts_with = "discover"
+        )]
+        addr: Option<String>,
+        /// Where managers can be found: nodes://a,10.0.0.[1:9], file:///path, dns://name, token://host/TOKEN,
+        /// etcd://host/path, consul://host/path or zk://host/path. Each that is found is tried.
+        #[arg(long, value_name = "URL")]
+        discover: Option<String>,
         #[command(flatten)]
         addresses: Addresses,
         /// How long to wait for the manager.
@@ -108,6 +117,31 @@ pub(crate) struct Addresses {
     /// TCP and UDP port of gossip; default: 7946, or [cluster] gossip_port.
     #[arg(long, value_name = "PORT")]
     gossip_port: Option<u16>,
+    /// Registry that this node is announced in while it is a manager: etcd://, consul:// or zk://, with ?ttl=30s.
+    #[arg(long, value_name = "URL")]
+    announce: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  netctl discover etcd://198.51.100.9/production\n  netctl discover nodes://10.0.0.[1:9]:2377"
+)]
+pub(crate) struct Discovery {
+    /// As for netctl cluster join --discover.
+    url: String,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// `netctl discover URL`.
+pub(crate) async fn discover(cx: &Context, args: Discovery) -> Run {
+    let body = Discover { url: args.url };
+    let found: Discovered = cx.client.post("/v1/discover", &body).await?;
+    let mut table = Table::new(ADDRESSES);
+    for a in &found.addresses {
+        table.row(a, vec![cell(a)], a);
+    }
+    cx.out.table(&table, &args.list.filter)
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -132,6 +166,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             set.extend(flag("default-addr-pool-mask-length", mask));
             set.extend(flag("data-path-port", data_path_port.map(|p| p.to_string())));
             let body = ClusterInit {
+                announce: addresses.announce,
                 advertise_addr: addresses.advertise_addr,
                 listen_addr: addresses.listen_addr,
                 data_path_addr: addresses.data_path_addr,
@@ -148,13 +183,17 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         Verb::Join {
             token,
             addr,
+            discover,
             addresses,
             timeout,
         } => {
-            let what = format!("joining at {addr}");
+            let addr = addr.unwrap_or_default();
+            let what = format!("joining at {}", discover.as_deref().unwrap_or(&addr));
             let body = ClusterJoin {
                 token,
                 addr,
+                discover,
+                announce: addresses.announce,
                 advertise_addr: addresses.advertise_addr,
                 listen_addr: addresses.listen_addr,
                 data_path_addr: addresses.data_path_addr,
@@ -206,6 +245,8 @@ async fn slow<T: serde::de::DeserializeOwned>(
     let client = cx.client.clone().with_timeout(timeout);
     client.post(path, body).await
 }
+
+const ADDRESSES: &[Column] = &[column("ADDRESS")];
 
 const MEMBERS: &[Column] = &[
     column("ID"),
