@@ -210,6 +210,26 @@ impl Host {
             .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))
     }
 
+    /// Lines for the end of this host's configuration file alone, from the next start on.
+    ///
+    /// # Errors
+    ///
+    /// When another step of this lab panicked.
+    pub fn configure(&self, lines: &str) -> anyhow::Result<()> {
+        *self
+            .more_config
+            .lock()
+            .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))? = lines.to_owned();
+        Ok(())
+    }
+
+    fn more_config(&self) -> anyhow::Result<String> {
+        let more = self.more_config.lock();
+        Ok(more
+            .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))?
+            .clone())
+    }
+
     fn write_config(&self) -> anyhow::Result<PathBuf> {
         let path = self.folder().join("netd.toml");
         let state = self.folder().join("state");
@@ -225,7 +245,7 @@ impl Host {
              [log]\nlevel = \"{level}\"\n{more}",
             name = self.name(),
             state = state.display(),
-            more = self.daemon_options.config,
+            more = format_args!("{}\n{}", self.daemon_options.config, self.more_config()?),
         );
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)

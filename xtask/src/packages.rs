@@ -49,11 +49,26 @@ const STRACE: Package = Package {
     program: "strace",
     purpose: "showing that netd runs no helper",
 };
+const ETCD: Package = Package {
+    name: "etcd-server",
+    program: "etcd",
+    purpose: "a registry that managers are discovered in",
+};
+const ZOOKEEPER: Package = Package {
+    name: "zookeeperd",
+    program: "java",
+    purpose: "another one (ZooKeeper, with its Java)",
+};
+const NFTABLES: Package = Package {
+    name: "nftables",
+    program: "nft",
+    purpose: "a router that translates addresses",
+};
 
 /// What a lab needs.
 pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
 /// What the demo and the end-to-end tests need.
-pub(crate) const ALL: &[Package] = &[IPROUTE2, UTIL_LINUX, CURL, DIG, PING, STRACE];
+pub(crate) const ALL: &[Package] = &[IPROUTE2, UTIL_LINUX, CURL, DIG, PING, STRACE, ETCD, ZOOKEEPER, NFTABLES];
 
 /// Folders that hold programs even where a person's PATH leaves them out.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];

@@ -248,6 +248,7 @@ impl Cluster {
         c.spawn(c.clone().follow_addresses());
         c.spawn(c.clone().follow_managers());
         c.spawn(c.clone().follow_settings());
+        c.spawn(c.clone().look_for_managers());
         c.spawn(c.clone().keep_rows());
         c.spawn(c.clone().wake_reconciler());
         c.spawn(c.clone().report());

@@ -14,9 +14,12 @@ use model::{ApiError, intent::Role};
 use super::Cluster;
 use crate::{
     config::Config,
+    discover,
     place::{Addresses, Place},
 };
 
+/// No manager is reached for this long: they are looked for.
+const LOST: Duration = Duration::from_secs(5);
 /// Between two tries to put this manager's address into the log.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,11 @@ pub(super) async fn where_now(mut place: Place, config: &Config) -> Result<(Plac
     place.settle(&now);
     place.save(config)?;
     Ok((place, now))
+}
+
+async fn find(source: &str, context: &discover::Context, port: u16) -> Result<Vec<SocketAddr>, ApiError> {
+    let named = discover::find(source, context).await?;
+    super::reach::resolve(&named, port).await
 }
 
 impl Cluster {
@@ -145,6 +153,49 @@ impl Cluster {
             };
             if r.is_err() {
                 return;
+            }
+        }
+    }
+
+    /// All managers may be elsewhere while this node was away, or before it heard of it: then it looks for them where it
+    /// has found the first one.
+    pub(super) async fn look_for_managers(self: Arc<Self>) {
+        let place = self.place().discover.clone();
+        let sources: Vec<String> = place
+            .into_iter()
+            .chain(self.config.cluster.join.iter().cloned())
+            .collect();
+        if sources.is_empty() || self.manager.is_some() {
+            return;
+        }
+        let context = discover::Context {
+            resolv_conf: self.config.dns.resolv_conf.clone(),
+        };
+        let mut connected = self.uplink.connected();
+        loop {
+            let up = tokio::time::timeout(LOST, connected.wait_for(|c| *c)).await;
+            match up.map(|r| r.map(|_| ())) {
+                Ok(Ok(())) => {
+                    if connected.wait_for(|c| !*c).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
+                Ok(Err(_)) => return,
+                Err(_) => {}
+            }
+            for source in &sources {
+                match find(source, &context, self.config.cluster.listen.port()).await {
+                    Ok(found) => {
+                        let gossip = found
+                            .iter()
+                            .map(|a| SocketAddr::new(a.ip(), self.config.cluster.gossip_port));
+                        let gossip: Vec<SocketAddr> = gossip.collect();
+                        self.uplink.also(found);
+                        self.gossip.join(&gossip).await;
+                    }
+                    Err(e) => tracing::info!("no manager is reached, and none is found: {}", e.message),
+                }
             }
         }
     }

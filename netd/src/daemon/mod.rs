@@ -196,6 +196,7 @@ impl Daemon {
             data_path: req.data_path_addr.as_deref(),
             gossip_port: req.gossip_port,
             announce: req.announce.as_deref(),
+            discover: None,
             toward: None,
         };
         let (place, now) = self.place(flags).await?;
@@ -271,6 +272,7 @@ impl Daemon {
             data_path: req.data_path_addr.as_deref(),
             gossip_port: req.gossip_port,
             announce: req.announce.as_deref(),
+            discover: req.discover.as_deref(),
             toward: Some(to.ip()),
         };
         let (mut place, _) = self.place(flags).await?;

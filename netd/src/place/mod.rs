@@ -141,6 +141,9 @@ pub struct Place {
     /// Registry that this node is announced in; none: as the configuration says.
     #[serde(default)]
     pub announce: Option<String>,
+    /// Where it has found the manager that it joined at: asked again when all managers are elsewhere.
+    #[serde(default)]
+    pub discover: Option<String>,
 }
 
 /// Where this node is now.
@@ -173,6 +176,8 @@ pub struct Flags<'a> {
     pub gossip_port: Option<u16>,
     /// `--announce`
     pub announce: Option<&'a str>,
+    /// `--discover`
+    pub discover: Option<&'a str>,
     /// The manager that is joined.
     pub toward: Option<IpAddr>,
 }
@@ -204,6 +209,7 @@ impl Place {
             toward: flags.toward,
             seeds: Vec::new(),
             announce: flags.announce.map(str::to_owned),
+            discover: flags.discover.map(str::to_owned),
         })
     }
 

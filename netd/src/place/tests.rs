@@ -25,6 +25,7 @@ fn place() -> Place {
         toward: None,
         seeds: Vec::new(),
         announce: None,
+        discover: None,
     }
 }
 

@@ -82,6 +82,7 @@ pub struct Uplink {
     keys: watch::Receiver<Vec<Key>>,
     places: Arc<watch::Sender<BTreeMap<NodeId, SocketAddr>>>,
     anew: Arc<Notify>,
+    also: Arc<watch::Sender<Vec<SocketAddr>>>,
 }
 
 impl Uplink {
@@ -101,6 +102,7 @@ impl Uplink {
             keys: keys.subscribe(),
             places: Arc::default(),
             anew: Arc::default(),
+            also: Arc::default(),
         };
         let run = Run {
             config,
@@ -112,6 +114,7 @@ impl Uplink {
             keys,
             places: handle.places.subscribe(),
             anew: handle.anew.clone(),
+            also: handle.also.subscribe(),
             resync: false,
         };
         drop(report);
@@ -177,6 +180,11 @@ impl Uplink {
         });
     }
 
+    /// Addresses where managers may be, beside those that are known.
+    pub fn also(&self, found: Vec<SocketAddr>) {
+        self.also.send_replace(found);
+    }
+
     /// This node's own address has changed: what hangs on the old one would only be missed after a while.
     pub fn anew(&self) {
         self.anew.notify_one();
@@ -225,6 +233,7 @@ struct Run {
     keys: watch::Sender<Vec<Key>>,
     places: watch::Receiver<BTreeMap<NodeId, SocketAddr>>,
     anew: Arc<Notify>,
+    also: watch::Receiver<Vec<SocketAddr>>,
     /// An increment did not fit: ask for the whole intent.
     resync: bool,
 }
@@ -253,6 +262,7 @@ impl Run {
                     // Somebody is elsewhere: no need to wait.
                     () = self.anew.notified() => break,
                     Ok(()) = self.places.changed() => break,
+                    Ok(()) = self.also.changed() => break,
                 }
             }
             pause = (pause * 2).min(BACKOFF_MAX);
@@ -282,7 +292,8 @@ impl Run {
         let known = intent.nodes.values().filter(|n| n.role == Role::Manager);
         let known = known.filter_map(|n| n.rpc.as_ref()?.parse().ok());
         let told: Vec<SocketAddr> = self.places.borrow().values().copied().collect();
-        let all: BTreeSet<SocketAddr> = known.chain(told).chain(first.iter().copied()).collect();
+        let also = self.also.borrow().clone();
+        let all: BTreeSet<SocketAddr> = known.chain(told).chain(also).chain(first.iter().copied()).collect();
         let mut all: Vec<SocketAddr> = all.into_iter().collect();
         all.shuffle(&mut rand::rng());
         let mut last = Error::new(ErrorKind::NotFound, "no manager's address is known");
