@@ -311,3 +311,102 @@ fn addresses_and_ports_are_chosen_or_refused_by_name() {
         Ok(())
     });
 }
+
+/// A router between n3 and the others that translates addresses one to one, both ways.
+fn nat(lab: &Lab, outside: &str) -> anyhow::Result<()> {
+    let n3 = lab.host("n3")?;
+    let inside = n3.v4();
+    let rules = format!(
+        "table ip nat {{ \
+           chain pre {{ type nat hook prerouting priority -100; ip daddr {outside} dnat to {inside}; }}; \
+           chain post {{ type nat hook postrouting priority 100; ip saddr {inside} snat to {outside}; }}; }}"
+    );
+    let file = lab.switch().folder().join("nat.nft");
+    std::fs::write(&file, rules)?;
+    lab.switch().sh(&format!("nft -f {}", file.display()))?.ok()?;
+    let quiet = "for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 >$f; done";
+    lab.switch().run(&["sh", "-c", quiet])?.ok()?;
+    for node in ["n1", "n2"] {
+        n3.sh(&format!("ip route add {} via 198.18.0.1", lab.host(node)?.v4()))?
+            .ok()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn ipv6_for_control_and_a_node_behind_nat() {
+    in_lab_with("families", plain(3), |lab| {
+        let (n1, n2, n3) = (lab.host("n1")?, lab.host("n2")?, lab.host("n3")?);
+        for node in lab.nodes() {
+            node.start_netd()?;
+        }
+        // Managers and gossip on IPv6, the data path on IPv4.
+        n1.netctl(&format!(
+            "cluster init --advertise-addr {} --data-path-addr eth0",
+            n1.v6()
+        ))?
+        .ok()?;
+        let token = n1.join_token()?;
+        let said = n1.netctl("cluster token worker")?.ok()?.stdout;
+        ensure!(said.contains(&format!("[{}]:2377", n1.v6())), "{said}");
+        n2.netctl(&format!(
+            "cluster join {token} {} --advertise-addr {} --data-path-addr {}",
+            n1.at_v6(2377),
+            n2.v6(),
+            n2.v4()
+        ))?
+        .ok()?;
+
+        // The others know n3 by an address that it does not have.
+        let outside = "203.0.113.3";
+        nat(lab, outside)?;
+        n3.netctl(&format!(
+            "cluster join {token} {} --advertise-addr {outside}",
+            n1.at(2377)
+        ))?
+        .ok()?;
+        for node in lab.nodes() {
+            node.sees_ready(3, Duration::from_secs(20))?;
+            ensure!(
+                status(node)?.problems.is_empty(),
+                "{}: {:?}",
+                node.name(),
+                status(node)?.problems
+            );
+        }
+        known_at(n1, "n3", outside)?;
+        let members: Vec<MemberView> = n3.netctl("cluster members -o json")?.json()?;
+        let at = |name: &str| members.iter().find(|m| m.hostname == name).and_then(|m| m.addr.clone());
+        ensure!(at("n2") == Some(format!("[{}]:7946", n2.v6())), "{members:?}");
+        ensure!(at("n3") == Some(format!("{outside}:7946")), "{members:?}");
+
+        // Every pair of nodes, every way.
+        n1.netctl("network create app --subnet 10.77.0.0/16")?.ok()?;
+        let mut there = Vec::new();
+        for node in lab.nodes() {
+            there.push(node.attach(&format!("t-{}", node.name()), "app", None)?);
+        }
+        for node in lab.nodes() {
+            for to in &there {
+                let netns = format!("t-{}", node.name());
+                eventually(&format!("{netns} to reach {}", to.v4), Duration::from_secs(10), || {
+                    Ok(node.in_netns(&netns, &["ping", "-c1", "-W1", &to.v4])?.success())
+                })?;
+            }
+        }
+        // A published port whose backend is behind the router.
+        n1.netctl("service create web --network app")?.ok()?;
+        n1.netctl("service publish web 80")?.ok()?;
+        backend(n3, "b3")?;
+        eventually("the backend behind the router", Duration::from_secs(10), || {
+            let seen = tally(
+                lab.client()?,
+                None,
+                &format!("--to {} -n 20 --timeout-ms 500", n1.at(80)),
+            )?;
+            ensure!(seen.errors() == 0 && seen.address_kept == 20, "{seen}");
+            Ok(true)
+        })?;
+        Ok(())
+    });
+}
