@@ -15,6 +15,8 @@ mod object;
 mod sys;
 mod table;
 #[cfg(test)]
+mod test_run;
+#[cfg(test)]
 mod tests;
 
 use std::{

@@ -22,7 +22,7 @@ const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 #[cfg(test)]
-const PROG_TEST_RUN: libc::c_int = 10;
+pub(super) const PROG_TEST_RUN: libc::c_int = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -83,7 +83,7 @@ plain!(
 ///
 /// # Safety
 /// Every address in `attr` must be valid for what the command does with it.
-unsafe fn bpf<T>(cmd: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
+pub(super) unsafe fn bpf<T>(cmd: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is readable and writable for its size; what it points to is the caller's promise.
     let r = unsafe {
         libc::syscall(
@@ -96,11 +96,11 @@ unsafe fn bpf<T>(cmd: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn addr<T>(p: *const T) -> u64 {
+pub(super) fn addr<T>(p: *const T) -> u64 {
     p as usize as u64
 }
 
@@ -537,69 +537,4 @@ pub(super) fn possible_cpus() -> io::Result<usize> {
         .and_then(|n| n.parse::<usize>().ok());
     last.map(|n| n + 1)
         .ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
-}
-
-#[cfg(test)]
-pub(super) mod test_run {
-    //! `BPF_PROG_TEST_RUN`.
-
-    use super::*;
-
-    #[repr(C)]
-    #[derive(Default)]
-    struct Run {
-        prog_fd: u32,
-        retval: u32,
-        size_in: u32,
-        size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        ctx_size_in: u32,
-        ctx_size_out: u32,
-        ctx_in: u64,
-        ctx_out: u64,
-        flags: u32,
-        cpu: u32,
-    }
-
-    /// `struct __sk_buff` up to `gso_size`; the kernel takes `ifindex`, `gso_size` and few others.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Context {
-        words: [u32; 48],
-    }
-
-    /// Word of `ifindex` in `struct __sk_buff`: len, pkt_type, mark, queue_mapping, protocol, vlan (3), priority,
-    /// ingress_ifindex, ifindex.
-    const IFINDEX: usize = 10;
-
-    /// Runs a program on a packet that came in on a device; gives the verdict and the packet afterwards, and the
-    /// mean time in ns.
-    pub(in super::super) fn run(
-        program: BorrowedFd<'_>,
-        packet: &[u8],
-        ifindex: u32,
-        repeat: u32,
-    ) -> io::Result<(i32, Vec<u8>, u32)> {
-        let mut out = vec![0u8; packet.len() + 512];
-        let mut ctx = Context { words: [0; 48] };
-        ctx.words[IFINDEX] = ifindex;
-        let mut a = Run {
-            prog_fd: raw(program),
-            size_in: packet.len() as u32,
-            size_out: out.len() as u32,
-            data_in: addr(packet.as_ptr()),
-            data_out: addr(out.as_mut_ptr()),
-            repeat,
-            ctx_size_in: size_of::<Context>() as u32,
-            ctx_in: addr(&ctx),
-            ..Run::default()
-        };
-        // SAFETY: all buffers are valid for the sizes given.
-        unsafe { bpf(PROG_TEST_RUN, &mut a) }?;
-        out.truncate(a.size_out as usize);
-        Ok((a.retval.cast_signed(), out, a.duration))
-    }
 }
