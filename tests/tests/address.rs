@@ -5,9 +5,10 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use lab::wire::Tally;
+use lab::wire::{Figure, Tally, Transfer};
 use lab::{DaemonOptions, Host, Lab, Options, Process, eventually};
-use model::api::{MemberView, NodeView};
+use model::api::{MemberView, NodeView, ServiceView};
+use serde::de::DeserializeOwned;
 use tests::{in_lab_with, status, tally};
 
 /// Longest time without an answer from a node that has moved.
@@ -42,8 +43,8 @@ fn form(lab: &Lab) -> anyhow::Result<()> {
 }
 
 /// A backend of the service `web` in a namespace of its own.
-fn backend(host: &Host, name: &str) -> anyhow::Result<()> {
-    host.attach(name, "app", Some("web"))?;
+fn backend(host: &Host, name: &str, service: &str) -> anyhow::Result<()> {
+    host.attach(name, "app", Some(service))?;
     host.serve_in_netns(name, &format!("serve-{name}"), &["lab-tool", "serve", "--port", "80"])
 }
 
@@ -77,7 +78,7 @@ fn datagrams(host: &Host, name: &str, to: &str, seconds: &str) -> anyhow::Result
     Ok(load)
 }
 
-fn report(process: &mut Process) -> anyhow::Result<Tally> {
+fn report<T: DeserializeOwned>(process: &mut Process) -> anyhow::Result<T> {
     let out = process.wait(Duration::from_secs(60))?;
     let json = out.stdout.lines().find(|l| l.starts_with('{'));
     Ok(serde_json::from_str(
@@ -107,11 +108,45 @@ fn nodes_move_under_traffic() {
         n1.netctl("network create app --subnet 10.77.0.0/16")?.ok()?;
         n1.netctl("service create web --network app")?.ok()?;
         n1.netctl("service publish web 80/udp")?.ok()?;
-        backend(n2, "b2")?;
+        backend(n2, "b2", "web")?;
         let to = n1.at(80);
         eventually("the backend to answer", Duration::from_secs(10), || {
             Ok(tally(lab.client()?, None, &format!("--udp --to {to} -n 5 --timeout-ms 200"))?.errors() == 0)
         })?;
+
+        // Flows that are there when it happens: a task of n2 that speaks to n3 by a VIP, and a client's stream to n2.
+        n1.netctl("service create east --network app")?.ok()?;
+        n1.netctl("service publish web 80")?.ok()?;
+        backend(n3, "e3", "east")?;
+        n2.attach("c2", "app", None)?;
+        let services: Vec<ServiceView> = n2.netctl("service ls -o json")?.json()?;
+        let east = services
+            .iter()
+            .find(|s| s.name.as_str() == "east")
+            .context("no service")?;
+        let vip = east.service.vips.values().next().context("no VIP")?.v4;
+        eventually("the VIP to answer", Duration::from_secs(10), || {
+            Ok(tally(n2, Some("c2"), &format!("--to {vip}:80 -n 5 --timeout-ms 300"))?.errors() == 0)
+        })?;
+        let vip = format!("{vip}:80");
+        let talk = [
+            "nsenter",
+            "--net=/run/netns/c2",
+            "--",
+            "lab-tool",
+            "load",
+            "requests",
+            "--to",
+            &vip,
+            "--duration",
+            "8",
+        ];
+        let mut talk = n2.spawn("talk", &talk)?;
+        let stream = [
+            "lab-tool", "fetch", "--to", &to, "--octets", "24000000", "--rate", "4000000",
+        ];
+        let mut stream = lab.client()?.spawn("stream", &stream)?;
+        stream.line("receiving", Duration::from_secs(10))?;
 
         // 1. The backend's node gets another address; nothing restarts, nobody is told.
         let mut load = datagrams(lab.client()?, "move-n2", &to, "6")?;
@@ -119,7 +154,7 @@ fn nodes_move_under_traffic() {
         change(n2, &n2.v4().to_string(), "198.18.0.212")?;
         known_at(n1, "n2", "198.18.0.212")?;
         let told = start.elapsed();
-        let seen = report(&mut load)?;
+        let seen: Tally = report(&mut load)?;
         eprintln!(
             "n2 moved: the others knew after {} ms; longest gap {} ms, {} of {} datagrams lost",
             told.as_millis(),
@@ -131,6 +166,13 @@ fn nodes_move_under_traffic() {
             seen.ok() > 0 && u128::from(seen.longest_gap_ms) <= GAP.as_millis(),
             "{seen}"
         );
+        let kept: Transfer = report(&mut stream)?;
+        ensure!(
+            kept.lost() == 0 && kept.error.is_none(),
+            "a stream to its backend: {kept:?}"
+        );
+        let kept: Figure = report(&mut talk).context("a connection of its task")?;
+        eprintln!("{} answers on a connection that outlived the move", kept.count);
         for node in lab.nodes() {
             node.sees_ready(3, Duration::from_secs(10))?;
         }
@@ -139,11 +181,11 @@ fn nodes_move_under_traffic() {
         n1.netctl("network create later")?.ok()?;
 
         // 2. The only manager moves: the workers find it again, the log knows it, a token leads to it.
-        backend(n3, "b3")?;
+        backend(n3, "b3", "web")?;
         let mut load = datagrams(lab.client()?, "move-n1", &n3.at(80), "6")?;
         change(n1, &n1.v4().to_string(), "198.18.0.211")?;
         known_at(n3, "n1", "198.18.0.211")?;
-        let seen = report(&mut load)?;
+        let seen: Tally = report(&mut load)?;
         eprintln!(
             "n1 moved: longest gap through n3 {} ms, {} lost",
             seen.longest_gap_ms,
@@ -397,7 +439,7 @@ fn ipv6_for_control_and_a_node_behind_nat() {
         // A published port whose backend is behind the router.
         n1.netctl("service create web --network app")?.ok()?;
         n1.netctl("service publish web 80")?.ok()?;
-        backend(n3, "b3")?;
+        backend(n3, "b3", "web")?;
         eventually("the backend behind the router", Duration::from_secs(10), || {
             let seen = tally(
                 lab.client()?,
