@@ -15,6 +15,12 @@ use crate::{
     spec::PortSpec,
 };
 
+/// Header of a request: a hexadecimal number that its sender chose. The same one sent again changes nothing again.
+pub const REQUEST_HEADER: &str = "netd-request";
+
+/// Header of an answer that may be old, and why.
+pub const STALE_HEADER: &str = "netd-stale";
+
 /// `POST /v1/cluster/init`: makes a one-manager cluster of this node.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,7 +42,7 @@ pub struct ClusterInit {
 }
 
 /// Answer to init.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct ClusterInitAnswer {
     /// Id of the cluster.
     pub cluster: String,
@@ -46,10 +52,24 @@ pub struct ClusterInitAnswer {
     pub addr: String,
     /// Token for workers.
     pub worker_token: String,
+    /// With `autolock`: the key that opens managers after a restart. It is told here, and by `unlock-key`.
+    #[serde(default)]
+    pub unlock_key: Option<String>,
+}
+
+impl std::fmt::Debug for ClusterInitAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("ClusterInitAnswer")
+            .field("cluster", &self.cluster)
+            .field("node", &self.node)
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
 }
 
 /// `POST /v1/cluster/join`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ClusterJoin {
     /// Token with the CA's pin and a secret.
@@ -77,6 +97,15 @@ pub struct ClusterJoin {
     pub announce: Option<String>,
 }
 
+impl std::fmt::Debug for ClusterJoin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("ClusterJoin")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Answer to join.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClusterJoinAnswer {
@@ -97,12 +126,21 @@ pub struct ClusterLeave {
 }
 
 /// `GET /v1/cluster/token?role=worker`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub struct TokenAnswer {
     /// The token.
     pub token: String,
     /// `ip:port` to join at.
     pub addr: String,
+}
+
+impl std::fmt::Debug for TokenAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("TokenAnswer")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
 }
 
 /// How a node is seen.
@@ -150,6 +188,18 @@ pub struct NodeView {
     pub problems: Vec<String>,
 }
 
+/// A manager's part in Raft.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Vote {
+    /// It votes.
+    Voter,
+    /// It gets the log, and will vote once it has it.
+    Learner,
+    /// It is to become a manager, and is not heard yet.
+    None,
+}
+
 /// `GET /v1/cluster/members`: a list of these.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct MemberView {
@@ -169,6 +219,131 @@ pub struct MemberView {
     pub term: Option<u64>,
     /// Whether it leads.
     pub leader: bool,
+    /// Its part in Raft (managers).
+    #[serde(default)]
+    pub vote: Option<Vote>,
+    /// Last log index applied (managers).
+    #[serde(default)]
+    pub applied: Option<u64>,
+    /// Whether it answers the manager that tells this (managers).
+    #[serde(default)]
+    pub reachable: Option<bool>,
+    /// Time to it and back, microseconds, from the manager that tells this (other managers).
+    #[serde(default)]
+    pub round_trip_us: Option<u64>,
+    /// Why it is not reached, or cannot do its part.
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+/// `GET /v1/cluster/quorum`: whether the cluster can be changed, and what it can bear.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuorumView {
+    /// Managers that vote.
+    pub voters: u32,
+    /// Managers that will.
+    pub learners: u32,
+    /// Voters that must agree.
+    pub quorum: u32,
+    /// Voters that answer the manager that tells this, itself among them.
+    pub reachable: u32,
+    /// Voters that may still fail before nothing can be changed any more.
+    pub tolerated: u32,
+    /// Who leads.
+    pub leader: Option<NodeId>,
+    /// Term.
+    pub term: u64,
+    /// Why nothing can be changed now.
+    pub problem: Option<String>,
+    /// What would be better.
+    pub warning: Option<String>,
+}
+
+/// `POST /v1/nodes/NODE/role`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleChange {
+    /// To what.
+    pub role: Role,
+    /// Also if too few of the managers that would be left can be reached.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RoleAnswer {
+    /// Node.
+    pub node: NodeId,
+    /// Revision that holds the change.
+    pub revision: u64,
+    /// What there is to tell.
+    pub message: String,
+    /// What would be better.
+    pub warning: Option<String>,
+}
+
+/// `POST /v1/cluster/transfer`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Transfer {
+    /// Who is to lead, an id or a host name; none: the manager that has most of the log.
+    pub to: Option<String>,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TransferAnswer {
+    /// Who leads now.
+    pub leader: NodeId,
+}
+
+/// `POST /v1/cluster/backup`: a sealed copy of all that the managers know, secrets included.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backup {
+    /// Passphrase, or the octets of a key file, base64.
+    pub secret: String,
+}
+
+/// Answer to it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct BackupAnswer {
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Index of the last log entry in it.
+    pub index: u64,
+    /// The file, base64.
+    pub file: String,
+}
+
+/// `POST /v1/cluster/restore`: makes a one-manager cluster of this node from a backup.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// As for the backup.
+    pub secret: String,
+    /// The file, base64.
+    pub file: String,
+    /// As at init.
+    #[serde(default)]
+    pub advertise_addr: Option<String>,
+    /// Also if a manager of that cluster answers.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// Answer to a restore and to `POST /v1/cluster/recover`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AloneAnswer {
+    /// Id of the cluster.
+    pub cluster: String,
+    /// Id of this node, now its only manager.
+    pub node: NodeId,
+    /// Revision that it goes on from.
+    pub revision: u64,
+    /// Managers that were; they are workers now.
+    pub former: Vec<String>,
 }
 
 /// `GET /v1/networks`, `GET /v1/networks/NAME`.
@@ -535,4 +710,121 @@ pub struct Discover {
 pub struct Discovered {
     /// `host:port` of managers.
     pub addresses: Vec<String>,
+}
+
+/// `POST /v1/cluster/token`: makes the token of a role worthless; the answer is a [`TokenAnswer`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenRotate {
+    /// Whose.
+    pub role: Role,
+}
+
+/// `POST /v1/cluster/renew`: proves this node anew by a token, when its certificate is too old to be traded in. Its id,
+/// its tasks and its state stay.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterRenew {
+    /// Token of the node's role.
+    pub token: String,
+    /// A manager, `ip[:port]`.
+    pub addr: String,
+}
+
+impl std::fmt::Debug for ClusterRenew {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The rest is secret.
+        f.debug_struct("ClusterRenew")
+            .field("addr", &self.addr)
+            .finish_non_exhaustive()
+    }
+}
+
+/// `GET /v1/cluster/custody`: how the CA, the gossip keys and the certificates stand.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CustodyView {
+    /// The CA.
+    pub ca: CaView,
+    /// Gossip keys.
+    pub gossip: GossipKeysView,
+    /// Whether managers' disks are sealed.
+    pub autolock: bool,
+    /// Ends of the certificates that connected nodes have reported, seconds since 1970.
+    pub certificates: BTreeMap<NodeId, u64>,
+}
+
+/// The CA.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CaView {
+    /// The root that certificates come from.
+    pub signs: RootView,
+    /// Roots that nodes trust: two while the CA is changed.
+    pub trusted: Vec<RootView>,
+    /// `trust`: all nodes learn to trust the new root; `renew`: all get certificates of it; none: no change is under way.
+    pub phase: Option<String>,
+    /// Seconds that the phase lasts already.
+    pub since_s: Option<u64>,
+    /// Nodes that it waits for; one that is dead is not waited for and trades in its certificate when it returns.
+    pub waits_for: Vec<NodeId>,
+}
+
+/// A root.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RootView {
+    /// SHA-256 of its certificate, hexadecimal.
+    pub fingerprint: String,
+    /// Whether managers have its key; else an external signer has.
+    pub key_here: bool,
+}
+
+/// The gossip keys.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GossipKeysView {
+    /// Numbers, the one to seal with first.
+    pub keys: Vec<u32>,
+    /// `receive`: all learn to open with the new one; `send`: it seals; none: no change is under way.
+    pub phase: Option<String>,
+    /// Age of the newest one, seconds of log time.
+    pub age_s: u64,
+    /// Nodes that the change waits for.
+    pub waits_for: Vec<NodeId>,
+}
+
+/// `POST /v1/cluster/ca/rotate`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaRotate {
+    /// Certificate (PEM) of a CA whose key the external signer has; none: a new root of the managers' own.
+    pub ca_cert: Option<String>,
+}
+
+/// Longest secret that a person types, octets.
+pub const MAX_SECRET_TEXT: usize = 256;
+
+/// `POST /v1/cluster/unlock`.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterUnlock {
+    /// The unlock key.
+    pub key: String,
+}
+
+impl std::fmt::Debug for ClusterUnlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // It is a secret.
+        f.debug_struct("ClusterUnlock").finish_non_exhaustive()
+    }
+}
+
+/// `GET /v1/cluster/unlock-key`, and `POST` of the same, which changes it.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct UnlockKeyAnswer {
+    /// The key that opens managers after a restart.
+    pub key: String,
+}
+
+impl std::fmt::Debug for UnlockKeyAnswer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("UnlockKeyAnswer").finish_non_exhaustive()
+    }
 }

@@ -23,7 +23,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::{task::JoinHandle, time::timeout};
 
 use self::target::Helper;
-use crate::{ApiError, Code};
+use crate::{ApiError, Code, api::STALE_HEADER};
 
 pub use target::{Ssh, Target};
 pub use watch::{MAX_LINE, Watch, WatchEvent};
@@ -45,6 +45,7 @@ pub const MAX_ANSWER: usize = 64 << 20;
 pub struct Client {
     target: Target,
     timeout: Duration,
+    notice: Option<fn(&str)>,
 }
 
 impl Client {
@@ -58,12 +59,19 @@ impl Client {
         Client {
             target,
             timeout: DEFAULT_TIMEOUT,
+            notice: None,
         }
     }
 
     /// The same client with another limit for a whole request; a watch has it for its head alone.
     pub fn with_timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// The same client, which tells why an answer may be old: no leader could be asked.
+    pub fn with_notice(mut self, notice: fn(&str)) -> Self {
+        self.notice = Some(notice);
         self
     }
 
@@ -115,6 +123,11 @@ impl Client {
         let exchange = async {
             let (response, _connection) = self.send(method, path, body).await?;
             let status = response.status();
+            if let Some(tell) = self.notice
+                && let Some(why) = response.headers().get(STALE_HEADER).and_then(|v| v.to_str().ok())
+            {
+                tell(why);
+            }
             let bytes = Limited::new(response.into_body(), MAX_ANSWER)
                 .collect()
                 .await

@@ -32,6 +32,8 @@ pub enum Code {
     Unsupported,
     /// A fault of netd's or of the kernel (500, exit 1).
     Internal,
+    /// This manager's keys are sealed until a person gives the key (423, exit 1).
+    Locked,
 }
 
 impl Code {
@@ -43,6 +45,7 @@ impl Code {
             Code::NotFound => 404,
             Code::Ambiguous | Code::Conflict | Code::NoCluster => 409,
             Code::NotManager => 421,
+            Code::Locked => 423,
             Code::Internal => 500,
             Code::Unsupported => 501,
             Code::Unavailable | Code::Unreachable | Code::Degraded => 503,

@@ -33,9 +33,23 @@ pub struct Intent {
     pub blocks: BTreeMap<Vni, BTreeMap<u32, NodeId>>,
     /// Placement: service -> node -> slots.
     pub placements: BTreeMap<Name, BTreeMap<NodeId, SlotSet>>,
+    /// Which certificates and keys count.
+    #[serde(default)]
+    pub trust: Trust,
     /// Settings of the cluster.
     #[serde(default)]
     pub settings: ClusterSettings,
+}
+
+/// What nodes trust and hold of what managers keep: the part that is no secret. Empty until managers have told it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Trust {
+    /// Certificates of the CAs whose certificates count, PEM: one, two while the CA is changed.
+    pub roots: Vec<String>,
+    /// Fingerprint (SHA-256, hexadecimal) of the root that certificates come from: one of another is renewed at once.
+    pub issuer: String,
+    /// Numbers of the gossip keys, the one to seal with first.
+    pub gossip: Vec<u32>,
 }
 
 /// A role.
@@ -75,6 +89,9 @@ pub struct Node {
     pub down: bool,
     /// Address that managers' RPC listens on (`ip:port`), managers only.
     pub rpc: Option<String>,
+    /// Its id in Raft, managers only; given out by the log, never twice: a manager whose disk was wiped gets a new one.
+    #[serde(default)]
+    pub raft: Option<u64>,
 }
 
 /// A network as the log knows it.
@@ -238,6 +255,9 @@ pub struct IntentDelta {
     pub blocks: BTreeMap<Vni, Option<BTreeMap<u32, NodeId>>>,
     /// As above, per service.
     pub placements: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
+    /// If it has changed.
+    #[serde(default)]
+    pub trust: Option<Trust>,
     /// All settings, when one of them changed; always there in a snapshot.
     #[serde(default)]
     pub settings: Option<ClusterSettings>,
@@ -273,6 +293,7 @@ impl Intent {
             services: diff(&self.services, &new.services),
             blocks: diff(&self.blocks, &new.blocks),
             placements: diff(&self.placements, &new.placements),
+            trust: (self.trust != new.trust).then(|| new.trust.clone()),
             // Also the defaults are told once: another version may have others.
             settings: (self.revision == 0 || self.settings != new.settings).then(|| new.settings.clone()),
         }
@@ -294,6 +315,9 @@ impl Intent {
         patch(&mut self.services, delta.services);
         patch(&mut self.blocks, delta.blocks);
         patch(&mut self.placements, delta.placements);
+        if let Some(trust) = delta.trust {
+            self.trust = trust;
+        }
         if let Some(settings) = delta.settings {
             self.settings = settings;
         }

@@ -7,7 +7,7 @@ use model::client::{Client, DEFAULT_SOCKET, SOCKET_ENV, Target};
 
 use crate::{
     cluster, endpoint, network, node,
-    output::{Filter, Format, Output},
+    output::{self, Filter, Format, Output},
     service, status,
 };
 
@@ -113,6 +113,11 @@ pub(crate) struct ListArgs {
     pub(crate) filter: Vec<Filter>,
 }
 
+/// Said beside an answer that no leader has confirmed.
+fn stale(why: &str) {
+    output::stderr(&format!("note: what is shown may be old: {why}\n"));
+}
+
 /// What a verb works with.
 pub(crate) struct Context {
     pub(crate) client: Client,
@@ -123,7 +128,7 @@ impl Context {
     pub(crate) fn new(common: &Common) -> Self {
         let format = if common.quiet { Format::Name } else { common.output };
         Context {
-            client: Client::to(common.socket.clone()),
+            client: Client::to(common.socket.clone()).with_notice(stale),
             out: Output::new(format),
         }
     }

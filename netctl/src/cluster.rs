@@ -2,18 +2,15 @@
 
 use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use ipnet::Ipv4Net;
-use model::api::{
-    ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, Discover, Discovered, MemberView,
-    TokenAnswer,
-};
+use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, Discover, Discovered};
 
 use crate::{
-    Run,
+    Run, backup,
     cli::{Context, ListArgs, duration},
-    node::health_cell,
-    output::{Column, Table, cell, column, maybe, wide},
+    identity, managers,
+    output::{Column, Table, cell, column},
     progress::Progress,
     settings,
 };
@@ -22,9 +19,12 @@ use crate::{
 pub(crate) enum Verb {
     /// Make a cluster with this node as its manager.
     #[command(
-        after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with."
+        after_help = "Example:\n  netctl cluster init --advertise-addr 198.51.100.1\n\nPrints the command that the other nodes join with. When most managers are lost for good, run\nnetctl cluster init --force-new on one that is left: it goes on alone with all that it knows."
     )]
     Init {
+        /// Begin the cluster that this manager is in anew, with this manager alone: for when most managers are lost for good.
+        #[arg(long, conflicts_with_all = ["advertise_addr", "default_addr_pool", "default_addr_pool_mask_length", "set"])]
+        force_new: bool,
         #[command(flatten)]
         addresses: Addresses,
         /// UDP port of VXLAN on all nodes; default: 4789.
@@ -36,6 +36,9 @@ pub(crate) enum Verb {
         /// Prefix length of what is cut from it; default: 16.
         #[arg(long, value_name = "LENGTH")]
         default_addr_pool_mask_length: Option<u8>,
+        /// Seal managers' keys on disk; after a restart a manager asks for the key that is printed here.
+        #[arg(long)]
+        autolock: bool,
         /// A setting that the cluster begins with, as netctl cluster update takes it; may be repeated.
         #[arg(long, value_name = "KEY=VALUE", value_parser = settings::pair)]
         set: Vec<(String, String)>,
@@ -48,7 +51,7 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n  netctl cluster join TOKEN --discover etcd://198.51.100.9/production\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
     )]
     Join {
-        /// Token, from netctl cluster token worker.
+        /// Token, from netctl cluster token worker; - reads it from standard input.
         token: String,
         /// A manager.
         #[arg(
@@ -82,13 +85,24 @@ pub(crate) enum Verb {
     Members(ListArgs),
     /// Print the token that new nodes join with.
     #[command(
-        after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone"
+        after_help = "Example:\n  netctl cluster token worker\n  netctl cluster token worker -q     the token alone\n  netctl cluster token manager --rotate"
     )]
-    Token {
-        /// What the new node becomes.
-        #[arg(value_enum)]
-        role: TokenRole,
-    },
+    Token(identity::Token),
+    /// Hand the lead over to another manager.
+    #[command(
+        after_help = "Example:\n  netctl cluster transfer n2\n\nA manager that is stopped or leaves does so by itself."
+    )]
+    Transfer(managers::TransferArgs),
+    /// Write all that the managers know, keys included, into a sealed file.
+    #[command(
+        after_help = "Example:\n  head -c 32 /dev/urandom > backup.key\n  netctl cluster backup cluster.netd --key-file backup.key"
+    )]
+    Backup(backup::BackupArgs),
+    /// Make a cluster of this node alone from such a file; its nodes come back by themselves.
+    #[command(
+        after_help = "Example:\n  netctl cluster restore cluster.netd --key-file backup.key\n\nThis node must be in no cluster, and best has the address of a former manager: there the nodes look for one."
+    )]
+    Restore(backup::RestoreArgs),
     /// Show the cluster and its settings.
     #[command(
         after_help = "Example:\n  netctl cluster inspect\n  netctl cluster inspect -o wide     ranges and what each setting does"
@@ -99,6 +113,22 @@ pub(crate) enum Verb {
         after_help = "Example:\n  netctl cluster update cert-expiry=720h node-grace=30s\n\nAll of them are changed, or none. netctl cluster inspect -o wide lists the keys and their ranges."
     )]
     Update(settings::Update),
+    /// The cluster's CA: look at it, change it.
+    #[command(subcommand)]
+    Ca(identity::Ca),
+    /// Open this manager after a restart, where autolock is on; the key is read from standard input.
+    #[command(
+        after_help = "Example:\n  netctl cluster unlock              asks for the key\n  netctl cluster unlock < FILE\n\nUntil then what this node forwards and answers goes on as it was last known."
+    )]
+    Unlock,
+    /// Print the key that opens managers after a restart.
+    #[command(
+        after_help = "Example:\n  netctl cluster unlock-key\n  netctl cluster unlock-key --rotate\n\nnetctl cluster update autolock=true makes one."
+    )]
+    UnlockKey(identity::UnlockKey),
+    /// Prove this node anew by a token, when it was away for too long to come back by itself. Its tasks stay.
+    #[command(after_help = "Example:\n  netctl cluster renew TOKEN 198.51.100.1:2377")]
+    Renew(identity::Renew),
 }
 
 /// Where a node is: options of init and join.
@@ -144,19 +174,20 @@ pub(crate) async fn discover(cx: &Context, args: Discovery) -> Run {
     cx.out.table(&table, &args.list.filter)
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum TokenRole {
-    /// Runs tasks.
-    Worker,
-}
-
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
         Verb::Init {
+            force_new: true,
+            timeout,
+            ..
+        } => backup::force_new(cx, timeout).await,
+        Verb::Init {
+            force_new: false,
             addresses,
             data_path_port,
             default_addr_pool,
             default_addr_pool_mask_length,
+            autolock,
             mut set,
             timeout,
         } => {
@@ -165,6 +196,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let mask = default_addr_pool_mask_length.map(|m| m.to_string());
             set.extend(flag("default-addr-pool-mask-length", mask));
             set.extend(flag("data-path-port", data_path_port.map(|p| p.to_string())));
+            set.extend(flag("autolock", autolock.then(|| "true".to_owned())));
             let body = ClusterInit {
                 announce: addresses.announce,
                 advertise_addr: addresses.advertise_addr,
@@ -174,10 +206,15 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
                 settings: settings::collect(set)?,
             };
             let answer: ClusterInitAnswer = slow(cx, timeout, "making the cluster", "/v1/cluster/init", &body).await?;
-            let sentence = format!(
+            let mut sentence = format!(
                 "cluster {} is made; this node is {}, its manager\nto add a node, run on it:\n  netctl cluster join {} {}",
                 answer.cluster, answer.node, answer.worker_token, answer.addr
             );
+            if let Some(key) = &answer.unlock_key {
+                sentence.push_str(&format!(
+                    "\nafter a restart this manager is opened by: netctl cluster unlock\nkeep this key where no manager's disk is:\n  {key}"
+                ));
+            }
             cx.out.done(&sentence, &answer.cluster, &answer)
         }
         Verb::Join {
@@ -190,7 +227,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let addr = addr.unwrap_or_default();
             let what = format!("joining at {}", discover.as_deref().unwrap_or(&addr));
             let body = ClusterJoin {
-                token,
+                token: identity::typed_token(token)?,
                 addr,
                 discover,
                 announce: addresses.announce,
@@ -213,20 +250,15 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let answer: serde_json::Value = slow(cx, timeout, "leaving", "/v1/cluster/leave", &body).await?;
             cx.out.done("this node has left its cluster", "", &answer)
         }
-        Verb::Members(list) => {
-            let members: Vec<MemberView> = cx.client.get("/v1/cluster/members").await?;
-            cx.out.table(&members_table(&members), &list.filter)
-        }
-        Verb::Token {
-            role: TokenRole::Worker,
-        } => {
-            let answer: TokenAnswer = cx.client.get("/v1/cluster/token?role=worker").await?;
-            let sentence = format!(
-                "to add a worker, run on it:\n  netctl cluster join {} {}",
-                answer.token, answer.addr
-            );
-            cx.out.done(&sentence, &answer.token, &answer)
-        }
+        Verb::Members(list) => managers::members(cx, &list).await,
+        Verb::Token(args) => identity::token(cx, args).await,
+        Verb::Ca(verb) => identity::ca(cx, verb).await,
+        Verb::Unlock => identity::unlock(cx).await,
+        Verb::UnlockKey(args) => identity::unlock_key(cx, args).await,
+        Verb::Renew(args) => identity::renew(cx, args).await,
+        Verb::Transfer(args) => managers::transfer(cx, args).await,
+        Verb::Backup(args) => backup::backup(cx, args).await,
+        Verb::Restore(args) => backup::restore(cx, args).await,
         Verb::Inspect(list) => settings::inspect(cx, list).await,
         Verb::Update(args) => settings::update(cx, args).await,
     }
@@ -247,43 +279,3 @@ async fn slow<T: serde::de::DeserializeOwned>(
 }
 
 const ADDRESSES: &[Column] = &[column("ADDRESS")];
-
-const MEMBERS: &[Column] = &[
-    column("ID"),
-    column("HOSTNAME"),
-    column("ROLE"),
-    column("HEALTH"),
-    column("ADDRESS"),
-    column("LEADER"),
-    wide("TERM"),
-    wide("LOG"),
-];
-
-fn members_table(members: &[MemberView]) -> Table {
-    let mut table = Table::new(MEMBERS);
-    for m in members {
-        let cells = vec![
-            cell(m.id),
-            cell(&m.hostname),
-            cell(crate::node::role_word(m.role)),
-            health_cell(m.health),
-            maybe(m.addr.as_ref()),
-            cell(if m.leader { "leader" } else { "" }),
-            maybe(m.term),
-            maybe(m.log_index),
-        ];
-        table.row(m.id, cells, m);
-    }
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::fixture;
-
-    #[test]
-    fn members() {
-        insta::assert_snapshot!(fixture::show(&members_table(&fixture::members())));
-    }
-}

@@ -6,7 +6,7 @@ use model::{
     EndpointState, Name, NodeId, PortSpec, Proto, ServiceSpec, Vni,
     api::{
         BackendView, Convergence, EndpointView, MemberView, NetworkView, NodeHealth, NodeProgress, NodeView,
-        ServiceView, Status, TaskState, TaskView, Writes,
+        ServiceView, Status, TaskState, TaskView, Vote, Writes,
     },
     intent::{Availability, Network, PublishedPort, Role, Service, Vip},
     row::Datapath,
@@ -73,6 +73,11 @@ pub(crate) fn members() -> Vec<MemberView> {
         log_index: log,
         term: log.map(|_| 3),
         leader: id == 1,
+        vote: log.map(|_| Vote::Voter),
+        applied: log,
+        reachable: log.map(|_| true),
+        round_trip_us: None,
+        problem: None,
     };
     vec![
         member(1, NodeHealth::Ready, Some(42)),

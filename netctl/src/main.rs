@@ -4,10 +4,13 @@
 //! (tables, JSON, colours), [`progress`] and [`wait`] (until every living node has it).
 #![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
 
+mod backup;
 mod cli;
 mod cluster;
 mod dial;
 mod endpoint;
+mod identity;
+mod managers;
 mod network;
 mod node;
 mod output;

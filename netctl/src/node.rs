@@ -11,6 +11,7 @@ use model::{
 use crate::{
     Run,
     cli::{Context, ListArgs},
+    managers,
     output::{Cell, Column, Table, Tone, cell, column, maybe, wide},
 };
 
@@ -28,6 +29,17 @@ pub(crate) enum Verb {
         /// Id (n2) or host name.
         node: String,
     },
+    /// Make managers of nodes: each gets the log first, then a vote.
+    #[command(after_help = "Example:\n  netctl node promote n2 n3")]
+    Promote(managers::Promote),
+    /// Make workers of managers.
+    #[command(after_help = "Example:\n  netctl node demote n3")]
+    Demote(managers::Demote),
+    /// Take nodes out of the cluster that will not come back.
+    #[command(
+        after_help = "Example:\n  netctl node rm n3\n\nA manager is demoted first. A node that is alive leaves by itself: netctl cluster leave."
+    )]
+    Rm(managers::Remove),
 }
 
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
@@ -36,6 +48,9 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let nodes: Vec<NodeView> = cx.client.get("/v1/nodes").await?;
             cx.out.table(&table(&nodes), &list.filter)
         }
+        Verb::Promote(args) => managers::promote(cx, args).await,
+        Verb::Demote(args) => managers::demote(cx, args).await,
+        Verb::Rm(args) => managers::remove(cx, args).await,
         Verb::Inspect { node } => {
             let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
             if node.is_empty() || !node.chars().all(ok) {

@@ -92,6 +92,8 @@ pub struct ClusterSection {
     pub token_file: Option<PathBuf>,
     /// Registry that this node is announced in while it is a manager: `etcd://`, `consul://` or `zk://`. Default: none.
     pub announce: Option<String>,
+    /// Folder of the managers' log: a disk of its own makes changes faster. Default `raft` in the state folder.
+    pub log_dir: Option<PathBuf>,
     /// From a node's confirmed death to its slots being placed elsewhere. Default `10s`. This and the next two are what a
     /// cluster made on this node begins with; later `netctl cluster update` changes them for all nodes.
     #[serde(deserialize_with = "duration")]
@@ -181,6 +183,7 @@ impl Default for ClusterSection {
             token_file: None,
             announce: None,
             gossip_port: 7946,
+            log_dir: None,
             node_grace: Duration::from_secs(10),
             daemon_grace: Duration::from_secs(600),
             drain_ack_timeout: Duration::from_secs(5),
@@ -220,6 +223,12 @@ impl Config {
     /// The Unix socket.
     pub fn socket(&self) -> PathBuf {
         self.node.run_dir.join("netd.sock")
+    }
+
+    /// Folder of the managers' log.
+    pub fn log_dir(&self) -> PathBuf {
+        let default = || self.node.state_dir.join("raft");
+        self.cluster.log_dir.clone().unwrap_or_else(default)
     }
 
     /// Folder of the namespaces that netd makes.
@@ -285,7 +294,9 @@ impl Config {
                 "127.0.0.11",
             );
         }
+        let log_dir = self.log_dir();
         for (key, dir) in [
+            ("cluster.log_dir", &log_dir),
             ("node.state_dir", &self.node.state_dir),
             ("node.run_dir", &self.node.run_dir),
             ("node.bpffs_dir", &self.node.bpffs_dir),

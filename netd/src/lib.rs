@@ -6,7 +6,9 @@
 #![allow(clippy::disallowed_types, reason = "no decision is taken here")]
 
 pub mod api;
+pub mod backup;
 pub mod config;
+pub mod custodian;
 pub mod daemon;
 pub mod discover;
 pub mod disk;
@@ -14,8 +16,10 @@ pub mod dns;
 pub mod endpoints;
 pub mod gossip;
 pub mod identity;
+pub mod known;
 pub mod manager;
 pub mod notify;
+pub mod peers;
 pub mod place;
 pub mod reconcile;
 pub mod rpc;

@@ -52,6 +52,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             "netd makes namespaces and loads kernel programs: it needs root; try: sudo netd, or systemctl start netd"
         );
     }
+    keep_secrets_in()?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -62,6 +63,16 @@ fn run(args: Args) -> anyhow::Result<()> {
     // Blocking calls into the kernel that still run are cut: the next start finds what they left and goes on.
     runtime.shutdown_timeout(std::time::Duration::from_millis(500));
     Ok(())
+}
+
+/// Keys are in this process's memory: no core file of it, and no other user's debugger.
+fn keep_secrets_in() -> anyhow::Result<()> {
+    use nix::sys::{
+        prctl,
+        resource::{Resource, setrlimit},
+    };
+    prctl::set_dumpable(false).context("switching core files off")?;
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).context("switching core files off")
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

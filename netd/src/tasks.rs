@@ -163,6 +163,7 @@ mod tests {
                 key: Vec::new(),
                 down: down && n != on,
                 rpc: None,
+                raft: None,
             };
             i.nodes.insert(NodeId(n), node);
         }

@@ -3,6 +3,8 @@
 //! Each file in `tests/` is one lab and one story. A step that falls short ends the test with the last lines of every
 //! daemon's log.
 
+pub mod managers;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;

@@ -2,6 +2,8 @@ use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use crate::mutant::{self, Mutant};
+
 /// Numbers of a range, given out in a circle: the one after the last given, so that a number comes back as late as the
 /// range allows, and never before its rest is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +89,19 @@ impl Pool {
         Ok(())
     }
 
+    /// A planted fault: the lowest number is free again although somebody has it.
+    pub(crate) fn forget_first(&mut self) {
+        if let Some(n) = self.used.pop_first() {
+            self.next = n;
+        }
+    }
+
     /// Takes a number back; nobody gets it for `rest_ms`.
     pub fn release(&mut self, number: u32, now_ms: u64, rest_ms: u64) {
+        let rest_ms = match mutant::on(Mutant::NoQuarantine) {
+            true => 0,
+            false => rest_ms,
+        };
         if self.used.remove(&number) {
             self.resting.push_back((now_ms.saturating_add(rest_ms), number));
             self.rests.insert(number);

@@ -10,7 +10,8 @@ pub trait Disk {
     fn read(&self, name: &str) -> io::Result<Vec<u8>>;
 
     /// Makes a file of `len` octets: `head`, then zeros that are really written (unallocated blocks would cost a journal
-    /// write each later). Durable when it returns; after a crash it is there as a whole or not at all.
+    /// write each later). Durable when it returns; after a crash it is there as a whole or not at all. With
+    /// [`io::ErrorKind::StorageFull`] nothing is left of it.
     fn create(&mut self, name: &str, head: &[u8], len: u64) -> io::Result<()>;
 
     /// Writes inside a file that was created. Durable after [`Disk::sync`] alone.

@@ -13,9 +13,16 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::VecDeque, io, sync::Arc};
+use std::{
+    collections::VecDeque,
+    io::{self, ErrorKind},
+    sync::Arc,
+};
 
-use crate::raft::{Conf, Entry, HardState, Snapshot, Start};
+use crate::{
+    mutant::{self, Mutant},
+    raft::{Conf, Entry, HardState, Snapshot, Start},
+};
 pub use disk::Disk;
 use fold::{Fold, Record};
 use seal::Sealer;
@@ -28,6 +35,8 @@ pub struct Options {
     pub segment: u64,
     /// Snapshots kept. At least 1, default 2.
     pub snapshots: usize,
+    /// Raft id of the manager whose log is made, from 1; one that is opened tells its own. Default 0: not told.
+    pub owner: u64,
 }
 
 impl Default for Options {
@@ -35,6 +44,7 @@ impl Default for Options {
         Options {
             segment: 16 << 20,
             snapshots: 2,
+            owner: 0,
         }
     }
 }
@@ -87,10 +97,19 @@ pub enum LogError {
     /// A write failed before: nothing is known about what is on disk.
     #[error("a write to the log failed before, nothing more is acknowledged; try: start netd again")]
     Broken,
+    /// The disk is full. Nothing was written, and the same call may be made again.
+    #[error("there is no room for {name} of the log: the disk is full; try: free some space")]
+    Full {
+        /// File.
+        name: String,
+    },
     /// A record or snapshot beyond the format.
     #[error("{0} octets are too many for a record of the log; try: smaller changes")]
     TooLong(usize),
 }
+
+/// Making a file, the one step that asks the disk for room.
+const MAKE: &str = "make";
 
 /// A segment that is there.
 #[derive(Debug)]
@@ -125,6 +144,8 @@ pub struct Recovered {
     pub start: Start,
     /// Octets of a write that had not ended, and were cut off: it was never acknowledged.
     pub cut: u64,
+    /// Raft id of the manager whose log it is; 0: it was not told.
+    pub owner: u64,
 }
 
 impl<D: Disk> Log<D> {
@@ -196,7 +217,8 @@ impl<D: Disk> Log<D> {
             let hard = log.hard;
             log.write(&Record::Installed { hard, index, term }, index)?;
         }
-        Ok(Some((log, Recovered { start, cut })))
+        let owner = log.options.owner;
+        Ok(Some((log, Recovered { start, cut, owner })))
     }
 
     fn new(disk: D, key: &[u8; 32], seed: [u8; 32], options: Options) -> Result<Log<D>, LogError> {
@@ -239,7 +261,7 @@ impl<D: Disk> Log<D> {
         let bytes = snapshot::encode(s, &mut self.sealer).ok_or(LogError::TooLong(s.data.len()))?;
         let name = snapshot::name(s.index);
         let made = self.disk.create(&name, &bytes, bytes.len() as u64);
-        self.check("write", &name, made)?;
+        self.check(MAKE, &name, made)?;
         self.snapshots.retain(|i| *i != s.index);
         self.snapshots.push(s.index);
         self.snapshots.sort_unstable();
@@ -286,6 +308,11 @@ impl<D: Disk> Log<D> {
         Ok(())
     }
 
+    /// The disk.
+    pub fn disk(&self) -> &D {
+        &self.disk
+    }
+
     /// Octets on disk in segments.
     pub fn size(&self) -> u64 {
         self.segments.iter().map(|s| s.len).sum()
@@ -313,8 +340,10 @@ impl<D: Disk> Log<D> {
             let name = segment::name(epoch);
             let written = self.disk.write(&name, self.at, &bytes);
             self.check("write", &name, written)?;
-            let synced = self.disk.sync(&name);
-            self.check("make durable", &name, synced)?;
+            if !mutant::on(Mutant::SkipFsync) {
+                let synced = self.disk.sync(&name);
+                self.check("make durable", &name, synced)?;
+            }
             self.at += bytes.len() as u64;
         }
         if let Some(active) = self.segments.back_mut() {
@@ -330,13 +359,14 @@ impl<D: Disk> Log<D> {
         let head = segment::Head {
             epoch,
             first_seq: self.seq,
+            owner: self.options.owner,
         };
         let mut bytes = head.encode().to_vec();
         bytes.extend(first);
         let len = self.options.segment.max(4096).max(bytes.len() as u64);
         let name = segment::name(epoch);
         let made = self.disk.create(&name, &bytes, len);
-        self.check("make", &name, made)?;
+        self.check(MAKE, &name, made)?;
         self.sealer.renew();
         self.segments.push_back(Segment {
             epoch,
@@ -349,9 +379,13 @@ impl<D: Disk> Log<D> {
 
     /// Passes an answer of the disk on; an error is remembered for good.
     fn check<T>(&mut self, what: &'static str, name: &str, answer: io::Result<T>) -> Result<T, LogError> {
-        answer.map_err(|e| {
-            self.broken = true;
-            io_error(what, name)(e)
+        answer.map_err(|e| match e.kind() {
+            // A file is made as a whole or not at all, and what is written to was made in full before: there is no half.
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded if what == MAKE => LogError::Full { name: name.into() },
+            _ => {
+                self.broken = true;
+                io_error(what, name)(e)
+            }
         })
     }
 
@@ -376,6 +410,9 @@ impl<D: Disk> Log<D> {
         }
         if first {
             self.seq = head.first_seq;
+            self.options.owner = head.owner;
+        } else if head.owner != self.options.owner {
+            return Err(damaged(0, "it is another manager's"));
         } else if head.first_seq != self.seq {
             return Err(damaged(0, "records before it are missing"));
         }
@@ -404,11 +441,15 @@ impl<D: Disk> Log<D> {
             return Err(damaged(at, "a record is torn, but later segments are there"));
         }
         if used > at {
-            let zeros = vec![0; used - at];
-            let done = self.disk.write(&name, at as u64, &zeros);
-            self.check("cut", &name, done)?;
-            let done = self.disk.sync(&name);
-            self.check("make durable", &name, done)?;
+            // The body first: while its head stands, or after nothing else does, a cut that did not end looks like the
+            // write that did not end.
+            let body = (at + segment::RECORD_HEAD).min(used);
+            for (from, to) in [(body, used), (at, body)] {
+                let done = self.disk.write(&name, from as u64, &vec![0; to - from]);
+                self.check("cut", &name, done)?;
+                let done = self.disk.sync(&name);
+                self.check("make durable", &name, done)?;
+            }
         }
         self.segments.push_back(Segment {
             epoch,

@@ -1,7 +1,7 @@
 //! A segment: a file of fixed length, zero-filled in advance, with records one behind the other.
 //!
 //! ```text
-//! 0   head of the segment, 64 octets: magic, format, epoch, sequence of its first record, crc32c
+//! 0   head of the segment, 64 octets: magic, format, epoch, sequence of its first record, owner's Raft id, crc32c
 //! 64  records, each at a multiple of 32 (so that a head never straddles two sectors):
 //!     0   magic, length of the sealed body, epoch, sequence, crc32c of the body, crc32c of this head   (32 octets)
 //!     32  nonce, ciphertext, tag
@@ -13,7 +13,7 @@
 pub(super) const FORMAT: u32 = 1;
 pub(super) const HEAD: usize = 64;
 const ALIGN: usize = 32;
-const RECORD_HEAD: usize = 32;
+pub(super) const RECORD_HEAD: usize = 32;
 const SEGMENT_MAGIC: [u8; 8] = *b"netd.log";
 const RECORD_MAGIC: u32 = 0x6e72_6563;
 /// No octet of it is zero: where it is missing, the end of the write is.
@@ -45,6 +45,8 @@ pub(super) fn epoch_of(name: &str) -> Option<u64> {
 pub(super) struct Head {
     pub(super) epoch: u64,
     pub(super) first_seq: u64,
+    /// Raft id of the manager that writes it; 0: not told.
+    pub(super) owner: u64,
 }
 
 pub(super) enum BadHead {
@@ -59,6 +61,7 @@ impl Head {
         out[8..12].copy_from_slice(&FORMAT.to_le_bytes());
         out[16..24].copy_from_slice(&self.epoch.to_le_bytes());
         out[24..32].copy_from_slice(&self.first_seq.to_le_bytes());
+        out[32..40].copy_from_slice(&self.owner.to_le_bytes());
         let crc = crc32c::crc32c(&out[..60]);
         out[60..].copy_from_slice(&crc.to_le_bytes());
         out
@@ -75,6 +78,7 @@ impl Head {
             FORMAT => Ok(Head {
                 epoch: get64(16)?,
                 first_seq: get64(24)?,
+                owner: get64(32)?,
             }),
             other => Err(BadHead::Newer(other)),
         }

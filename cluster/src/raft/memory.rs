@@ -54,6 +54,11 @@ impl Memory {
         self.entries.get(at).map(|e| e.term)
     }
 
+    pub(super) fn entry(&self, index: u64) -> Option<pb::Entry> {
+        let at = usize::try_from(index.checked_sub(self.first())?).ok()?;
+        self.entries.get(at).cloned()
+    }
+
     /// Appends; what stands at the same index or behind is replaced.
     pub(super) fn append(&mut self, entries: Vec<pb::Entry>) {
         if let Some(first) = entries.first() {

@@ -5,6 +5,7 @@
 mod convert;
 mod memory;
 mod message;
+mod status;
 #[cfg(test)]
 mod tests;
 
@@ -13,8 +14,10 @@ use std::sync::Arc;
 use raft::{RawNode, StateRole};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 
+use crate::mutant::{self, Mutant};
 use memory::Memory;
 pub use message::{Body, Conf, ConfChange, ConfStep, Entry, HardState, Kind, Message, MessageError, Snapshot};
+pub use status::{Progress, Status};
 
 /// How a peer is set up.
 #[derive(Debug, Clone)]
@@ -104,27 +107,6 @@ pub struct After {
     pub committed: Vec<Entry>,
 }
 
-/// What a peer knows of itself.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Status {
-    /// Term.
-    pub term: u64,
-    /// Who leads, if known.
-    pub leader: Option<u64>,
-    /// Whether this node does.
-    pub leads: bool,
-    /// Last entry, committed or not.
-    pub last_index: u64,
-    /// Last entry that is committed.
-    pub commit: u64,
-    /// Last entry that was applied.
-    pub applied: u64,
-    /// Voters.
-    pub voters: Vec<u64>,
-    /// Learners.
-    pub learners: Vec<u64>,
-}
-
 /// Most octets of entries in one message.
 const MAX_MESSAGE: u64 = 1 << 20;
 /// Most messages to one follower under way.
@@ -142,6 +124,8 @@ pub struct Peer {
     /// Term, role and leader when the timeout was drawn.
     drawn_at: (u64, StateRole, u64),
     writing: Option<raft::Ready>,
+    /// A call to stand for election that came before the entries in front of it were written.
+    summons: Option<Message>,
 }
 
 impl Peer {
@@ -165,6 +149,9 @@ impl Peer {
         };
         let entries = start.entries.iter().map(convert::entry_in).collect();
         let mut hard = start.hard;
+        if mutant::on(Mutant::ForgetVote) {
+            hard.vote = 0;
+        }
         // A snapshot is committed by definition, also when the crash came before the hard state that says so.
         hard.commit = hard.commit.max(applied);
         if let Some(s) = &start.snapshot {
@@ -181,6 +168,7 @@ impl Peer {
             timeout: 0,
             drawn_at: (0, StateRole::Follower, 0),
             writing: None,
+            summons: None,
         };
         peer.draw();
         Ok(peer)
@@ -193,6 +181,13 @@ impl Peer {
             self.node.tick();
             self.settle();
         }
+        Ok(())
+    }
+
+    /// Lets the followers know at once that the leader lives; nothing elsewhere.
+    pub fn ping(&mut self) -> Result<(), RaftError> {
+        self.idle()?;
+        self.node.ping();
         Ok(())
     }
 
@@ -213,15 +208,26 @@ impl Peer {
         self.idle()?;
         self.admit(m)
             .map_err(|why| RaftError::BadMessage { from: m.from, why })?;
-        if matches!(m.kind, Kind::VoteReply | Kind::PreVoteReply | Kind::TimeoutNow) && self.has_unwritten() {
+        let log = &self.node.raft.raft_log;
+        match m.kind {
             // Cannot be meant: votes are asked for after the write. As good as lost.
-            return Ok(());
+            Kind::VoteReply | Kind::PreVoteReply if self.has_unwritten() => return Ok(()),
+            // Comes right behind the last entries; a change of voters among them would keep this node from standing until
+            // it is applied.
+            Kind::TimeoutNow if self.has_unwritten() || log.committed > log.applied() => {
+                self.summons = Some(m.clone());
+                return Ok(());
+            }
+            _ => {}
         }
         let message = convert::message_in(m).ok_or(RaftError::BadMessage {
             from: m.from,
             why: "unknown kind",
         })?;
         let done = self.node.step(message);
+        if m.kind == Kind::VoteReply && !m.reject && mutant::on(Mutant::CountVotesTwice) {
+            self.count_again(m);
+        }
         self.settle();
         match done {
             // An answer from a member that was removed meanwhile, or to a proposal that is long gone.
@@ -235,21 +241,29 @@ impl Peer {
     pub fn propose(&mut self, command: Vec<u8>) -> Result<(), RaftError> {
         self.idle()?;
         self.leads()?;
+        self.stays()?;
         self.node.propose(Vec::new(), command).map_err(|e| match e {
             raft::Error::ProposalDropped => RaftError::Overloaded,
             e => RaftError::Refused(e.to_string()),
         })
     }
 
-    /// Proposes a change of voters; one at a time.
-    pub fn propose_conf(&mut self, change: &ConfChange) -> Result<(), RaftError> {
+    /// Proposes a change of voters; one at a time. Without steps it leaves a joint configuration. Returns the index that
+    /// its entry has.
+    pub fn propose_conf(&mut self, change: &ConfChange) -> Result<u64, RaftError> {
         self.idle()?;
         self.leads()?;
+        self.stays()?;
+        // The library would put an empty entry in its place and say nothing.
+        if self.changing() || (self.conf().outgoing.is_empty() == change.steps.is_empty()) {
+            return Err(RaftError::Refused("another change of the managers is under way".into()));
+        }
         let context =
             convert::conf_context(change).ok_or_else(|| RaftError::Refused("the change cannot be encoded".into()))?;
         self.node
             .propose_conf_change(context, convert::conf_change(change))
-            .map_err(|e| RaftError::Refused(e.to_string()))
+            .map_err(|e| RaftError::Refused(e.to_string()))?;
+        Ok(self.node.raft.raft_log.last_index())
     }
 
     /// Hands leadership to another voter.
@@ -289,15 +303,28 @@ impl Peer {
     /// What is to be done; `None`: nothing. After it, [`Peer::persisted`] comes before anything else.
     pub fn ready(&mut self) -> Result<Option<Ready>, RaftError> {
         self.idle()?;
+        if let Some(m) = self.summons.take() {
+            // All is written and applied now; one whose term is over is passed over.
+            let _ = self.handle(&m);
+        }
         if !self.node.has_ready() {
             return Ok(None);
         }
         let mut r = self.node.ready();
+        let early = match mutant::on(Mutant::SpeakBeforeWrite) {
+            true => r.take_persisted_messages(),
+            false => Vec::new(),
+        };
         let out = Ready {
-            messages: messages(r.take_messages()),
+            messages: messages(r.take_messages().into_iter().chain(early).collect()),
             snapshot: convert::snapshot_out(r.snapshot().clone()),
             entries: entries(r.entries().clone())?,
-            hard: r.hs().map(convert::hard_out),
+            // The library tells a commit index once, in whatever comes next: a record of entries carries it in any case,
+            // or a restarted leader would not know who votes.
+            hard: r
+                .hs()
+                .map(convert::hard_out)
+                .or_else(|| (!r.entries().is_empty()).then(|| self.node.store().hard)),
             must_sync: r.must_sync(),
             committed: entries(r.take_committed_entries())?,
             reads: r
@@ -387,19 +414,13 @@ impl Peer {
         &self.node.store().conf
     }
 
-    /// Term, leader and so on.
-    pub fn status(&self) -> Status {
-        let raft = &self.node.raft;
-        let conf = self.conf();
-        Status {
-            term: raft.term,
-            leader: (raft.leader_id != 0).then_some(raft.leader_id),
-            leads: raft.state == StateRole::Leader,
-            last_index: raft.raft_log.last_index(),
-            commit: raft.raft_log.committed,
-            applied: raft.raft_log.applied(),
-            voters: conf.voters.clone(),
-            learners: conf.learners.clone(),
+    /// A planted fault: one vote counts for two voters.
+    fn count_again(&mut self, m: &Message) {
+        let voters = self.conf().voters.clone();
+        let other = voters.into_iter().find(|v| *v != self.id && *v != m.from);
+        if let Some(mut copy) = convert::message_in(m).filter(|_| other.is_some()) {
+            copy.from = other.unwrap_or_default();
+            let _ = self.node.step(copy);
         }
     }
 
@@ -423,6 +444,14 @@ impl Peer {
         }
         let leader = (raft.leader_id != 0).then_some(raft.leader_id);
         Err(RaftError::NotLeader { leader })
+    }
+
+    /// Whether leadership is not being handed over: what is proposed meanwhile would be dropped.
+    fn stays(&self) -> Result<(), RaftError> {
+        match self.node.raft.lead_transferee {
+            Some(to) => Err(RaftError::NotLeader { leader: Some(to) }),
+            None => Ok(()),
+        }
     }
 
     /// The library draws its election timeout from the thread's own randomness at each change of term, role or leader.
@@ -472,6 +501,11 @@ impl Peer {
         }
         if m.snapshot.is_some() != (m.kind == Kind::Snapshot) {
             return Err("a snapshot where there is none, or none where there is one");
+        }
+        if m.term != 0 && m.term < self.node.raft.term {
+            // Of a leader or candidate that was: late, and no longer bound by what was agreed on since. The library passes
+            // it over.
+            return Ok(());
         }
         let leads = self.node.raft.state == StateRole::Leader && m.term == self.node.raft.term;
         match m.kind {

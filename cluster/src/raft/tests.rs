@@ -300,6 +300,43 @@ fn members_come_as_learners_and_get_a_snapshot() {
 }
 
 #[test]
+fn what_an_old_leader_said_late_is_no_fault() {
+    let mut net = Net::new(3, 3);
+    net.until("a leader", |n| n.leader().is_some());
+    let old = net.leader().unwrap();
+    let dead = net.nodes.remove(&old).unwrap();
+    net.until("another", |n| n.leader().is_some());
+    net.propose("after").unwrap();
+    net.until("agreed", |n| n.nodes.values().all(|n| n.applied.len() == 1));
+    let to = net.leader().unwrap();
+    let index = net.nodes[&to].peer.status().last_index - 1;
+    let late = Message {
+        kind: Kind::Append,
+        from: old,
+        to,
+        term: 1,
+        log_term: 1,
+        index: index - 1,
+        commit: 1,
+        commit_term: 1,
+        entries: vec![Entry {
+            term: 1,
+            index,
+            body: Body::Command(b"never agreed on".to_vec()),
+        }],
+        snapshot: None,
+        request_snapshot: 0,
+        reject: false,
+        reject_hint: 0,
+        context: vec![],
+    };
+    assert_eq!(dead.peer.status().term, 1);
+    let node = net.nodes.get_mut(&to).unwrap();
+    assert_eq!(node.peer.handle(&late), Ok(()));
+    assert_eq!(node.applied, [b"after"]);
+}
+
+#[test]
 fn a_disk_that_contradicts_itself_is_refused() {
     let entry = |index, term| Entry {
         term,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use model::{ids::NodeId, row::RowKey};
 
 use super::table::Table;
+use crate::mutant::{self, Mutant};
 
 /// A queue per peer, bounded in octets. A row waits at most once per peer and is looked up when it is sent, so that the
 /// newest version goes out. What finds no room is dropped, oldest first: anti-entropy brings it.
@@ -50,7 +51,7 @@ impl Deltas {
         }
         q.order.push_back((owner, key.clone(), size));
         q.octets += size;
-        while q.octets > self.max && q.pop().is_some() {
+        while q.octets > self.max && !mutant::on(Mutant::UnboundedQueue) && q.pop().is_some() {
             self.dropped += 1;
         }
     }
@@ -74,6 +75,11 @@ impl Deltas {
             self.peers.remove(&peer);
         }
         out
+    }
+
+    /// Octets of rows that wait for a peer.
+    pub fn waiting(&self, peer: NodeId) -> usize {
+        self.peers.get(&peer).map_or(0, |q| q.octets)
     }
 
     /// Peers that something waits for.

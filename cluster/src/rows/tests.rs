@@ -40,6 +40,7 @@ fn intent() -> Intent {
             key: signer(n).public().to_vec(),
             down: false,
             rpc: None,
+            raft: None,
         };
         i.nodes.insert(NodeId(n.into()), node);
     }

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     ApiError, ClusterSettings, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
-    intent::{Availability, Role},
+    intent::{Availability, Role, Trust},
     settings::{Change, SettingError},
 };
 use serde::{Deserialize, Serialize};
@@ -164,6 +164,40 @@ pub enum Command {
     SetSecrets(BTreeMap<String, Option<Secret>>),
     /// Changes settings of the cluster: all of these, or none.
     UpdateSettings(Vec<Change>),
+    /// Promotes or demotes. The proposer has taken a manager out of Raft's voters before it makes a worker of it. Answer:
+    /// [`Applied::Raft`] for a manager.
+    SetRole {
+        /// Whom.
+        node: NodeId,
+        /// To what.
+        role: Role,
+        /// Where its managers' RPC listens (`ip:port`); managers only.
+        rpc: Option<String>,
+    },
+    /// A manager has lost its log: its next life in Raft has another id. Answer: [`Applied::Raft`].
+    RenewRaft {
+        /// Which.
+        node: NodeId,
+        /// The id that it had; if it has another one by now, nothing changes.
+        old: u64,
+    },
+    /// A node joins with a token's secret, compared here: a manager that lags lets nobody in with an old token. Answer:
+    /// [`Applied::Node`].
+    Join {
+        /// As for [`Command::AddNode`].
+        node: NewNode,
+        /// What the token says.
+        secret: Secret,
+    },
+    /// Changes what managers keep secret, if nobody has since `seen`.
+    ReplaceSecrets {
+        /// [`State::secrets_at`](super::State::secrets_at) of the state that the change was made from.
+        seen: u64,
+        /// New ones (`Some`), and those to forget (`None`).
+        secrets: BTreeMap<String, Option<Secret>>,
+        /// What all nodes are told of them.
+        trust: Trust,
+    },
 }
 
 /// Body of [`Command::InitCluster`].
@@ -252,6 +286,8 @@ pub enum Applied {
     },
     /// A block.
     Block(u32),
+    /// A manager's id in Raft.
+    Raft(u64),
 }
 
 /// Why a command was not carried out; nothing of it was.

@@ -9,13 +9,18 @@ mod networks;
 mod nodes;
 mod place;
 mod requests;
+mod roles;
+mod secrets;
 mod services;
 mod settings;
 mod snapshot;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use model::{
     Intent, Name, NodeId, Vni,
@@ -23,12 +28,17 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::ipam::Pool;
+use crate::{
+    ipam::Pool,
+    mutant::{self, Mutant},
+};
 
 pub use command::{
     Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
 };
 pub use requests::{Outcome, REMEMBERED};
+pub use roles::{EPOCH, MAX_MANAGERS};
+pub use secrets::{TOKEN_MANAGER, TOKEN_WORKER};
 pub use settings::check as check_settings;
 pub use snapshot::SnapshotError;
 
@@ -52,7 +62,16 @@ pub struct State {
     pools: Option<Pools>,
     /// What managers alone may know.
     secrets: BTreeMap<String, Secret>,
+    /// Index of the entry that changed them last.
+    secrets_at: u64,
+    /// Index of the entry that removed a node last.
+    removed_at: u64,
     next_node: u64,
+    /// Raft's ids are not the nodes': a manager that lost its disk must not vote twice under one id.
+    next_raft: u64,
+    /// Raft ids that get the log, voters or not, and those that still vote although they are leaving.
+    raft_members: BTreeSet<u64>,
+    raft_leaving: BTreeSet<u64>,
     vnis: Pool,
     indices: Pool,
     marks: Pool,
@@ -98,7 +117,12 @@ impl Default for State {
             now_ms: 0,
             pools: None,
             secrets: BTreeMap::new(),
+            secrets_at: 0,
+            removed_at: 0,
             next_node: 1,
+            next_raft: 1,
+            raft_members: BTreeSet::new(),
+            raft_leaving: BTreeSet::new(),
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
@@ -115,7 +139,10 @@ impl State {
     /// before gets its first answer again, and nothing changes.
     pub fn apply(&mut self, index: u64, envelope: &Envelope) -> Outcome {
         self.applied = index;
-        self.now_ms = self.now_ms.max(envelope.time_ms);
+        self.now_ms = match mutant::on(Mutant::TimeGoesBack) {
+            true => envelope.time_ms,
+            false => self.now_ms.max(envelope.time_ms),
+        };
         if let Some(known) = self.requests.get(envelope.request) {
             return known.clone();
         }
@@ -130,6 +157,9 @@ impl State {
     /// Tells that an entry without a command (a leader's first, a change of voters) was passed.
     pub fn pass(&mut self, index: u64) {
         self.applied = index;
+        if mutant::on(Mutant::FreeVip) {
+            self.nets.values_mut().for_each(|n| n.vips.forget_first());
+        }
     }
 
     fn run(&mut self, index: u64, command: &Command) -> Result<Applied, Refusal> {
@@ -157,7 +187,11 @@ impl State {
             Command::Unpublish { service, port } => self.unpublish(index, service, *port),
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),
-            Command::SetSecrets(secrets) => self.set_secrets(secrets),
+            Command::SetSecrets(secrets) => self.set_secrets(index, secrets),
+            Command::SetRole { node, role, rpc } => self.set_role(index, *node, *role, rpc.as_deref()),
+            Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
+            Command::Join { node, secret } => self.join(index, node, secret),
+            Command::ReplaceSecrets { seen, secrets, trust } => self.replace_secrets(index, *seen, secrets, trust),
             Command::UpdateSettings(changes) => self.update_settings(index, changes),
         }
     }
@@ -182,31 +216,11 @@ impl State {
         self.pools.is_some()
     }
 
-    /// A secret by name.
-    pub fn secret(&self, name: &str) -> Option<&[u8]> {
-        self.secrets.get(name).map(|s| s.0.as_slice())
-    }
-
-    /// All secrets.
-    pub fn secrets(&self) -> &BTreeMap<String, Secret> {
-        &self.secrets
-    }
-
     /// The intent, to be changed by the entry at `index`.
     fn change(&mut self, index: u64) -> &mut Intent {
         let intent = Arc::make_mut(&mut self.intent);
         intent.revision = index;
         intent
-    }
-
-    fn set_secrets(&mut self, secrets: &BTreeMap<String, Option<Secret>>) -> Result<Applied, Refusal> {
-        for (name, secret) in secrets {
-            match secret {
-                Some(s) => self.secrets.insert(name.clone(), s.clone()),
-                None => self.secrets.remove(name),
-            };
-        }
-        Ok(Applied::Done)
     }
 }
 

@@ -8,7 +8,10 @@ use model::{
 };
 
 use super::{Applied, InitCluster, NewNode, Pools, Refusal, State, settings};
-use crate::ipam::BLOCK_REST_MS;
+use crate::{
+    ipam::BLOCK_REST_MS,
+    mutant::{self, Mutant},
+};
 
 /// Longest host name, octets (RFC 1035 2.3.4).
 const MAX_HOSTNAME: usize = 253;
@@ -53,6 +56,7 @@ impl State {
 
     pub(super) fn add_node(&mut self, index: u64, node: &NewNode) -> Result<Applied, Refusal> {
         check_node(node)?;
+        self.room_for(node)?;
         let known = self
             .intent
             .nodes
@@ -79,9 +83,10 @@ impl State {
         Ok(Applied::Node(id))
     }
 
-    fn insert_node(&mut self, index: u64, node: &NewNode) -> NodeId {
+    pub(super) fn insert_node(&mut self, index: u64, node: &NewNode) -> NodeId {
         let id = NodeId(self.next_node);
         self.next_node += 1;
+        let raft = (node.role == Role::Manager).then(|| self.raft_id());
         self.change(index).nodes.insert(
             id,
             Node {
@@ -91,6 +96,7 @@ impl State {
                 key: node.key.clone(),
                 down: false,
                 rpc: node.rpc.clone(),
+                raft,
             },
         );
         id
@@ -98,14 +104,15 @@ impl State {
 
     pub(super) fn remove_node(&mut self, index: u64, id: NodeId) -> Result<Applied, Refusal> {
         let node = self.node(id)?;
-        let managers = self.intent.nodes.values();
-        if node.role == Role::Manager && managers.filter(|n| n.role == Role::Manager).count() == 1 {
+        if node.role == Role::Manager && !mutant::on(Mutant::IgnoreRole) {
+            self.not_last(id, node)?;
             return Err(Refusal::conflict(
-                format!("{id} ({}) is the last manager: the cluster would end", node.hostname),
-                "netctl cluster leave --force on that node, to end the cluster",
+                format!("{id} ({}) is a manager", node.hostname),
+                format!("netctl node demote {id} first"),
             ));
         }
         let now = self.now_ms;
+        self.removed_at = index;
         let intent = self.change(index);
         intent.nodes.remove(&id);
         let mut freed = Vec::new();
@@ -171,7 +178,7 @@ impl State {
     }
 }
 
-fn check_node(node: &NewNode) -> Result<(), Refusal> {
+pub(super) fn check_node(node: &NewNode) -> Result<(), Refusal> {
     if node.key.len() != 32 {
         return Err(Refusal::invalid(
             format!("the node's key has {} octets, Ed25519 keys have 32", node.key.len()),

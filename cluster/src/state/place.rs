@@ -8,6 +8,7 @@ use model::{
 };
 
 use super::State;
+use crate::mutant::{self, Mutant};
 use crate::placement::{self, Host};
 
 impl State {
@@ -25,7 +26,7 @@ impl State {
                 let all = loads.next_if(|l| l.0 == id).map_or(0, |l| *l.1);
                 Host {
                     id: *id,
-                    keeps: !node.down && node.availability != Availability::Drain,
+                    keeps: !node.down && (node.availability != Availability::Drain || mutant::on(Mutant::IgnoreDrain)),
                     takes: !node.down && node.availability == Availability::Active,
                     others: all.saturating_sub(u64::from(mine)),
                 }
@@ -45,6 +46,12 @@ impl State {
         };
         let hosts = self.hosts(&placed);
         let unplaced = placement::spread(&mut placed, &hosts, replicas);
+        if mutant::on(Mutant::PlaceTwice)
+            && let Some(slots) = placed.values().next().cloned()
+            && let Some(last) = placed.values_mut().next_back()
+        {
+            *last = slots;
+        }
         let now = (unplaced > 0).then(|| {
             format!("{unplaced} of {replicas} tasks have no node: none is active and up; try: netctl node ls")
         });

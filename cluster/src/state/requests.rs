@@ -3,6 +3,7 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::{Applied, Refusal};
+use crate::mutant::{self, Mutant};
 
 /// Requests remembered. A client retries within seconds; at thousands of writes a second this is still a second, and a
 /// retry that comes later than that meets the conflict that it made itself.
@@ -24,6 +25,9 @@ impl Requests {
     }
 
     pub(super) fn put(&mut self, request: u128, outcome: Outcome) {
+        if mutant::on(Mutant::ForgetRequest) {
+            return;
+        }
         if self.outcomes.insert(request, outcome).is_none() {
             self.order.push_back(request);
         }

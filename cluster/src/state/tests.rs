@@ -33,15 +33,15 @@ fn init() -> Command {
 }
 
 /// A state machine and what a leader adds to commands.
-struct Log {
-    state: State,
+pub(super) struct Log {
+    pub(super) state: State,
     index: u64,
     time: u64,
 }
 
 impl Log {
     /// One manager and `workers` workers.
-    fn new(workers: u8) -> Log {
+    pub(super) fn new(workers: u8) -> Log {
         let mut log = Log {
             state: State::default(),
             index: 0,
@@ -72,14 +72,14 @@ impl Log {
         outcome
     }
 
-    fn ok(&mut self, command: Command) -> Applied {
+    pub(super) fn ok(&mut self, command: Command) -> Applied {
         match self.run(command.clone()) {
             Ok((_, applied)) => applied,
             Err(e) => panic!("{command:?}: {e}"),
         }
     }
 
-    fn no(&mut self, command: Command) -> Refusal {
+    pub(super) fn no(&mut self, command: Command) -> Refusal {
         match self.run(command.clone()) {
             Ok(a) => panic!("{command:?} was not refused: {a:?}"),
             Err(e) => e,
@@ -617,6 +617,12 @@ fn any_command() -> impl Strategy<Value = Command> {
     prop_oneof![
         (1u8..9).prop_map(|n| Command::AddNode(node(n, if n == 1 { Role::Manager } else { Role::Worker }))),
         id.clone().prop_map(|node| Command::RemoveNode { node }),
+        (id.clone(), any::<bool>()).prop_map(|(node, manager)| Command::SetRole {
+            node,
+            role: if manager { Role::Manager } else { Role::Worker },
+            rpc: manager.then(|| "198.18.0.9:2377".to_owned()),
+        }),
+        (id.clone(), 1u64..4).prop_map(|(node, old)| Command::RenewRaft { node, old }),
         (id.clone(), any::<bool>()).prop_map(|(node, down)| Command::SetNodeDown { node, down }),
         (id.clone(), avail).prop_map(|(node, availability)| Command::SetAvailability { node, availability }),
         (net.clone(), net_spec).prop_map(|(name, spec)| Command::CreateNetwork {

@@ -12,6 +12,9 @@ use serde::{Serialize, de::DeserializeOwned};
 /// Largest request body, octets: a service with a long environment fits many times.
 pub(super) const MAX_BODY: usize = 1 << 20;
 
+/// The same where it carries a backup.
+pub(super) const MAX_RESTORE: usize = 256 << 20;
+
 /// A successful answer as JSON.
 pub struct Answer<T>(pub T);
 

@@ -20,7 +20,24 @@ async fn answer(c: &Cluster, path: &str) -> Result<String, ApiError> {
             "the same command on a manager",
         )
     };
-    let m = c.manager.as_ref().ok_or_else(unknown)?;
+    let told = |e: serde_json::Error| ApiError::new(Code::Internal, format!("the answer cannot be written: {e}"), "");
+    // What every manager knows.
+    match (path, c.manager_now()) {
+        ("/v1/cluster/members", Some(_)) => {
+            return serde_json::to_string(&super::cluster::member_views(c)).map_err(told);
+        }
+        ("/v1/cluster/quorum", Some(m)) => {
+            return serde_json::to_string(&super::cluster::quorum_of(c, &m)).map_err(told);
+        }
+        _ => {}
+    }
+    let m = c.leading().ok_or_else(|| {
+        ApiError::new(
+            Code::Unavailable,
+            "the manager that was asked does not lead",
+            "again in a moment; netctl cluster members",
+        )
+    })?;
     let json = if let Some(revision) = path.strip_prefix("/v1/convergence?revision=") {
         let revision = revision.parse().map_err(|_| unknown())?;
         serde_json::to_string(&m.progress(revision, &c.intent(), &c.facts(), c.me))
@@ -33,5 +50,5 @@ async fn answer(c: &Cluster, path: &str) -> Result<String, ApiError> {
     } else {
         return Err(unknown());
     };
-    json.map_err(|e| ApiError::new(Code::Internal, format!("the answer cannot be written: {e}"), ""))
+    json.map_err(told)
 }

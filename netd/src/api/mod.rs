@@ -5,11 +5,13 @@
 
 mod answer;
 mod cluster;
+pub(crate) mod command;
 mod endpoints;
 mod forwarded;
 mod networks;
 mod nodes;
 mod ports;
+mod route;
 mod serve;
 mod services;
 mod settings;
@@ -26,6 +28,7 @@ use axum::{
 use crate::daemon::Daemon;
 
 pub use answer::{Answer, Fail};
+pub(crate) use command::{PATH as COMMAND_PATH, encode as encode_command};
 pub use forwarded::query;
 pub use serve::{listen, serve};
 
@@ -43,12 +46,29 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/cluster/join", post(cluster::join))
         .route("/v1/cluster/leave", post(cluster::leave))
         .route("/v1/cluster/members", get(cluster::members))
-        .route("/v1/cluster/token", get(cluster::token))
+        .route("/v1/cluster/token", get(cluster::token).post(cluster::rotate_token))
+        .route("/v1/cluster/renew", post(cluster::renew))
+        .route("/v1/cluster/custody", get(cluster::custody))
+        .route("/v1/cluster/ca/rotate", post(cluster::rotate_ca))
+        .route("/v1/cluster/unlock", post(cluster::unlock))
+        .route(
+            "/v1/cluster/unlock-key",
+            get(cluster::unlock_key).post(cluster::rotate_unlock_key),
+        )
+        .route("/v1/cluster/quorum", get(cluster::quorum))
+        .route("/v1/cluster/transfer", post(cluster::transfer))
+        .route("/v1/cluster/recover", post(cluster::recover))
+        .route("/v1/cluster/backup", post(cluster::backup))
+        .route(
+            "/v1/cluster/restore",
+            post(cluster::restore).layer(axum::extract::DefaultBodyLimit::max(answer::MAX_RESTORE)),
+        )
         .route("/v1/discover", post(cluster::discover))
         .route("/v1/cluster", get(settings::inspect))
         .route("/v1/cluster/update", post(settings::update))
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::one).delete(nodes::remove))
+        .route("/v1/nodes/{id}/role", post(nodes::role))
         .route("/v1/networks", get(networks::list))
         .route(
             "/v1/networks/{name}",
@@ -71,8 +91,13 @@ pub fn router(daemon: Shared) -> Router {
             put(endpoints::attach).get(endpoints::one).delete(endpoints::detach),
         )
         .route("/v1/endpoints/{id}/drain", post(endpoints::drain))
+        .route(
+            command::PATH,
+            post(command::command).layer(axum::extract::DefaultBodyLimit::max(command::MAX)),
+        )
         .fallback(answer::unknown_path)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(answer::MAX_BODY))
+        .layer(axum::middleware::from_fn_with_state(daemon.clone(), route::route))
         .with_state(daemon)
 }

@@ -1,14 +1,20 @@
 //! `/v1/nodes`
 
-use axum::extract::{Path, State};
+use axum::{
+    extract::{Path, Query, State},
+    response::{IntoResponse, Response},
+};
 use model::{
     Code, NodeId,
-    api::{Changed, NodeHealth, NodeView},
+    api::{Changed, NodeHealth, NodeView, RoleAnswer, RoleChange},
+    intent::Role,
 };
+
+use serde::Deserialize;
 
 use super::{
     Shared,
-    answer::{Answer, Fail},
+    answer::{Answer, Body, Fail},
 };
 use crate::daemon::Cluster;
 
@@ -56,7 +62,7 @@ pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<NodeView>
 }
 
 /// By id (`n2`) or host name.
-fn find(c: &Cluster, text: &str) -> Result<NodeId, Fail> {
+pub(super) fn find(c: &Cluster, text: &str) -> Result<NodeId, Fail> {
     let intent = c.intent();
     let by_id = text.parse::<NodeId>().ok().filter(|id| intent.nodes.contains_key(id));
     let mut by_name = intent
@@ -83,14 +89,32 @@ pub(super) async fn one(State(d): State<Shared>, Path(text): Path<String>) -> Re
         .ok_or_else(|| Fail::new(Code::NotFound, format!("no node {text}"), "netctl node ls"))
 }
 
-pub(super) async fn remove(State(d): State<Shared>, Path(text): Path<String>) -> Result<Answer<Changed>, Fail> {
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RemoveQuery {
+    #[serde(default)]
+    force: bool,
+}
+
+pub(super) async fn remove(
+    State(d): State<Shared>,
+    Path(text): Path<String>,
+    Query(q): Query<RemoveQuery>,
+) -> Result<Answer<Changed>, Fail> {
     let c = d.cluster()?;
     let id = find(&c, &text)?;
-    if c.facts().health.get(&id) == Some(&NodeHealth::Ready) {
+    if c.intent().nodes.get(&id).is_some_and(|n| n.role == Role::Manager) {
+        return Err(Fail::new(
+            Code::Conflict,
+            format!("{id} is a manager"),
+            format!("netctl node demote {id} first"),
+        ));
+    }
+    if id == c.me || (!q.force && c.facts().health.get(&id) == Some(&NodeHealth::Ready)) {
         return Err(Fail::new(
             Code::Conflict,
             format!("{id} is alive"),
-            "netctl cluster leave on that node",
+            format!("netctl cluster leave on that node, or netctl node rm --force {id}"),
         ));
     }
     let (revision, _) = c
@@ -101,4 +125,44 @@ pub(super) async fn remove(State(d): State<Shared>, Path(text): Path<String>) ->
         revision,
         message: format!("{id} is removed; its id is never used again"),
     }))
+}
+
+pub(super) async fn role(
+    State(d): State<Shared>,
+    Path(text): Path<String>,
+    Body(req): Body<RoleChange>,
+) -> Result<Response, Fail> {
+    let c = d.cluster()?;
+    let id = find(&c, &text)?;
+    let m = c.manager()?;
+    let hostname = c
+        .intent()
+        .nodes
+        .get(&id)
+        .map(|n| n.hostname.clone())
+        .unwrap_or_default();
+    let managers = |i: &model::Intent| i.nodes.values().filter(|n| n.role == Role::Manager).count();
+    let (done, becomes) = match req.role {
+        Role::Manager => (m.promote(&c, id).await, "a manager"),
+        Role::Worker if id == c.me && managers(&c.intent()) > 1 => {
+            // The leader cannot take itself out: whoever leads next does.
+            m.transfer(&c.intent(), None).await?;
+            return Ok(super::route::not_leader());
+        }
+        Role::Worker => (m.demote(&c.intent(), id, req.force).await, "a worker"),
+    };
+    let revision = match done {
+        Ok(revision) => revision,
+        // The lead was lost meanwhile: whoever has it goes on from what is there.
+        Err(_) if !m.leads() => return Ok(super::route::not_leader()),
+        Err(e) => return Err(e.into()),
+    };
+    let message = format!("{id} ({hostname}) becomes {becomes}");
+    let answer = RoleAnswer {
+        node: id,
+        revision,
+        message,
+        warning: super::cluster::warning(managers(&c.intent())),
+    };
+    Ok(Answer(answer).into_response())
 }

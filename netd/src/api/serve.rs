@@ -1,6 +1,11 @@
 //! The accept loop: who may connect, how many, and how long a head may take.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::Router;
 use hyper_util::{
@@ -17,20 +22,31 @@ const MAX_CONNECTIONS: usize = 256;
 /// Longest time for a request's head to arrive.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a daemon that was killed may take to be gone.
+const DYING: Duration = Duration::from_secs(3);
+
 /// Makes the socket. A socket file that nobody answers on is a dead daemon's and replaced; a living one is an error.
 pub async fn listen(path: &Path) -> std::io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir)?;
     }
-    match UnixStream::connect(path).await {
-        Ok(_) => {
-            return Err(std::io::Error::other(format!(
-                "another netd answers on {}; try: systemctl status netd, or another [node] run_dir",
-                path.display()
-            )));
+    let until = Instant::now() + DYING;
+    loop {
+        match UnixStream::connect(path).await {
+            // A daemon that was killed keeps its socket until its last thread has come back from the kernel.
+            Ok(_) if Instant::now() < until => tokio::time::sleep(Duration::from_millis(50)).await,
+            Ok(_) => {
+                return Err(std::io::Error::other(format!(
+                    "another netd answers on {}; try: systemctl status netd, or another [node] run_dir",
+                    path.display()
+                )));
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+                break;
+            }
+            Err(_) => break,
         }
-        Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => std::fs::remove_file(path)?,
-        Err(_) => {}
     }
     let listener = UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;

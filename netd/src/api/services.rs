@@ -116,7 +116,7 @@ pub(super) async fn tasks(State(d): State<Shared>, path: Path<String>) -> Result
     if !c.intent().services.contains_key(&name) {
         return Err(unknown(&c, &name));
     }
-    match &c.manager {
+    match c.leading() {
         Some(m) => Ok(Answer(m.tasks(&name, &c.facts()))),
         // The managers alone remember what became of earlier tasks.
         None => Ok(Answer(c.ask_manager(&format!("/v1/services/{name}/tasks")).await?)),

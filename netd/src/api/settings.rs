@@ -47,9 +47,27 @@ pub(super) async fn update(State(d): State<Shared>, Body(req): Body<ClusterUpdat
     let changes: Vec<Change> = changes.collect::<Result<_, _>>().map_err(model::ApiError::from)?;
     let (revision, applied) = c.manager()?.propose(Command::UpdateSettings(changes)).await?;
     let set: Vec<String> = req.set.iter().map(|(k, v)| format!("{k}={v}")).collect();
-    let message = match applied {
+    let mut message = match applied {
         Applied::Unchanged => "unchanged".to_owned(),
         _ => set.join(" "),
     };
+    let intent = c.intent();
+    if req.set.contains_key("autolock") && applied != Applied::Unchanged {
+        let m = c.manager()?;
+        match intent.settings.autolock {
+            true => {
+                let key = m.unlock_key(&intent, false).await?;
+                d.seal(&c, Some(key.clone())).await?;
+                message.push_str(&format!(
+                    "\nafter a restart a manager is opened by: netctl cluster unlock\nkeep this key where no manager's disk is:\n  {}",
+                    key.reveal()
+                ));
+            }
+            false => {
+                m.forget_unlock_key().await?;
+                d.seal(&c, None).await?;
+            }
+        }
+    }
     Ok(Answer(Changed { revision, message }))
 }

@@ -79,6 +79,16 @@ pub(super) async fn watch(State(d): State<Shared>, Query(q): Query<WatchQuery>) 
             if let Some(ch) = &mut changes {
                 ch.mark_unchanged();
             }
+            if c.as_ref().is_some_and(|c| c.intent().revision == 0)
+                && let Some(ch) = &mut changes
+            {
+                // Nothing is known yet, which is not the same as nothing to run.
+                tokio::select! {
+                    r = ch.changed() => if r.is_err() { return None },
+                    r = joined.changed() => if r.is_err() { return None },
+                }
+                continue;
+            }
             let now = assignments(c.as_deref()).unwrap_or(Assignments {
                 revision: 0,
                 node: model::NodeId(0),

@@ -1,6 +1,9 @@
 //! `[cluster] join`: a node joins by itself at its first boot.
 
-use std::{sync::Weak, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use model::{ApiError, Code, api::ClusterJoin};
 
@@ -58,7 +61,7 @@ pub(super) async fn run(daemon: Weak<Daemon>) {
     }
 }
 
-async fn round(d: &Daemon) -> Result<(), ApiError> {
+async fn round(d: &Arc<Daemon>) -> Result<(), ApiError> {
     let token = token(d)?;
     let mut last = None;
     for place in &d.config.cluster.join {
@@ -114,7 +117,7 @@ fn token(d: &Daemon) -> Result<Token, ApiError> {
 /// Whether the token's pin is of another CA than this node's. A token that cannot be read says nothing.
 fn another_cluster(d: &Daemon) -> bool {
     let Ok(token) = token(d) else { return false };
-    match Credentials::load(&d.config.node.state_dir) {
+    match Credentials::load(&d.vault) {
         Ok(Some(c)) => !token.pins(&c.ca),
         _ => false,
     }

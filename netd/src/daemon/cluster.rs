@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard},
+    sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
 
@@ -14,16 +14,17 @@ use model::{
 };
 use serde::de::DeserializeOwned;
 use tokio::{
-    net::TcpListener,
     sync::{mpsc, watch},
     task::JoinSet,
 };
 
 use super::{
+    Daemon,
     feeds::{keep_table, meet, newest_intent},
     follow::{everywhere, rpc_listen, where_now},
     internal,
-    kept::{keep_intent, last_intent, open_store},
+    kept::{last_intent, open_log},
+    role::{keep_view, listen},
     rows::look_who_listens,
 };
 use crate::{
@@ -32,16 +33,29 @@ use crate::{
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, Gossip, GossipConfig},
-    identity::{Credentials, NodeKey, Tls},
+    identity::{Credentials, Holding, Issued, NodeKey, Tls, Vault},
+    known::Known,
     manager::{FirstCommand, Manager},
     place::{Addresses, Place},
     reconcile::{self, Kernel, Reconciled, Reconciler},
-    rpc::{self, Managers, Uplink, UplinkConfig},
+    rpc::{self, Local, Uplink, UplinkConfig},
     view,
 };
 
 /// Longest wait for the first intent after joining.
 const FIRST_INTENT: Duration = Duration::from_secs(15);
+
+/// What a node enters a cluster with.
+pub(super) struct Enter {
+    /// The intent that it got when it joined.
+    pub(super) known: Option<Arc<Intent>>,
+    /// Where its secrets lie.
+    pub(super) vault: Arc<Vault>,
+    /// The daemon that its requests are answered by.
+    pub(super) daemon: Weak<Daemon>,
+    /// Told why the daemon must end.
+    pub(super) fatal: mpsc::Sender<String>,
+}
 
 /// Running rooms.
 pub struct Cluster {
@@ -49,16 +63,25 @@ pub struct Cluster {
     pub me: NodeId,
     /// Settings.
     pub config: Config,
-    /// Its part as a manager.
-    pub manager: Option<Manager>,
+    /// Its part as a manager, while it has one.
+    pub(super) manager: watch::Sender<Option<Arc<Manager>>>,
+    /// Why it does not do what its role asks for.
+    pub(super) role_problem: watch::Sender<Option<String>>,
+    pub(super) known: Known,
+    pub(super) tls: Arc<Tls>,
+    pub(super) key: Arc<NodeKey>,
+    pub(super) local: watch::Sender<Option<Local>>,
+    daemon: Weak<Daemon>,
+    pub(super) fatal: mpsc::Sender<String>,
     pub(super) hostname: String,
     pub(super) place: Mutex<Place>,
     pub(super) addresses: watch::Sender<Addresses>,
+    /// The intent, with managers at the addresses that gossip tells.
+    pub(super) reach: watch::Sender<Arc<Intent>>,
     pub(super) gossip: Gossip,
     pub(super) reconciler: Reconciler,
     /// Attach and detach come one after the other.
     pub(super) attaching: tokio::sync::Mutex<()>,
-    pub(super) role: Role,
     pub(super) uplink: Uplink,
     pub(super) intent: watch::Receiver<Arc<Intent>>,
     pub(super) facts: watch::Receiver<Arc<Facts>>,
@@ -67,6 +90,15 @@ pub struct Cluster {
     endpoints_version: watch::Sender<u64>,
     pub(super) tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
     pub(super) names: DnsServer,
+    /// What this node holds of certificates and keys.
+    pub(super) holding: watch::Sender<Holding>,
+    /// The role that its certificate says.
+    pub(super) certified: watch::Sender<Role>,
+    /// Why its certificate cannot be kept fresh.
+    trouble: watch::Sender<Option<String>>,
+    /// A certificate that this node got by a token, to be taken.
+    pub(super) renewed: watch::Sender<Option<Issued>>,
+    pub(super) vault: Arc<Vault>,
     announcer: Mutex<Option<Announcer>>,
     running: Mutex<JoinSet<()>>,
 }
@@ -78,8 +110,7 @@ impl Cluster {
         hostname: &str,
         credentials: Credentials,
         first: Option<FirstCommand>,
-        known: Option<Arc<Intent>>,
-        fatal: mpsc::Sender<String>,
+        enter: Enter,
     ) -> Result<Arc<Cluster>, ApiError> {
         let state = config.node.state_dir.clone();
         let me = credentials.node;
@@ -88,7 +119,8 @@ impl Cluster {
         let (place, now) = where_now(place, config).await?;
         let seeds = place.seeds.clone();
         let addresses = watch::Sender::new(now.clone());
-        let key = NodeKey::load_or_create(&state)?;
+        let vault = enter.vault;
+        let key = Arc::new(NodeKey::load_or_create(&vault)?);
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
             let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
@@ -107,57 +139,26 @@ impl Cluster {
             None => None,
         };
 
-        // Intent: the log on a manager, the stream's copy on a worker.
-        let mut manager = None;
-        let mut port = None;
-        let intent;
-        let managers;
-        let sink;
-        if credentials.role == Role::Manager {
-            let store = open_store(&state, first).await?;
-            intent = store.intent();
-            sink = watch::Sender::new(intent.borrow().clone());
-            let (m, p) = Manager::new(store, addresses.subscribe());
-            let listener = TcpListener::bind(rpc_listen(config, &now)).await.map_err(|e| {
-                ApiError::new(
-                    Code::Conflict,
-                    format!(
-                        "the managers' port {} cannot be listened on: {e}",
-                        config.cluster.listen
-                    ),
-                    "ss -ltnp, or another [cluster] listen",
-                )
-            })?;
-            let (hub, tls) = (m.hub.clone(), tls.clone());
-            running.spawn(async move { hub.serve(listener, tls).await });
-            managers = Managers::Local(m.hub.clone());
-            let mut ended = m.store.fatal();
-            running.spawn(async move {
-                if let Ok(why) = ended
-                    .wait_for(|w| w.is_some())
-                    .await
-                    .map(|w| w.clone().unwrap_or_default())
-                {
-                    let _ = fatal.send(format!("the log cannot be written: {why}")).await;
-                }
-            });
-            (manager, port) = (Some(m), Some(p));
-        } else {
-            let last = known.or_else(|| last_intent(&state)).unwrap_or_default();
-            sink = watch::Sender::new(last);
-            intent = sink.subscribe();
-            let first = credentials.managers.iter().filter_map(|m| m.parse().ok()).collect();
-            managers = Managers::Remote {
-                tls: tls.clone(),
-                first,
-            };
-            running.spawn(keep_intent(state.clone(), intent.clone()));
-        }
+        // Intent: from this manager's own log, from a stream to another one, and at first from the disk.
+        let log = open_log(config, &vault, first).await?;
+        let last = enter.known.or_else(|| last_intent(&state)).unwrap_or_default();
+        let known = Known::new(last);
+        let listener = match &log {
+            Some(log) => {
+                known.offer(&log.store.intent().borrow());
+                Some(listen(rpc_listen(config, &now)).await?)
+            }
+            None => None,
+        };
+        let intent = known.watch();
+        let local = watch::Sender::new(None);
         let (uplink, asked) = Uplink::start(UplinkConfig {
             me,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            managers,
-            intent: sink,
+            tls: tls.clone(),
+            first: credentials.managers.iter().filter_map(|m| m.parse().ok()).collect(),
+            local: local.subscribe(),
+            intent: known.clone(),
         });
 
         let gossip_addr = now.gossip;
@@ -199,7 +200,7 @@ impl Cluster {
         ));
         // Before anything is compared: what still listens here, and what the managers have decided meanwhile.
         look_who_listens(&endpoints).await;
-        if credentials.role == Role::Worker {
+        if log.is_none() {
             newest_intent(&uplink, intent.clone()).await;
         }
         let inputs = reconcile::Inputs {
@@ -218,18 +219,26 @@ impl Cluster {
         };
         let names = DnsServer::new(table.subscribe(), forward);
         running.spawn(keep_table(table, intent.clone(), facts.clone()));
+        let reach = watch::Sender::new(intent.borrow().clone());
         let c = Arc::new(Cluster {
             me,
             config: config.clone(),
-            manager,
+            manager: watch::Sender::new(None),
+            role_problem: watch::Sender::new(None),
+            known,
+            tls: tls.clone(),
+            key: key.clone(),
+            local,
+            daemon: enter.daemon,
+            fatal: enter.fatal,
             hostname: hostname.to_owned(),
             place: Mutex::new(place),
             addresses,
+            reach,
             gossip,
             reconciled: reconciler.status(),
             reconciler,
             attaching: tokio::sync::Mutex::new(()),
-            role: credentials.role,
             uplink,
             intent,
             facts,
@@ -237,51 +246,75 @@ impl Cluster {
             endpoints_version: watch::Sender::new(0),
             tasks: watch::Sender::new(BTreeMap::new()),
             names,
+            holding: watch::Sender::new(rpc::holding(&credentials, &tls)),
+            certified: watch::Sender::new(credentials.role),
+            trouble: watch::Sender::new(None),
+            renewed: watch::Sender::new(None),
+            vault: vault.clone(),
             announcer: Mutex::new(announcer),
             running: Mutex::new(running),
         });
-        if let Some(p) = port {
-            p.belongs_to(&c);
+        if let (Some(log), Some(listener)) = (log, listener) {
+            c.install(log, listener);
         }
         c.publish_node();
-        c.announce();
         c.spawn(c.clone().follow_addresses());
         c.spawn(c.clone().follow_managers());
         c.spawn(c.clone().follow_settings());
         c.spawn(c.clone().look_for_managers());
+        c.spawn(c.clone().keep_announced());
+        c.spawn(c.clone().keep_told());
         c.spawn(c.clone().keep_rows());
         c.spawn(c.clone().wake_reconciler());
         c.spawn(c.clone().report());
         c.spawn(c.clone().answer(asked));
         c.spawn(c.clone().keep_names());
+        let custody = rpc::Custody {
+            held: credentials,
+            me,
+            uplink: c.uplink.clone(),
+            vault,
+            key,
+            tls,
+            intent: c.intent.clone(),
+            own: c.local.subscribe(),
+            holding: c.holding.clone(),
+            certified: c.certified.clone(),
+            trouble: c.trouble.clone(),
+            proved: c.renewed.subscribe(),
+        };
         c.spawn({
-            let c = c.clone();
-            async move { rpc::keep_credentials(&c.uplink, &state, &key, &tls).await }
+            let gossip = c.gossip.clone();
+            rpc::keep_credentials(custody, move |keys| gossip.set_keys(keys).map_err(|e| e.to_string()))
         });
-        c.spawn(c.clone().follow_keys());
-        if c.manager.is_some() {
-            let weak = Arc::downgrade(&c);
-            c.spawn({
-                let c = c.clone();
-                async move {
-                    if let Some(m) = &c.manager {
-                        m.oversee(weak).await;
-                    }
-                }
-            });
-        }
+        c.spawn(c.clone().follow_role());
+        c.spawn(keep_view(
+            config.node.state_dir.clone(),
+            c.known.watch(),
+            c.manager.subscribe(),
+        ));
         Ok(c)
     }
 
-    fn spawn(&self, f: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, f: impl Future<Output = ()> + Send + 'static) {
         if let Ok(mut r) = self.running.lock() {
             r.spawn(f);
         }
     }
 
-    /// Role of this node.
-    pub fn role(&self) -> Role {
-        self.role
+    /// Why this node's certificate cannot be kept fresh, if it cannot.
+    pub fn trouble(&self) -> Option<String> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Where this node's secrets lie.
+    pub(crate) fn vault(&self) -> Arc<Vault> {
+        self.vault.clone()
+    }
+
+    /// The daemon that this node's requests are answered by.
+    pub fn daemon(&self) -> Option<Arc<Daemon>> {
+        self.daemon.upgrade()
     }
 
     /// Where this node is now.
@@ -333,47 +366,9 @@ impl Cluster {
         view::node_row(facts, node)
     }
 
-    /// This node's part as a manager, or who the managers are.
-    pub fn manager(&self) -> Result<&Manager, ApiError> {
-        self.manager.as_ref().ok_or_else(|| {
-            let intent = self.intent();
-            let managers = intent.nodes.iter().filter(|(_, n)| n.role == Role::Manager);
-            let names: Vec<String> = managers
-                .map(|(id, n)| {
-                    format!(
-                        "{} ({id}{})",
-                        n.hostname,
-                        n.rpc.as_ref().map(|r| format!(", {r}")).unwrap_or_default()
-                    )
-                })
-                .collect();
-            ApiError::new(
-                Code::NotManager,
-                "this node is a worker: changes are made on a manager",
-                format!("the same command on {}", names.join(" or ")),
-            )
-        })
-    }
-
-    /// Who leads the managers, when it is known: with one manager that is the one.
-    pub fn leader(&self) -> Option<NodeId> {
-        match &self.manager {
-            Some(m) => m.store.status().leader.map(NodeId),
-            None => {
-                let intent = self.intent();
-                let mut managers = intent
-                    .nodes
-                    .iter()
-                    .filter(|(_, n)| n.role == Role::Manager)
-                    .map(|(id, _)| *id);
-                managers.next().filter(|_| managers.next().is_none())
-            }
-        }
-    }
-
     /// How far every node has come with a revision.
     pub async fn progress(&self, revision: u64) -> Result<Convergence, ApiError> {
-        match &self.manager {
+        match self.leading() {
             Some(m) => Ok(m.progress(revision, &self.intent(), &self.facts(), self.me)),
             None => self.ask_manager(&format!("/v1/convergence?revision={revision}")).await,
         }
@@ -441,7 +436,7 @@ impl Cluster {
 
     /// A manager is announced, a worker is not: nobody can join at it.
     pub(super) fn announce(&self) {
-        let addr = self.manager.as_ref().map(|_| self.addresses().rpc.to_string());
+        let addr = self.manager_now().map(|_| self.addresses().rpc.to_string());
         if let Ok(a) = self.announcer.lock()
             && let Some(a) = a.as_ref()
         {
@@ -459,9 +454,6 @@ impl Cluster {
 
     /// Tells managers that this node leaves.
     pub(super) async fn tell_leaving(&self) -> Result<(), String> {
-        if self.role == Role::Manager {
-            return Ok(());
-        }
         self.uplink.leave().await.map_err(|e| e.message)?;
         self.gossip.leave().await;
         Ok(())
@@ -469,6 +461,9 @@ impl Cluster {
 
     /// Ends every room; the kernel keeps its state.
     pub async fn stop(self: &Arc<Self>) {
+        if let Some(m) = self.manager_now() {
+            m.step_down().await;
+        }
         self.end_rooms().await;
         let c = self.clone();
         let _ = tokio::task::spawn_blocking(move || c.reconciler.stop()).await;
@@ -504,8 +499,9 @@ impl Cluster {
             Err(e) => std::mem::take(&mut *e.into_inner()),
         };
         running.shutdown().await;
-        if let Some(m) = &self.manager {
-            m.store.shutdown().await;
+        if let Some(m) = self.manager.send_replace(None) {
+            self.local.send_replace(None);
+            m.stop().await;
         }
     }
 }

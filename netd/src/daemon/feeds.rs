@@ -42,6 +42,7 @@ impl Cluster {
     pub(super) async fn report(self: Arc<Self>) {
         let (mut reconciled, mut tasks, mut intent) =
             (self.reconciled.clone(), self.tasks.subscribe(), self.intent.clone());
+        let mut holding = self.holding.subscribe();
         loop {
             let now = reconciled.borrow_and_update().clone();
             let placed = intent.borrow_and_update().clone();
@@ -66,8 +67,10 @@ impl Cluster {
                 problems,
                 tasks: mine,
                 held: now.held.clone(),
+                holds: holding.borrow_and_update().clone(),
             });
             let r = tokio::select! {
+                r = holding.changed() => r,
                 r = reconciled.changed() => r,
                 r = tasks.changed() => r,
                 r = intent.changed() => r,
@@ -84,6 +87,14 @@ impl Cluster {
         mut asked: mpsc::Receiver<(Ask, tokio::sync::oneshot::Sender<Answer>)>,
     ) {
         while let Some((ask, tell)) = asked.recv().await {
+            if ask == Ask::ManagerAddress {
+                let answer = match self.may_listen().await {
+                    Ok(addr) => Answer::Address { addr },
+                    Err(why) => Answer::Failed { why },
+                };
+                let _ = tell.send(answer);
+                continue;
+            }
             let found = tokio::task::spawn_blocking(move || match ask {
                 Ask::PortFree { port, proto } => match sockdiag::holders(proto, port) {
                     Ok(h) => match h.first() {
@@ -95,19 +106,11 @@ impl Cluster {
                     Err(e) => Answer::Failed { why: e.to_string() },
                 },
                 Ask::HostRoutes => routes_answer(reconcile::host::routed_subnets()),
+                Ask::ManagerAddress => Answer::Failed {
+                    why: "answered elsewhere".into(),
+                },
             });
             let _ = tell.send(found.await.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
-        }
-    }
-
-    /// Gossip seals with the keys that managers tell.
-    pub(super) async fn follow_keys(self: Arc<Self>) {
-        let mut keys = self.uplink.keys();
-        while keys.changed().await.is_ok() {
-            let now = keys.borrow_and_update().clone();
-            if let Err(e) = self.gossip.set_keys(&now) {
-                tracing::error!("the new gossip keys cannot be used: {e}");
-            }
         }
     }
 

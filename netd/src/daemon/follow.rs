@@ -8,8 +8,8 @@ use std::{
     time::Duration,
 };
 
-use cluster::state::{Command, NewNode};
-use model::{ApiError, intent::Role};
+use cluster::state::Command;
+use model::{ApiError, NodeId, intent::Role};
 
 use super::Cluster;
 use crate::{
@@ -77,7 +77,6 @@ impl Cluster {
         let mut reconciled = self.reconcile_changes();
         let mut seen = None;
         loop {
-            self.tell_log().await;
             let changed = reconciled.wait_for(|r| seen.as_ref() != Some(&r.addresses)).await;
             let Ok(now) = changed.map(|r| r.addresses.clone()) else {
                 return;
@@ -114,19 +113,20 @@ impl Cluster {
 
     /// A manager's address is in the log: nodes that have never met it find it there.
     async fn tell_log(&self) {
-        let Some(m) = &self.manager else { return };
         loop {
             let rpc = Some(self.addresses().rpc.to_string());
             let intent = self.intent();
-            let Some(node) = intent.nodes.get(&self.me).filter(|n| n.rpc != rpc) else {
+            let (Some(m), Some(node)) = (self.manager_now(), intent.nodes.get(&self.me)) else {
                 return;
             };
-            let command = Command::AddNode(NewNode {
-                hostname: node.hostname.clone(),
-                role: node.role,
-                key: node.key.clone(),
+            if node.role != Role::Manager || node.rpc == rpc {
+                return;
+            }
+            let command = Command::SetRole {
+                node: self.me,
+                role: Role::Manager,
                 rpc,
-            });
+            };
             match m.propose(command).await {
                 Ok(_) => return,
                 Err(e) => tracing::warn!("this manager's address is not in the log yet: {}", e.message),
@@ -135,23 +135,71 @@ impl Cluster {
         }
     }
 
-    /// Tells the stream where managers are now, as gossip knows it.
+    /// Tells whoever speaks to managers where they are now, as gossip knows it: a manager that has moved must be reached
+    /// before the log can say so.
     pub(super) async fn follow_managers(self: Arc<Self>) {
         let (mut facts, mut intent) = (self.facts.clone(), self.intent_changes());
         loop {
             let (known, now) = (facts.borrow_and_update().clone(), intent.borrow_and_update().clone());
-            let managers = now.nodes.iter().filter(|(_, n)| n.role == Role::Manager);
-            let at = managers.filter_map(|(id, n)| {
-                let rpc: SocketAddr = n.rpc.as_ref()?.parse().ok()?;
-                let row = self.node_row(&known, *id)?;
-                Some((*id, SocketAddr::new(row.gossip.ip(), rpc.port())))
+            let managers = now
+                .nodes
+                .iter()
+                .filter(|(id, n)| n.role == Role::Manager && **id != self.me);
+            let at: BTreeMap<NodeId, SocketAddr> = managers
+                .filter_map(|(id, n)| {
+                    let rpc: SocketAddr = n.rpc.as_ref()?.parse().ok()?;
+                    let row = self.node_row(&known, *id)?;
+                    Some((*id, SocketAddr::new(row.gossip.ip(), rpc.port())))
+                })
+                .collect();
+            let mut reach = now;
+            for (id, addr) in &at {
+                let rpc = Some(addr.to_string());
+                if reach.nodes.get(id).is_some_and(|n| n.rpc != rpc)
+                    && let Some(n) = Arc::make_mut(&mut reach).nodes.get_mut(id)
+                {
+                    n.rpc = rpc;
+                }
+            }
+            self.reach.send_if_modified(|old| {
+                let new = !Arc::ptr_eq(old, &reach) && *old != reach;
+                *old = reach;
+                new
             });
-            self.uplink.managers_at(at.collect::<BTreeMap<_, _>>());
+            self.uplink.managers_at(at);
             let r = tokio::select! {
                 r = facts.changed() => r,
                 r = intent.changed() => r,
             };
             if r.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Keeps this manager's address in the log.
+    pub(super) async fn keep_told(self: Arc<Self>) {
+        let (mut manager, mut addresses) = (self.manager.subscribe(), self.addresses.subscribe());
+        let mut intent = self.intent_changes();
+        loop {
+            self.tell_log().await;
+            let r = tokio::select! {
+                r = manager.changed() => r,
+                r = addresses.changed() => r,
+                r = intent.changed() => r,
+            };
+            if r.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// A node is announced while it is a manager.
+    pub(super) async fn keep_announced(self: Arc<Self>) {
+        let mut manager = self.manager.subscribe();
+        loop {
+            self.announce();
+            if manager.changed().await.is_err() {
                 return;
             }
         }
@@ -165,7 +213,7 @@ impl Cluster {
             .into_iter()
             .chain(self.config.cluster.join.iter().cloned())
             .collect();
-        if sources.is_empty() || self.manager.is_some() {
+        if sources.is_empty() {
             return;
         }
         let context = discover::Context {

@@ -1,49 +1,129 @@
 //! What this node keeps on disk beside log, identity, gossip and place: the last intent, the log's key.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use model::{ApiError, Code, Intent};
+use cluster::{log::LogError, manager::ManagerError};
+use model::{ApiError, Intent, intent::Role};
 use tokio::sync::watch;
 
 use super::internal;
-use crate::{manager::FirstCommand, store::Store};
+use crate::{
+    config::Config,
+    identity::{LOG_KEY, Vault},
+    manager::FirstCommand,
+    peers::Peers,
+    store::{Store, StoreError, Transport},
+};
 
+/// Between two writes of the last view on a worker.
+const KEEP: Duration = Duration::from_millis(200);
+/// The same on a manager.
+const KEEP_MANAGER: Duration = Duration::from_secs(5);
 /// The last view of the intent, for a start without managers.
 const INTENT: &str = "intent.json";
 
-pub(super) async fn open_store(state: &std::path::Path, first: Option<FirstCommand>) -> Result<Store, ApiError> {
-    let dir = state.join("raft");
-    let key = log_key(state)?;
+/// An open log, and where its messages to other managers will go.
+pub(super) struct Log {
+    pub(super) store: Store,
+    pub(super) transport: Arc<OnceLock<Peers>>,
+}
+
+/// The log that is here; none: this node has no manager's part now.
+///
+/// One that is damaged while there are other managers is laid aside: this node gets theirs, as a new voter.
+pub(super) async fn open_log(
+    config: &Config,
+    vault: &Vault,
+    first: Option<FirstCommand>,
+) -> Result<Option<Log>, ApiError> {
+    let (dir, state) = (config.log_dir(), config.node.state_dir.clone());
+    let key = log_key(vault)?;
+    let (transport, send) = transport();
     let opened = tokio::task::spawn_blocking(move || match first {
-        Some(f) => Store::create(&dir, key, f.command).map(Some),
-        None => Store::open(&dir, key),
+        Some(f) => Store::create(&dir, key, f.command, send).map(Some),
+        None => Store::open(&dir, key, send).or_else(|e| match e {
+            StoreError::Manager(ManagerError::Log(LogError::Damaged { .. })) if others_manage(&state) => {
+                tracing::error!("{e}; going on without it: the other managers have the same log, and will send it");
+                lay_aside(&dir).map(|()| None)
+            }
+            e => Err(e),
+        }),
     });
     match opened.await.map_err(|e| internal("the log", e))? {
-        Ok(Some(s)) => Ok(s),
-        Ok(None) => Err(ApiError::new(
-            Code::Internal,
-            format!("the log is missing in {}", state.display()),
-            "restore it, or netctl cluster leave --force and begin anew",
-        )),
+        Ok(store) => Ok(store.map(|store| Log { store, transport })),
         Err(e) => Err(internal("the log", e)),
     }
 }
 
+/// An empty log under an id that has never voted; what lies there is wiped.
+pub(super) async fn join_log(config: &Config, vault: &Vault, id: u64) -> Result<Log, ApiError> {
+    forget_log(config, vault)?;
+    let dir = config.log_dir();
+    let key = log_key(vault)?;
+    let (transport, send) = transport();
+    let made = tokio::task::spawn_blocking(move || Store::join(&dir, key, id, send));
+    let store = made.await.map_err(|e| internal("the log", e))?;
+    Ok(Log {
+        store: store.map_err(|e| internal("the log", e))?,
+        transport,
+    })
+}
+
+/// Wipes the log of a node that is no manager, or that begins anew, and its key.
+pub(super) fn forget_log(config: &Config, vault: &Vault) -> Result<(), ApiError> {
+    Store::wipe(&config.log_dir()).map_err(|e| internal("the old log cannot be wiped", e))?;
+    Ok(vault.remove(LOG_KEY)?)
+}
+
+/// The log's messages go to whoever is put here.
+fn transport() -> (Arc<OnceLock<Peers>>, Transport) {
+    let to: Arc<OnceLock<Peers>> = Arc::default();
+    let send: Transport = Box::new({
+        let to = to.clone();
+        move |m| {
+            if let Some(peers) = to.get() {
+                peers.send(m);
+            }
+        }
+    });
+    (to, send)
+}
+
+/// Whether the last view names managers beside this node.
+fn others_manage(state: &std::path::Path) -> bool {
+    let managers = |i: &Intent| i.nodes.values().filter(|n| n.role == Role::Manager).count();
+    last_intent(state).is_some_and(|i| managers(&i) > 1)
+}
+
+/// Renames a damaged log: nothing that might still be read by a person is deleted.
+fn lay_aside(dir: &std::path::Path) -> Result<(), StoreError> {
+    let mut aside = dir.as_os_str().to_owned();
+    aside.push(".damaged");
+    let aside = std::path::PathBuf::from(aside);
+    let moved = match std::fs::remove_dir_all(&aside) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(e),
+        _ => std::fs::rename(dir, &aside),
+    };
+    moved.map_err(|source| StoreError::Folder {
+        dir: aside.display().to_string(),
+        source,
+    })
+}
+
 /// Key that the log's records are sealed with: made once, beside the node's own key.
-fn log_key(state: &std::path::Path) -> Result<[u8; 32], ApiError> {
-    let dir = state.join("identity");
-    let path = dir.join("log.key");
-    match std::fs::read(&path) {
-        Ok(bytes) => bytes
+pub(super) fn log_key(vault: &Vault) -> Result<[u8; 32], ApiError> {
+    match vault.read(LOG_KEY)? {
+        Some(bytes) => bytes
             .try_into()
-            .map_err(|_| internal("the log's key", format!("{} has not 32 octets", path.display()))),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            .map_err(|_| internal("the log's key", format!("{LOG_KEY} has not 32 octets"))),
+        None => {
             let key: [u8; 32] = crate::identity::random()?;
-            std::fs::create_dir_all(&dir).map_err(|e| internal("the log's key", e))?;
-            crate::disk::write_atomic(&path, &key, 0o600).map_err(|e| internal("the log's key", e))?;
+            vault.write(LOG_KEY, &key)?;
             Ok(key)
         }
-        Err(e) => Err(internal("the log's key", e)),
     }
 }
 
@@ -55,19 +135,31 @@ pub(super) fn last_intent(state: &std::path::Path) -> Option<Arc<Intent>> {
         .ok()
 }
 
-/// Keeps the last view on disk: a worker that reboots without managers goes on from it.
-pub(super) async fn keep_intent(state: std::path::PathBuf, mut intent: watch::Receiver<Arc<Intent>>) {
-    while intent.changed().await.is_ok() {
+/// Keeps the last view on disk. `managed`: whether this node is a manager, and has it in the log too.
+pub(super) async fn keep_intent(
+    state: std::path::PathBuf,
+    mut intent: watch::Receiver<Arc<Intent>>,
+    managed: impl Fn() -> bool,
+) {
+    let mut written = last_intent(&state).map_or(0, |i| i.revision);
+    loop {
         let now = intent.borrow_and_update().clone();
-        let path = state.join(INTENT);
-        let written = tokio::task::spawn_blocking(move || {
-            let bytes = serde_json::to_vec(&*now).map_err(std::io::Error::other)?;
-            crate::disk::write_atomic(&path, &bytes, 0o600)
-        });
-        if let Ok(Err(e)) = written.await {
-            tracing::warn!("{INTENT} cannot be kept: {e}");
+        if now.revision != written {
+            let path = state.join(INTENT);
+            written = now.revision;
+            let done = tokio::task::spawn_blocking(move || {
+                let bytes = serde_json::to_vec(&*now).map_err(std::io::Error::other)?;
+                crate::disk::write_atomic(&path, &bytes, 0o600)
+            });
+            if let Ok(Err(e)) = done.await {
+                tracing::warn!("{INTENT} cannot be kept: {e}");
+                written = 0;
+            }
         }
-        // A burst of changes is one write.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // A burst of changes is one write; a manager's disk has the log to sync.
+        tokio::time::sleep(if managed() { KEEP_MANAGER } else { KEEP }).await;
+        if intent.changed().await.is_err() {
+            return;
+        }
     }
 }

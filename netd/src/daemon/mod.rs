@@ -8,36 +8,47 @@ mod autojoin;
 mod cluster;
 mod feeds;
 mod follow;
+mod identity;
 mod kept;
+mod locked;
 mod reach;
+mod recover;
+mod role;
 mod rows;
 
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use futures_util::StreamExt;
 use model::{
     ApiError, ClusterSettings, Code, Intent,
-    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer},
+    api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, RoleChange},
     intent::Role,
     settings::Change,
 };
 use nix::fcntl::{Flock, FlockArg};
 use tokio::sync::{mpsc, watch};
+use tower::ServiceExt;
 
 pub use cluster::Cluster;
+use locked::Locked;
+pub use recover::backup;
 
 use crate::{
     config::Config,
     discover,
-    identity::{Credentials, NodeKey, Token},
+    identity::{Credentials, Gate, IdentityError, NodeKey, Token, Vault},
     manager,
     place::{self, Addresses, Flags, Place, PortUse},
     rpc,
 };
+
+/// Longest wait for this node to have heard that it is no manager any more.
+const DEMOTED: Duration = Duration::from_secs(15);
 
 /// The daemon.
 pub struct Daemon {
@@ -46,6 +57,11 @@ pub struct Daemon {
     /// Name shown to people.
     pub hostname: String,
     cluster: watch::Sender<Option<Arc<Cluster>>>,
+    vault: Arc<Vault>,
+    locked: tokio::sync::Mutex<Option<Locked>>,
+    /// The first pass of a locked manager is over.
+    stands: watch::Sender<bool>,
+    tries: Mutex<Gate>,
     /// Init, join and leave come one after the other.
     changing: tokio::sync::Mutex<()>,
     problems: Mutex<BTreeMap<&'static str, String>>,
@@ -85,17 +101,24 @@ impl Daemon {
             Some(n) => n.clone(),
             None => nix::unistd::gethostname()?.to_string_lossy().into_owned(),
         };
+        let vault = Arc::new(Vault::open(state)?);
         let (fatal, ends) = mpsc::channel(4);
         let daemon = Arc::new(Daemon {
             config,
             hostname,
             cluster: watch::Sender::new(None),
+            vault,
+            locked: tokio::sync::Mutex::new(None),
+            stands: watch::Sender::new(false),
+            tries: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
             problems: Mutex::default(),
             fatal,
             _lock: lock,
         });
-        if let Some(credentials) = Credentials::load(&daemon.config.node.state_dir)? {
+        if let Some(about) = daemon.vault.locked() {
+            daemon.stay_locked(&about).await?;
+        } else if let Some(credentials) = Credentials::load(&daemon.vault)? {
             tracing::info!(node = %credentials.node, cluster = %credentials.cluster, "going on in the cluster");
             let _turn = daemon.changing.lock().await;
             daemon
@@ -111,7 +134,14 @@ impl Daemon {
 
     /// The cluster, or why there is none.
     pub fn cluster(&self) -> Result<Arc<Cluster>, ApiError> {
-        self.cluster_now().ok_or_else(no_cluster)
+        self.cluster_now().ok_or_else(|| self.why_none())
+    }
+
+    fn why_none(&self) -> ApiError {
+        match self.vault.locked() {
+            Some(_) => IdentityError::Locked.into(),
+            None => no_cluster(),
+        }
     }
 
     /// The cluster, if any.
@@ -126,7 +156,10 @@ impl Daemon {
 
     /// Whether the first plan is applied; without a cluster the plan is empty.
     pub fn is_ready(&self) -> bool {
-        self.cluster_now().is_none_or(|c| c.reconciled().writes.runs > 0)
+        match self.cluster_now() {
+            Some(c) => c.reconciled().writes.runs > 0,
+            None => self.vault.locked().is_none() || *self.stands.borrow(),
+        }
     }
 
     /// Waits for [`Daemon::is_ready`].
@@ -134,6 +167,8 @@ impl Daemon {
         if let Some(c) = self.cluster_now() {
             let mut status = c.reconcile_changes();
             let _ = status.wait_for(|s| s.writes.runs > 0).await;
+        } else if self.vault.locked().is_some() {
+            let _ = self.stands.subscribe().wait_for(|s| *s).await;
         }
     }
 
@@ -165,10 +200,13 @@ impl Daemon {
         if let Some(c) = self.cluster.send_replace(None) {
             c.stop().await;
         }
+        if let Some(l) = self.locked.lock().await.take() {
+            l.stop().await;
+        }
     }
 
     async fn enter(
-        &self,
+        self: &Arc<Self>,
         credentials: Credentials,
         first: Option<manager::FirstCommand>,
         known: Option<Arc<Intent>>,
@@ -178,8 +216,12 @@ impl Daemon {
             &self.hostname,
             credentials,
             first,
-            known,
-            self.fatal.clone(),
+            cluster::Enter {
+                known,
+                vault: self.vault.clone(),
+                daemon: Arc::downgrade(self),
+                fatal: self.fatal.clone(),
+            },
         )
         .await?;
         self.cluster.send_replace(Some(c.clone()));
@@ -187,7 +229,7 @@ impl Daemon {
     }
 
     /// Makes a one-manager cluster of this node.
-    pub async fn init(&self, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
+    pub async fn init(self: &Arc<Self>, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let flags = Flags {
@@ -204,13 +246,15 @@ impl Daemon {
         let config = place.effective(&self.config);
         self.refuse_taken(Some(config.cluster.listen), &config, settings.data_path_port)
             .await?;
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
-        let (credentials, first) = manager::found(&self.hostname, &key, now.rpc, settings)?;
+        let key = NodeKey::load_or_create(&self.vault)?;
+        let rpc = now.rpc;
+        let (credentials, first) = manager::found(&self.hostname, &key, rpc, settings)?;
+        let unlock = first.unlock.clone();
         self.wipe_log()?;
         let entered = async {
             place.save(&self.config)?;
             let c = self.enter(credentials.clone(), Some(first), None).await?;
-            credentials.save(&self.config.node.state_dir)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -220,17 +264,21 @@ impl Daemon {
                 return Err(e);
             }
         };
-        let (worker_token, addr) = c.manager()?.worker_token()?;
+        if unlock.is_some() {
+            self.seal(&c, unlock.clone()).await?;
+        }
+        let m = c.manager()?;
         Ok(ClusterInitAnswer {
             cluster: c.intent().cluster.clone(),
             node: c.me,
-            addr,
-            worker_token,
+            addr: m.rpc(),
+            worker_token: m.token(Role::Worker)?,
+            unlock_key: unlock.map(|k| k.reveal()),
         })
     }
 
     /// Joins the cluster of a manager: the one at the address, or the first of those discovered that lets this node in.
-    pub async fn join(&self, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
+    pub async fn join(self: &Arc<Self>, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let token = req.token.parse()?;
@@ -265,7 +313,12 @@ impl Daemon {
         Err(reach::nobody(&why))
     }
 
-    async fn join_at(&self, req: &ClusterJoin, token: &Token, to: SocketAddr) -> Result<ClusterJoinAnswer, ApiError> {
+    async fn join_at(
+        self: &Arc<Self>,
+        req: &ClusterJoin,
+        token: &Token,
+        to: SocketAddr,
+    ) -> Result<ClusterJoinAnswer, ApiError> {
         let flags = Flags {
             advertise: req.advertise_addr.as_deref(),
             listen: req.listen_addr.as_deref(),
@@ -275,23 +328,23 @@ impl Daemon {
             discover: req.discover.as_deref(),
             toward: Some(to.ip()),
         };
-        let (mut place, _) = self.place(flags).await?;
+        let (mut place, now) = self.place(flags).await?;
         let config = place.effective(&self.config);
         self.refuse_taken(None, &config, None).await?;
-        let key = NodeKey::load_or_create(&self.config.node.state_dir)?;
+        let key = NodeKey::load_or_create(&self.vault)?;
         let rpc::Joined {
             credentials,
             intent,
             gossip,
             ..
-        } = rpc::join(token, to, &key, &self.hostname).await?;
+        } = rpc::join(token, to, &key, &self.hostname, now.rpc).await?;
         place.seeds = gossip;
         let port = intent.settings.data_path_port;
         let entered = async {
             self.refuse_taken(None, &config, Some(port)).await?;
             place.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
-            credentials.save(&self.config.node.state_dir)?;
+            self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
         };
         let c = match entered.await {
@@ -311,33 +364,86 @@ impl Daemon {
     }
 
     /// Leaves: the managers forget this node, the kernel is cleared of what is ours, the state is wiped.
-    pub async fn leave(&self, force: bool) -> Result<(), ApiError> {
+    pub async fn leave(self: &Arc<Self>, force: bool) -> Result<(), ApiError> {
         let _turn = self.changing.lock().await;
-        let c = self.cluster()?;
-        let intent = c.intent();
-        let others = intent.nodes.keys().filter(|n| **n != c.me).count();
-        if c.role() == Role::Manager && others > 0 && !force {
-            return Err(ApiError::new(
-                Code::Conflict,
-                format!("this node is the only manager, and {others} other nodes would be left without one"),
-                "netctl cluster leave on the others first, or netctl cluster leave --force",
-            ));
+        if force && self.vault.locked().is_some() {
+            return self.leave_locked().await;
         }
-        let told = c.tell_leaving().await;
-        if let Err(e) = told
-            && !force
-        {
-            return Err(ApiError::new(
-                Code::Unavailable,
-                format!("no manager could be told: {e}"),
-                "netctl cluster leave --force (then netctl node rm on a manager)",
-            ));
+        let c = self.cluster()?;
+        let told = self.say_goodbye(&c, force).await;
+        if let Err(e) = told {
+            if !force {
+                return Err(e);
+            }
+            tracing::warn!("leaving without the managers' leave: {}", e.message);
         }
         self.cluster.send_replace(None);
         c.unannounce().await;
         let cleared = c.clear().await;
         self.wipe()?;
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
+    }
+
+    /// Tells the managers. A manager is demoted first, so that the others can still agree without it.
+    async fn say_goodbye(self: &Arc<Self>, c: &Arc<Cluster>, force: bool) -> Result<(), ApiError> {
+        let intent = c.intent();
+        let others = intent.nodes.keys().filter(|n| **n != c.me).count();
+        let managers = intent
+            .nodes
+            .iter()
+            .filter(|(id, n)| **id != c.me && n.role == Role::Manager);
+        if c.role() == Role::Manager {
+            if managers.count() == 0 {
+                if others > 0 && !force {
+                    return Err(ApiError::new(
+                        Code::Conflict,
+                        format!("this node is the only manager, and {others} other nodes would be left without one"),
+                        "netctl node promote another one first, or netctl cluster leave --force to end the cluster",
+                    ));
+                }
+                return Ok(());
+            }
+            self.demote_me(c, force).await?;
+        }
+        c.tell_leaving().await.map_err(|e| {
+            ApiError::new(
+                Code::Unavailable,
+                format!("no manager could be told: {e}"),
+                "netctl cluster leave --force (then netctl node rm on a manager)",
+            )
+        })
+    }
+
+    async fn demote_me(self: &Arc<Self>, c: &Arc<Cluster>, force: bool) -> Result<(), ApiError> {
+        let change = RoleChange {
+            role: Role::Worker,
+            force,
+        };
+        let body = serde_json::to_vec(&change).map_err(|e| internal("demoting this node", e))?;
+        let request = axum::http::Request::post(format!("/v1/nodes/{}/role", c.me))
+            .body(axum::body::Body::from(body))
+            .map_err(|e| internal("demoting this node", e))?;
+        // As if it had come on the socket: it goes to whoever leads.
+        let answer = match crate::api::router(self.clone()).oneshot(request).await {
+            Ok(answer) => answer,
+            Err(never) => match never {},
+        };
+        if !answer.status().is_success() {
+            let body = axum::body::to_bytes(answer.into_body(), 64 << 10)
+                .await
+                .unwrap_or_default();
+            return Err(
+                serde_json::from_slice(&body).unwrap_or_else(|_| internal("demoting this node", "no reason is told"))
+            );
+        }
+        match c.has_role(Role::Worker, DEMOTED).await {
+            true => Ok(()),
+            false => Err(ApiError::new(
+                Code::NotConverged,
+                "the managers have taken this node out, and it has not heard of it",
+                "netctl cluster leave again",
+            )),
+        }
     }
 
     /// Where this node is to be, as flags and configuration say.
@@ -367,7 +473,7 @@ impl Daemon {
 
     /// What a new cluster begins with: this node's configuration, then what the request says.
     fn first_settings(&self, req: &ClusterInit) -> Result<ClusterSettings, ApiError> {
-        let ms = |d: std::time::Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+        let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         let cluster = &self.config.cluster;
         let mut settings = ClusterSettings {
             node_grace_ms: ms(cluster.node_grace),
@@ -389,7 +495,16 @@ impl Daemon {
                 format!("this node is in cluster {} already, as {}", c.intent().cluster, c.me),
                 "netctl status, or netctl cluster leave first",
             )),
+            None if self.vault.locked().is_some() => Err(self.why_none()),
             None => Ok(()),
+        }
+    }
+
+    /// From now on this node is in the cluster. What was renewed meanwhile stays.
+    fn begin_with(&self, credentials: &Credentials) -> Result<(), ApiError> {
+        match Credentials::load(&self.vault)? {
+            Some(newer) if newer.cluster == credentials.cluster => Ok(()),
+            _ => Ok(credentials.save(&self.vault)?),
         }
     }
 
@@ -424,23 +539,18 @@ impl Daemon {
 
     /// A log without credentials is what an init left that did not come to its end.
     fn wipe_log(&self) -> Result<(), ApiError> {
-        match std::fs::remove_dir_all(self.config.node.state_dir.join("raft")) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(internal("the old log cannot be wiped", e)),
-            _ => Ok(()),
-        }
+        kept::forget_log(&self.config, &self.vault)
     }
 
     fn wipe(&self) -> Result<(), ApiError> {
         let state = &self.config.node.state_dir;
-        Credentials::remove(state)?;
         self.wipe_log()?;
-        for name in ["identity", "gossip"] {
-            match std::fs::remove_dir_all(state.join(name)) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(internal("the state cannot be wiped", e));
-                }
-                _ => {}
+        self.vault.wipe()?;
+        match std::fs::remove_dir_all(state.join("gossip")) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(internal("the state cannot be wiped", e));
             }
+            _ => {}
         }
         for name in ["intent.json", "endpoints.json", "node.json"] {
             match std::fs::remove_file(state.join(name)) {

@@ -31,7 +31,7 @@ use tokio::{
 
 use super::Shared;
 use crate::{
-    identity::{IdentityError, PeerId, Tls, admit},
+    identity::{IdentityError, PeerId, Tls, admit_node},
     rpc::frame,
 };
 
@@ -120,7 +120,7 @@ async fn answer(shared: &Shared, tcp: TcpStream) -> Result<()> {
     let mut s = timeout(STEP, acceptor.accept(tcp)).await?.map_err(stranger)?;
     let peer = PeerId::of(s.get_ref().1).map_err(Error::other)?;
     let intent = shared.intent.borrow().clone();
-    admit(&intent, &peer).map_err(Error::other).map_err(stranger)?;
+    admit_node(&intent, &peer).map_err(Error::other).map_err(stranger)?;
     match read(&mut s).await? {
         Message::Ping => write(&mut s, &Message::Pong).await?,
         Message::Offer { root, members } => compared(shared, &mut s, peer.node, root, &members).await?,
@@ -166,6 +166,9 @@ fn take_rows(shared: &Shared, rows: &[u8], peer: NodeId) -> Result<()> {
 /// Compares members and rows with another node; `node`: who must answer, if that is known.
 pub(super) async fn sync(shared: &Shared, addr: SocketAddr, node: Option<NodeId>) -> Result<()> {
     let done = compare(shared, addr, node).await;
+    if let Err(e) = &done {
+        shared.tls.note(e);
+    }
     shared.lock().synced(done.is_ok());
     done
 }
@@ -182,7 +185,7 @@ async fn compare(shared: &Shared, addr: SocketAddr, node: Option<NodeId>) -> Res
         return Err(Error::other(IdentityError::Other { want, got }));
     }
     let intent = shared.intent.borrow().clone();
-    admit(&intent, &peer).map_err(Error::other)?;
+    admit_node(&intent, &peer).map_err(Error::other)?;
     let offer = {
         let core = shared.lock();
         Message::Offer {

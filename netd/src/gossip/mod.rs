@@ -41,7 +41,7 @@ use tokio::{
 };
 
 use self::{core::Core, disk::Disk};
-use crate::identity::{IdentityError, Tls, random};
+use crate::identity::{About, IdentityError, NodeKey, Tls, random};
 
 /// How long leaving may take.
 const LEAVE: Duration = Duration::from_secs(1);
@@ -176,6 +176,22 @@ impl Drop for Tasks {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// What was known last, from the disk alone: for a node that may not gossip now.
+pub fn last_facts(state_dir: &std::path::Path, about: &About, intent: Arc<Intent>) -> Result<Arc<Facts>, GossipError> {
+    let (disk, last) = Disk::open(state_dir)?;
+    let me = Member {
+        node: about.node,
+        generation: disk.generation(),
+        addr: SocketAddr::from(([0, 0, 0, 0], 0)),
+    };
+    // Nothing is sent, so nothing is signed: any key will do.
+    let signer = NodeKey::generate()?.signer(&about.cluster)?;
+    let mut core = Core::new(me, signer, disk, last, intent, 0);
+    let facts = watch::Sender::default();
+    core.publish(&facts);
+    Ok(facts.borrow().clone())
 }
 
 /// Handle; clones are the same gossip, which ends with the last one.

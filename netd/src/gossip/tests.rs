@@ -14,7 +14,7 @@ use model::{
 use tokio::{net::TcpSocket, time::timeout};
 
 use super::*;
-use crate::identity::{ClusterSecrets, Credentials, Csr, NodeKey, connect_pinned};
+use crate::identity::{CERTIFICATE_LIFE, ClusterSecrets, Credentials, Csr, NodeKey, Subject, connect_pinned};
 
 struct World {
     secrets: ClusterSecrets,
@@ -54,13 +54,20 @@ impl World {
         for i in 1..=n {
             let key = NodeKey::generate().unwrap();
             let csr = Csr::parse(&key.csr("h").unwrap()).unwrap();
+            let who = Subject {
+                cluster: "c1".into(),
+                node: NodeId(i),
+                role: Role::Worker,
+            };
+            let issued = secrets.ca.sign(&csr, &who, CERTIFICATE_LIFE).unwrap();
             let credentials = Credentials {
                 cluster: "c1".into(),
                 node: NodeId(i),
                 role: Role::Worker,
-                certificate: secrets.sign(&csr, "c1", NodeId(i), Role::Worker).unwrap(),
-                ca: secrets.ca().into(),
-                gossip: secrets.gossip.clone(),
+                certificate: issued.certificate,
+                ca: issued.ca,
+                issuer: issued.issuer,
+                gossip: secrets.gossip.keys().to_vec(),
                 managers: Vec::new(),
             };
             let node = Node {
@@ -70,6 +77,7 @@ impl World {
                 key: key.public().to_vec(),
                 down: false,
                 rpc: None,
+                raft: None,
             };
             intent.nodes.insert(NodeId(i), node);
             let block = 512 + u32::try_from(i).unwrap();
@@ -222,7 +230,7 @@ async fn tampered_rows_and_strangers_are_refused() {
     let g = w.all().await;
     let before = g[0].facts().borrow().rows.clone();
     // Node 2 has the cluster's key and signs a row of node 1.
-    let ring = Keyring::new("c1", &w.secrets.gossip).unwrap();
+    let ring = Keyring::new("c1", w.secrets.gossip.keys()).unwrap();
     let mut content = vec![2];
     let forged = Row {
         owner: NodeId(1),
@@ -242,7 +250,7 @@ async fn tampered_rows_and_strangers_are_refused() {
         .await
         .unwrap();
     // Garbage, too long, another cluster's.
-    let other = Keyring::new("c2", &w.secrets.gossip).unwrap();
+    let other = Keyring::new("c2", w.secrets.gossip.keys()).unwrap();
     let foreign = other.seal([9; NONCE], &[0; MAX_PLAIN]).unwrap();
     for junk in [&b"hello"[..], &[1; 1500], &foreign] {
         udp.send_to(junk, g[0].listen()).await.unwrap();
@@ -425,7 +433,7 @@ async fn leaving_is_heard() {
 async fn keys_are_changed_in_two_phases() {
     let w = World::new(2);
     let g = w.all().await;
-    let old = w.secrets.gossip[0].clone();
+    let old = w.secrets.gossip.keys()[0].clone();
     let new = Key { id: 2, secret: [7; 32] };
     for keys in [[old.clone(), new.clone()], [new.clone(), old]] {
         for g in &g {

@@ -1,10 +1,4 @@
-//! What a node keeps of its identity on disk, in `<state_dir>/identity` (0700, files 0600).
-
-use std::{
-    fs,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-};
+//! What a node keeps of its identity: its key and what it got when it joined.
 
 use cluster::{rows::Signer, seal::Key};
 use model::{ids::NodeId, intent::Role};
@@ -13,29 +7,18 @@ use ring::signature::Ed25519KeyPair;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
 
-use super::{IdentityError, certificate};
-use crate::disk::write_atomic;
+use super::{IdentityError, Vault, certificate};
 
-const FOLDER: &str = "identity";
-const KEY: &str = "key.pem";
-const CREDENTIALS: &str = "credentials.json";
+/// File of the key.
+pub(super) const KEY: &str = "key.pem";
+/// File of the rest.
+pub(super) const CREDENTIALS: &str = "credentials.json";
 
-fn failed(path: &Path) -> impl Fn(std::io::Error) -> IdentityError {
-    let path = path.to_owned();
-    move |e| IdentityError::Disk {
-        path: path.clone(),
-        why: e.to_string(),
+fn spoilt(name: &str, why: impl std::fmt::Display) -> IdentityError {
+    IdentityError::Disk {
+        path: name.into(),
+        why: why.to_string(),
     }
-}
-
-fn folder(state_dir: &Path) -> Result<PathBuf, IdentityError> {
-    let dir = state_dir.join(FOLDER);
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&dir)
-        .map_err(failed(&dir))?;
-    Ok(dir)
 }
 
 /// The node's Ed25519 key.
@@ -49,24 +32,18 @@ impl std::fmt::Debug for NodeKey {
 
 impl NodeKey {
     /// Reads the key, or makes one and keeps it.
-    pub fn load_or_create(state_dir: &Path) -> Result<NodeKey, IdentityError> {
-        let path = folder(state_dir)?.join(KEY);
-        match fs::read_to_string(&path) {
-            Ok(pem) => KeyPair::from_pem(&pem)
-                .ok()
-                .filter(|k| k.is_compatible(&PKCS_ED25519))
-                .map(NodeKey)
-                .ok_or_else(|| IdentityError::Disk {
-                    path,
-                    why: "it is no Ed25519 key".into(),
-                }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                let key = NodeKey::generate()?;
-                write_atomic(&path, key.0.serialize_pem().as_bytes(), 0o600).map_err(failed(&path))?;
-                Ok(key)
-            }
-            Err(e) => Err(failed(&path)(e)),
-        }
+    pub fn load_or_create(vault: &Vault) -> Result<NodeKey, IdentityError> {
+        let Some(pem) = vault.read(KEY)? else {
+            let key = NodeKey::generate()?;
+            vault.write(KEY, key.0.serialize_pem().as_bytes())?;
+            return Ok(key);
+        };
+        std::str::from_utf8(&pem)
+            .ok()
+            .and_then(|pem| KeyPair::from_pem(pem).ok())
+            .filter(|k| k.is_compatible(&PKCS_ED25519))
+            .map(NodeKey)
+            .ok_or_else(|| spoilt(KEY, "it is no Ed25519 key"))
     }
 
     /// A key that is on no disk.
@@ -81,14 +58,21 @@ impl NodeKey {
         self.0.public_key_raw()
     }
 
+    fn pair(&self) -> Result<Ed25519KeyPair, IdentityError> {
+        Ed25519KeyPair::from_pkcs8_maybe_unchecked(self.0.serialized_der()).map_err(|e| IdentityError::Certificate {
+            what: "the node's key",
+            why: e.to_string(),
+        })
+    }
+
     /// Signs this node's rows.
     pub fn signer(&self, cluster: &str) -> Result<Signer, IdentityError> {
-        Ed25519KeyPair::from_pkcs8_maybe_unchecked(self.0.serialized_der())
-            .map(|pair| Signer::new(cluster, pair))
-            .map_err(|e| IdentityError::Certificate {
-                what: "the node's key",
-                why: e.to_string(),
-            })
+        Ok(Signer::new(cluster, self.pair()?))
+    }
+
+    /// Signs octets.
+    pub(crate) fn sign(&self, octets: &[u8]) -> Result<Vec<u8>, IdentityError> {
+        Ok(self.pair()?.sign(octets).as_ref().to_vec())
     }
 
     /// A request for a certificate, PEM.
@@ -115,10 +99,13 @@ pub struct Credentials {
     pub node: NodeId,
     /// Its role.
     pub role: Role,
-    /// Its certificate, PEM.
+    /// Its certificate, PEM, and those by which older roots vouch for the one that it is from.
     pub certificate: String,
     /// The CA's certificate, PEM; two while the CA changes.
     pub ca: String,
+    /// Fingerprint of the root that the certificate is from.
+    #[serde(default)]
+    pub issuer: String,
     /// Gossip keys, the one to seal with first.
     #[serde(default)]
     pub gossip: Vec<Key>,
@@ -126,41 +113,44 @@ pub struct Credentials {
     pub managers: Vec<String>,
 }
 
+/// What a manager hands out when it certifies a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// As in [`Credentials`].
+    pub certificate: String,
+    /// As in [`Credentials`].
+    pub ca: String,
+    /// As in [`Credentials`].
+    pub issuer: String,
+    /// As in the certificate.
+    pub role: Role,
+}
+
 impl Credentials {
+    /// Takes a new certificate.
+    pub fn take(&mut self, issued: Issued) {
+        self.certificate = issued.certificate;
+        self.ca = issued.ca;
+        self.issuer = issued.issuer;
+        self.role = issued.role;
+    }
+
     /// Reads them; `None`: this node is in no cluster.
-    pub fn load(state_dir: &Path) -> Result<Option<Credentials>, IdentityError> {
-        let path = state_dir.join(FOLDER).join(CREDENTIALS);
-        match fs::read(&path) {
-            Ok(json) => serde_json::from_slice(&json)
-                .map(Some)
-                .map_err(|e| IdentityError::Disk {
-                    path,
-                    why: e.to_string(),
-                }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(failed(&path)(e)),
-        }
+    pub fn load(vault: &Vault) -> Result<Option<Credentials>, IdentityError> {
+        let json = vault.read(CREDENTIALS)?;
+        let read = |json: Vec<u8>| serde_json::from_slice(&json).map_err(|e| spoilt(CREDENTIALS, e));
+        json.map(read).transpose()
     }
 
     /// Keeps them.
-    pub fn save(&self, state_dir: &Path) -> Result<(), IdentityError> {
-        let path = folder(state_dir)?.join(CREDENTIALS);
-        let json = serde_json::to_vec_pretty(self).map_err(|e| IdentityError::Disk {
-            path: path.clone(),
-            why: e.to_string(),
-        })?;
-        write_atomic(&path, &json, 0o600).map_err(failed(&path))
+    pub fn save(&self, vault: &Vault) -> Result<(), IdentityError> {
+        let json = serde_json::to_vec_pretty(self).map_err(|e| spoilt(CREDENTIALS, e))?;
+        vault.write(CREDENTIALS, &json)
     }
 
     /// Forgets them, and the key: a node that joins again is a new one.
-    pub fn remove(state_dir: &Path) -> Result<(), IdentityError> {
-        for name in [CREDENTIALS, KEY] {
-            let path = state_dir.join(FOLDER).join(name);
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&path)(e)),
-                _ => {}
-            }
-        }
-        Ok(())
+    pub fn remove(vault: &Vault) -> Result<(), IdentityError> {
+        vault.remove(CREDENTIALS)?;
+        vault.remove(KEY)
     }
 }

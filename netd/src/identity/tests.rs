@@ -1,6 +1,6 @@
 use std::{
     net::IpAddr,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use model::{
@@ -10,21 +10,33 @@ use model::{
 
 use super::*;
 
+mod doors;
+mod rotation;
+
 /// A cluster's secrets and a member of it.
 fn member(s: &ClusterSecrets, node: u64, role: Role) -> (NodeKey, Credentials) {
     let key = NodeKey::generate().unwrap();
     let csr = Csr::parse(&key.csr("host").unwrap()).unwrap();
-    let certificate = s.sign(&csr, "c1", NodeId(node), role).unwrap();
+    let issued = s.ca.sign(&csr, &subject(node, role), CERTIFICATE_LIFE).unwrap();
     let c = Credentials {
         cluster: "c1".into(),
         node: NodeId(node),
         role,
-        certificate,
-        ca: s.ca().into(),
-        gossip: s.gossip.clone(),
+        certificate: issued.certificate,
+        ca: issued.ca,
+        issuer: issued.issuer,
+        gossip: s.gossip.keys().to_vec(),
         managers: Vec::new(),
     };
     (key, c)
+}
+
+fn subject(node: u64, role: Role) -> Subject {
+    Subject {
+        cluster: "c1".into(),
+        node: NodeId(node),
+        role,
+    }
 }
 
 async fn listen(tls: Tls, open: bool) -> std::net::SocketAddr {
@@ -96,8 +108,15 @@ fn guesses_are_bounded() {
     assert!(!g.open(t0, a));
     assert!(g.open(t0, b));
     assert!(g.open(t0 + Gate::WINDOW, a));
+    // A host has a whole /64; its neighbours have others.
+    for i in 0..Gate::PER_ADDRESS {
+        g.failed(t0, format!("fd00:1::{i}").parse().unwrap());
+    }
+    assert!(!g.open(t0, "fd00:1::ffff".parse().unwrap()));
+    assert!(g.open(t0, "fd00:1:0:1::1".parse().unwrap()));
     for i in 0..Gate::TOTAL {
-        g.failed(t0, IpAddr::from([198, 18, 1, u8::try_from(i).unwrap()]));
+        let [.., a, b] = i.to_be_bytes();
+        g.failed(t0, IpAddr::from([198, 18, a, b]));
     }
     assert!(!g.open(t0 + Duration::from_secs(1), b));
     assert!(g.open(t0 + Gate::WINDOW, b));
@@ -105,12 +124,16 @@ fn guesses_are_bounded() {
 
 #[test]
 fn secrets_survive_the_log() {
-    let s = ClusterSecrets::create("c1").unwrap();
-    let map = s.to_map();
-    let again = ClusterSecrets::from_map(|n| map.get(n).map(Vec::as_slice)).unwrap();
-    assert_eq!(again.to_map(), map);
-    for name in map.keys() {
-        let part = ClusterSecrets::from_map(|n| map.get(n).filter(|_| n != name).map(Vec::as_slice));
+    let mut s = ClusterSecrets::create("c1").unwrap();
+    s.unlock = Some(UnlockKey::create().unwrap());
+    s.ca.begin("c1", None, 7).unwrap();
+    s.gossip.receive(3, 8).unwrap();
+    let map = s.to_map().unwrap();
+    let get = |n: &str| map.get(n)?.as_deref();
+    let again = ClusterSecrets::from_map(get).unwrap();
+    assert_eq!(again.to_map().unwrap(), map);
+    for name in map.keys().filter(|n| *n != "unlock") {
+        let part = ClusterSecrets::from_map(|n| get(n).filter(|_| n != name));
         assert!(part.unwrap_err().to_string().contains(name.as_str()));
     }
 }
@@ -119,18 +142,19 @@ fn secrets_survive_the_log() {
 fn key_and_credentials_survive_a_restart() {
     use std::os::unix::fs::PermissionsExt;
     let dir = std::env::temp_dir().join(format!("netd-identity-{}", std::process::id()));
-    let key = NodeKey::load_or_create(&dir).unwrap();
-    assert_eq!(NodeKey::load_or_create(&dir).unwrap().public(), key.public());
-    assert_eq!(Credentials::load(&dir).unwrap(), None);
+    let vault = Vault::open(&dir).unwrap();
+    let key = NodeKey::load_or_create(&vault).unwrap();
+    assert_eq!(NodeKey::load_or_create(&vault).unwrap().public(), key.public());
+    assert_eq!(Credentials::load(&vault).unwrap(), None);
     let (_, c) = member(&ClusterSecrets::create("c1").unwrap(), 3, Role::Worker);
-    c.save(&dir).unwrap();
-    assert_eq!(Credentials::load(&dir).unwrap(), Some(c));
+    c.save(&vault).unwrap();
+    assert_eq!(Credentials::load(&vault).unwrap(), Some(c));
     for f in std::fs::read_dir(dir.join("identity")).unwrap() {
         assert_eq!(f.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
     }
-    Credentials::remove(&dir).unwrap();
-    assert_eq!(Credentials::load(&dir).unwrap(), None);
-    assert_ne!(NodeKey::load_or_create(&dir).unwrap().public(), key.public());
+    Credentials::remove(&vault).unwrap();
+    assert_eq!(Credentials::load(&vault).unwrap(), None);
+    assert_ne!(NodeKey::load_or_create(&vault).unwrap().public(), key.public());
     std::fs::remove_dir_all(dir).unwrap();
 }
 
@@ -156,6 +180,7 @@ fn the_intent_decides_who_is_a_member() {
         key: vec![7; 32],
         down: false,
         rpc: None,
+        raft: None,
     };
     i.nodes.insert(NodeId(3), node);
     let peer = PeerId {
@@ -163,8 +188,11 @@ fn the_intent_decides_who_is_a_member() {
         node: NodeId(3),
         role: Role::Worker,
         key: vec![7; 32],
+        until: SystemTime::now() + Duration::from_secs(60),
     };
-    assert!(admit(&i, &peer).is_ok());
+    assert!(admit_node(&i, &peer).is_ok());
+    // Neither the log nor its certificate says so, ...
+    assert!(admit_manager(&i, &peer).is_err());
     for bad in [
         PeerId {
             cluster: "c2".into(),
@@ -179,12 +207,22 @@ fn the_intent_decides_who_is_a_member() {
             ..peer.clone()
         },
         PeerId {
-            role: Role::Manager,
+            until: SystemTime::now() - Duration::from_secs(1),
             ..peer.clone()
         },
     ] {
-        assert!(admit(&i, &bad).is_err(), "{bad:?}");
+        assert!(admit_node(&i, &bad).is_err(), "{bad:?}");
+        assert!(admit_manager(&i, &bad).is_err(), "{bad:?}");
     }
+    // ... or one of the two alone does.
+    let shown = PeerId {
+        role: Role::Manager,
+        ..peer.clone()
+    };
+    assert!(admit_node(&i, &shown).is_ok() && admit_manager(&i, &shown).is_err());
+    i.nodes.get_mut(&NodeId(3)).unwrap().role = Role::Manager;
+    assert!(admit_manager(&i, &peer).is_err());
+    assert!(admit_manager(&i, &shown).is_ok());
 }
 
 #[tokio::test]
@@ -201,13 +239,10 @@ async fn members_know_each_other() {
         (NodeId(1), Role::Manager, "c1")
     );
     assert!(reads(stream).await);
-    let days = tls
-        .not_after()
-        .duration_since(std::time::SystemTime::now())
-        .unwrap()
-        .as_secs()
-        / 86_400;
-    assert_eq!(days, CERTIFICATE_DAYS - 1);
+    let (from, until) = tls.life();
+    let life = until.duration_since(from).unwrap();
+    assert!(life.abs_diff(CERTIFICATE_LIFE) <= Duration::from_secs(2), "{life:?}");
+    assert!(from.elapsed().unwrap() < Duration::from_secs(5));
 }
 
 #[tokio::test]
@@ -228,7 +263,7 @@ async fn strangers_are_refused() {
     let e = Tls::new(&c, &key).unwrap().connect(tcp).await.map(|_| ()).unwrap_err();
     assert!(e.to_string().contains("certificate"), "{e}");
     // The same, but trusting the right CA: the server refuses.
-    c.ca = s.ca().into();
+    c.ca = s.ca.bundle();
     let tcp = tokio::net::TcpStream::connect(addr).await.unwrap();
     let (stream, _) = Tls::new(&c, &key).unwrap().connect(tcp).await.unwrap();
     assert!(!reads(stream).await);
@@ -251,7 +286,7 @@ async fn a_joining_node_trusts_the_pinned_ca_alone() {
     let addr = listen(Tls::new(&c, &key).unwrap(), true).await;
     assert!(connect_pinned(addr, pin).await.is_err());
     let (key, mut c) = member(&ClusterSecrets::create("c1").unwrap(), 1, Role::Manager);
-    c.ca = s.ca().into();
+    c.ca = s.ca.bundle();
     let addr = listen(Tls::new(&c, &key).unwrap(), true).await;
     assert!(connect_pinned(addr, pin).await.is_err());
 }

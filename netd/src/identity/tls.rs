@@ -1,6 +1,10 @@
 //! TLS 1.3 between nodes, both sides with certificates of the cluster's CA.
 
-use std::{net::SocketAddr, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
 
 use arc_swap::ArcSwap;
 use model::{
@@ -18,19 +22,22 @@ use rustls::{
     server::{NoServerSessionStorage, WebPkiClientVerifier},
     version::TLS13,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    net::TcpStream,
+    sync::{Notify, watch},
+};
 use tokio_rustls::{TlsAcceptor, TlsConnector, client};
 use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use super::{
-    IdentityError,
-    ca::{pin_of, same},
+    IdentityError, Subject,
+    ca::{made_at, pin_of, same},
     node::{Credentials, NodeKey},
 };
 
 /// Name in every node's certificate. Which node it is stands in the URI, and is checked after the handshake: callers
 /// often know an address only.
-pub(super) const SERVER_NAME: &str = "node.netd.internal";
+pub(crate) const SERVER_NAME: &str = "node.netd.internal";
 
 /// Who a peer is, from its certificate. Made only of certificates that the handshake has verified.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,10 +50,30 @@ pub struct PeerId {
     pub role: Role,
     /// Public key, 32 octets.
     pub key: Vec<u8>,
+    /// End of the certificate.
+    pub until: SystemTime,
 }
 
-/// Whether a peer counts as a node of the cluster now.
-pub fn admit(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+/// Whether a peer counts as a node of the cluster now, with the rights of a worker at least: it is in the log with this
+/// key, and its certificate has not ended.
+pub fn admit_node(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+    known(intent, peer)?;
+    match peer.until > SystemTime::now() {
+        true => Ok(()),
+        false => Err(IdentityError::NotOurs("its certificate has expired")),
+    }
+}
+
+/// Whether a peer counts as a manager now: by its certificate and by the log. One that was demoted keeps its old
+/// certificate for a while, and the rights of a worker.
+pub fn admit_manager(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+    admit_node(intent, peer)?;
+    manages(intent, peer)
+}
+
+/// Whether a node is in the log with this key, whenever its certificate ends: for a server that was proved when the
+/// connection was made.
+pub fn known(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
     if peer.cluster != intent.cluster {
         return Err(IdentityError::NotOurs("its certificate names another cluster"));
     }
@@ -54,25 +81,36 @@ pub fn admit(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
         .nodes
         .get(&peer.node)
         .ok_or(IdentityError::NotMember(peer.node))?;
-    if node.key != peer.key {
-        return Err(IdentityError::NotOurs("its key is not the one it joined with"));
+    match node.key == peer.key {
+        true => Ok(()),
+        false => Err(IdentityError::NotOurs("its key is not the one it joined with")),
     }
-    // A manager that became a worker keeps its old certificate for a while; the log decides.
-    if peer.role == Role::Manager && node.role == Role::Worker {
-        return Err(IdentityError::NotOurs("it is no manager any more"));
+}
+
+/// As [`known`], and both its certificate and the log say that it is a manager.
+pub fn manages(intent: &Intent, peer: &PeerId) -> Result<(), IdentityError> {
+    known(intent, peer)?;
+    let role = intent.nodes.get(&peer.node).map(|n| n.role);
+    match peer.role == Role::Manager && role == Some(Role::Manager) {
+        true => Ok(()),
+        false => Err(IdentityError::NotOurs("it is no manager")),
     }
-    Ok(())
 }
 
 struct Bundle {
     mutual: Arc<ServerConfig>,
     open: Arc<ServerConfig>,
     client: Arc<ClientConfig>,
-    not_after: SystemTime,
+    bare: Arc<ClientConfig>,
+    life: (SystemTime, SystemTime),
 }
 
 /// This node's TLS settings; [`Tls::replace`] swaps them under connections that go on.
-pub struct Tls(ArcSwap<Bundle>);
+pub struct Tls {
+    bundle: ArcSwap<Bundle>,
+    refused: Notify,
+    replaced: watch::Sender<u64>,
+}
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,11 +138,10 @@ impl Bundle {
         }
         let roots = Arc::new(roots);
         let mut chain = pem_list(&c.certificate)?;
-        let not_after = chain
+        let life = chain
             .first()
             .and_then(|leaf| X509Certificate::from_der(leaf).ok())
-            .and_then(|(_, x)| u64::try_from(x.validity().not_after.timestamp()).ok())
-            .map(|s| SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(s))
+            .and_then(|(_, x)| Some((time(x.validity().not_before)?, time(x.validity().not_after)?)))
             .ok_or(IdentityError::NotOurs("its certificate cannot be read"))?;
         // A node that joins knows only the CA's digest: the CA goes along.
         chain.extend(cas);
@@ -131,11 +168,17 @@ impl Bundle {
             .with_root_certificates(roots.clone())
             .with_client_auth_cert(chain.clone(), key.der())?;
         client.resumption = Resumption::disabled();
+        let mut bare = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots.clone())
+            .with_no_client_auth();
+        bare.resumption = Resumption::disabled();
         Ok(Bundle {
             mutual: server(false)?,
             open: server(true)?,
             client: Arc::new(client),
-            not_after,
+            bare: Arc::new(bare),
+            life,
         })
     }
 }
@@ -147,38 +190,196 @@ fn server_name() -> Result<ServerName<'static>, IdentityError> {
 impl Tls {
     /// Settings from what the node got when it joined.
     pub fn new(c: &Credentials, key: &NodeKey) -> Result<Tls, IdentityError> {
-        Ok(Tls(ArcSwap::from_pointee(Bundle::new(c, key)?)))
+        Ok(Tls {
+            bundle: ArcSwap::from_pointee(Bundle::new(c, key)?),
+            refused: Notify::new(),
+            replaced: watch::Sender::new(0),
+        })
     }
 
     /// Uses a new certificate or CA from now on.
     pub fn replace(&self, c: &Credentials, key: &NodeKey) -> Result<(), IdentityError> {
-        self.0.store(Arc::new(Bundle::new(c, key)?));
+        self.bundle.store(Arc::new(Bundle::new(c, key)?));
+        self.replaced.send_modify(|n| *n += 1);
         Ok(())
+    }
+
+    /// Rises with each [`Tls::replace`]: what was refused may be accepted now.
+    pub fn replaced(&self) -> watch::Receiver<u64> {
+        self.replaced.subscribe()
+    }
+
+    /// When this node's certificate was made, and when it ends.
+    pub fn life(&self) -> (SystemTime, SystemTime) {
+        let (from, until) = self.bundle.load().life;
+        (made_at(from, until), until)
     }
 
     /// When this node's certificate ends.
     pub fn not_after(&self) -> SystemTime {
-        self.0.load().not_after
+        self.bundle.load().life.1
+    }
+
+    /// Settings of a client that shows its certificate.
+    pub fn client(&self) -> Arc<ClientConfig> {
+        self.bundle.load().client.clone()
+    }
+
+    /// The same, trusting another CA (PEM) alone: for a signer outside of the cluster.
+    pub(super) fn client_of(&self, ca: &str) -> Result<Arc<ClientConfig>, IdentityError> {
+        let mut roots = RootCertStore::empty();
+        for root in pem_list(ca)? {
+            roots.add(root)?;
+        }
+        let resolver = self.client().client_auth_cert_resolver.clone();
+        let config = ClientConfig::builder_with_provider(provider())
+            .with_protocol_versions(&[&TLS13])?
+            .with_root_certificates(roots)
+            .with_client_cert_resolver(resolver);
+        Ok(Arc::new(config))
     }
 
     /// Accepts nodes alone.
     pub fn acceptor(&self) -> TlsAcceptor {
-        self.0.load().mutual.clone().into()
+        self.bundle.load().mutual.clone().into()
     }
 
-    /// Accepts nodes, and those that have no certificate yet: for joining.
+    /// Accepts nodes, and those that have no certificate yet, or none that counts: for joining and coming back.
     pub fn open_acceptor(&self) -> TlsAcceptor {
-        self.0.load().open.clone().into()
+        self.bundle.load().open.clone().into()
     }
 
     /// Does the handshake as a client and tells who answered.
     pub async fn connect(&self, tcp: TcpStream) -> std::io::Result<(client::TlsStream<TcpStream>, PeerId)> {
-        let connector = TlsConnector::from(self.0.load().client.clone());
-        let name = server_name().map_err(std::io::Error::other)?;
-        let stream = connector.connect(name, tcp).await?;
-        let peer = PeerId::of(stream.get_ref().1).map_err(std::io::Error::other)?;
-        Ok((stream, peer))
+        let done = handshake(self.client(), tcp).await;
+        if let Err(e) = &done {
+            self.note(e);
+        }
+        done
     }
+
+    /// The same without showing a certificate.
+    pub async fn connect_bare(&self, tcp: TcpStream) -> std::io::Result<(client::TlsStream<TcpStream>, PeerId)> {
+        handshake(self.bundle.load().bare.clone(), tcp).await
+    }
+
+    /// Looks whether a connection has failed because the other side does not take this node's certificate, or is not
+    /// trusted here. With TLS 1.3 a client hears of that when it reads first, so whoever reads tells.
+    pub fn note(&self, e: &std::io::Error) {
+        use rustls::{AlertDescription as A, Error::*};
+        let inner = e.get_ref().and_then(|e| e.downcast_ref::<rustls::Error>());
+        let refused = match inner {
+            Some(AlertReceived(a)) => matches!(
+                a,
+                A::UnknownCA
+                    | A::BadCertificate
+                    | A::CertificateExpired
+                    | A::CertificateUnknown
+                    | A::CertificateRequired
+                    | A::CertificateRevoked
+                    | A::DecryptError
+            ),
+            // A root that is not known here yet.
+            Some(InvalidCertificate(rustls::CertificateError::UnknownIssuer)) => true,
+            _ => false,
+        };
+        if refused {
+            self.refused.notify_one();
+        }
+    }
+
+    /// This node was told that it does not count as what its certificate says.
+    pub fn disowned(&self) {
+        self.refused.notify_one();
+    }
+
+    /// Waits for the next [`Tls::note`] or [`Tls::disowned`] that says so.
+    pub async fn refused(&self) {
+        self.refused.notified().await;
+    }
+}
+
+async fn handshake(
+    config: Arc<ClientConfig>,
+    tcp: TcpStream,
+) -> std::io::Result<(client::TlsStream<TcpStream>, PeerId)> {
+    let name = server_name().map_err(std::io::Error::other)?;
+    let stream = TlsConnector::from(config).connect(name, tcp).await?;
+    let peer = PeerId::of(stream.get_ref().1).map_err(std::io::Error::other)?;
+    Ok((stream, peer))
+}
+
+/// Octets that only the two ends of this connection know (RFC 8446 7.5): who signs them is at its other end, now.
+pub fn binding<D>(connection: &rustls::ConnectionCommon<D>) -> Result<[u8; 32], IdentityError> {
+    // RFC 5705 4: labels for experiments need no registration.
+    Ok(connection.export_keying_material([0; 32], b"EXPERIMENTAL netd return", None)?)
+}
+
+/// Who a certificate (PEM, with those that vouch for its root) was for, whether it has ended or not. It must be signed
+/// by one of `roots` (PEM).
+pub fn former<'a>(pem: &str, roots: impl Iterator<Item = &'a str>) -> Result<PeerId, IdentityError> {
+    let chain = pem_list(pem)?;
+    let (leaf, rest) = chain
+        .split_first()
+        .ok_or(IdentityError::NotOurs("it shows no certificate"))?;
+    let peer = PeerId::read(leaf)?;
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        for ca in pem_list(root)? {
+            store.add(ca)?;
+        }
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider())
+        .build()
+        .map_err(|_| IdentityError::NotOurs("no root is known"))?;
+    // As of its last second: that it has ended is judged by who asks.
+    let last = peer.until.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let last = UnixTime::since_unix_epoch(last.saturating_sub(Duration::from_secs(1)));
+    verifier
+        .verify_client_cert(leaf, rest, last)
+        .map_err(|_| IdentityError::NotOurs("its certificate is from another CA"))?;
+    Ok(peer)
+}
+
+/// Checks a certificate (PEM, with intermediate ones) that somebody else has signed: by one of `roots`, for this subject
+/// and key, good for both ends of a connection, now.
+pub(super) fn check_issued<'a>(
+    pem: &str,
+    roots: impl Iterator<Item = &'a str>,
+    who: &Subject,
+    key: &[u8],
+) -> Result<(), IdentityError> {
+    let chain = pem_list(pem)?;
+    let (leaf, rest) = chain
+        .split_first()
+        .ok_or(IdentityError::NotOurs("it shows no certificate"))?;
+    let peer = PeerId::read(leaf)?;
+    if (&peer.cluster, peer.node, peer.role) != (&who.cluster, who.node, who.role) || peer.key != key {
+        return Err(IdentityError::NotOurs("it is for another node, role or key"));
+    }
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        for ca in pem_list(root)? {
+            store.add(ca)?;
+        }
+    }
+    let store = Arc::new(store);
+    let unusable = |_| IdentityError::NotOurs("no root is known");
+    let now = UnixTime::now();
+    WebPkiClientVerifier::builder_with_provider(store.clone(), provider())
+        .build()
+        .map_err(unusable)?
+        .verify_client_cert(leaf, rest, now)?;
+    WebPkiServerVerifier::builder_with_provider(store, provider())
+        .build()
+        .map_err(unusable)?
+        .verify_server_cert(leaf, rest, &server_name()?, &[], now)?;
+    Ok(())
+}
+
+fn time(t: x509_parser::time::ASN1Time) -> Option<SystemTime> {
+    let seconds = u64::try_from(t.timestamp()).ok()?;
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
 }
 
 impl PeerId {
@@ -191,7 +392,14 @@ impl PeerId {
         PeerId::read(leaf)
     }
 
-    fn read(leaf: &CertificateDer<'_>) -> Result<PeerId, IdentityError> {
+    /// The node of a certificate whose signature was checked elsewhere.
+    pub(crate) fn of_pem(pem: &str) -> Result<PeerId, IdentityError> {
+        let chain = pem_list(pem)?;
+        let leaf = chain.first().ok_or(IdentityError::NotOurs("it shows no certificate"))?;
+        PeerId::read(leaf)
+    }
+
+    pub(crate) fn read(leaf: &CertificateDer<'_>) -> Result<PeerId, IdentityError> {
         let bad = || IdentityError::NotOurs("its certificate names no node");
         let (_, x) = X509Certificate::from_der(leaf).map_err(|_| bad())?;
         let san = x.subject_alternative_name().ok().flatten().ok_or_else(bad)?;
@@ -203,6 +411,9 @@ impl PeerId {
         let mut parts = uri.split('/');
         let mut part = || parts.next().ok_or_else(bad);
         let (cluster, node, role) = (part()?, part()?, part()?);
+        if parts.next().is_some() {
+            return Err(bad());
+        }
         let role = match role {
             "manager" => Role::Manager,
             "worker" => Role::Worker,
@@ -213,6 +424,7 @@ impl PeerId {
             node: node.parse().map_err(|_| bad())?,
             role,
             key: x.public_key().subject_public_key.data.to_vec(),
+            until: time(x.validity().not_after).ok_or_else(bad)?,
         })
     }
 }
@@ -236,9 +448,7 @@ pub async fn connect_pinned(
     config.resumption = Resumption::disabled();
     let tcp = TcpStream::connect(addr).await?;
     tcp.set_nodelay(true)?;
-    let name = server_name().map_err(std::io::Error::other)?;
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, tcp).await?;
-    let peer = PeerId::of(stream.get_ref().1).map_err(std::io::Error::other)?;
+    let (stream, peer) = handshake(Arc::new(config), tcp).await?;
     if peer.role != Role::Manager {
         return Err(std::io::Error::other(IdentityError::NotOurs("it is no manager")));
     }
@@ -274,7 +484,8 @@ impl ServerCertVerifier for Pinned {
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?
-            .verify_server_cert(leaf, &[], name, ocsp, now)
+            // While the CA changes the pinned root may only vouch for the one that signs.
+            .verify_server_cert(leaf, chain, name, ocsp, now)
     }
 
     fn verify_tls12_signature(

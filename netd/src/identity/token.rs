@@ -76,7 +76,7 @@ impl Token {
     }
 }
 
-fn encode(bytes: &[u8]) -> String {
+pub(super) fn encode(bytes: &[u8]) -> String {
     let mut out = String::new();
     let (mut buffer, mut bits) = (0u32, 0);
     for b in bytes {
@@ -98,7 +98,7 @@ fn digit(n: u32) -> char {
     BASE32.get(i).map_or('?', |b| char::from(*b))
 }
 
-fn decode(s: &str) -> Option<Vec<u8>> {
+pub(super) fn decode(s: &str) -> Option<Vec<u8>> {
     let mut out = Vec::new();
     let (mut buffer, mut bits) = (0u32, 0);
     for c in s.bytes() {
@@ -114,7 +114,16 @@ fn decode(s: &str) -> Option<Vec<u8>> {
     (buffer & ((1 << bits) - 1) == 0).then_some(out)
 }
 
-/// Bounds how fast secrets can be guessed: an address is let in again a minute after its last failures, and so are all.
+/// Whom a try is counted for: in IPv6 one host has a whole /64.
+fn source(from: IpAddr) -> IpAddr {
+    match from.to_canonical() {
+        IpAddr::V6(a) => IpAddr::V6((u128::from(a) & !u128::from(u64::MAX)).into()),
+        v4 => v4,
+    }
+}
+
+/// Bounds how fast secrets can be guessed: an address is let in again a minute after its last failures. So are all, after
+/// very many, which bounds the memory; a few attackers must not keep good nodes out.
 #[derive(Debug, Default)]
 pub struct Gate {
     failed: BTreeMap<IpAddr, (u32, Instant)>,
@@ -125,12 +134,13 @@ impl Gate {
     /// Failures of one address within [`Gate::WINDOW`].
     pub const PER_ADDRESS: u32 = 5;
     /// Failures of all together within [`Gate::WINDOW`].
-    pub const TOTAL: u32 = 60;
+    pub const TOTAL: u32 = 4096;
     /// See above.
     pub const WINDOW: Duration = Duration::from_secs(60);
 
     /// Whether a try from this address may be looked at now.
     pub fn open(&mut self, now: Instant, from: IpAddr) -> bool {
+        let from = source(from);
         let fresh = |since: &Instant| now.saturating_duration_since(*since) < Self::WINDOW;
         self.failed.retain(|_, (_, since)| fresh(since));
         self.all = self.all.filter(|(_, since)| fresh(since));
@@ -140,7 +150,7 @@ impl Gate {
 
     /// Counts a failure. The map stays small: [`Gate::TOTAL`] failures close the gate for all.
     pub fn failed(&mut self, now: Instant, from: IpAddr) {
-        let entry = self.failed.entry(from).or_insert((0, now));
+        let entry = self.failed.entry(source(from)).or_insert((0, now));
         *entry = (entry.0 + 1, now);
         let (n, since) = self.all.unwrap_or((0, now));
         self.all = Some((n + 1, since));

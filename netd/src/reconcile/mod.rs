@@ -224,6 +224,8 @@ fn watch_policies(wake: SyncSender<Wake>) -> std::io::Result<()> {
     })?;
     Ok(())
 }
+/// Said while this node has neither a last view nor a manager.
+const NOTHING_KNOWN: &str = "this node knows no intent, neither from its disk nor from a manager: what the kernel holds is left as it is; try: netctl cluster members, and start a manager";
 
 struct Loop {
     inputs: Inputs,
@@ -301,6 +303,15 @@ impl Loop {
             .map(|e| e.all().clone())
             .unwrap_or_default();
         let before = self.out.borrow().clone();
+        if intent.revision == 0 {
+            // Nothing is known, which is not the same as nothing to be there.
+            self.runs += 1;
+            let mut status = (*before).clone();
+            status.writes.runs = self.runs;
+            status.problems = vec![NOTHING_KNOWN.to_owned()];
+            self.out.send_replace(Arc::new(status));
+            return true;
+        }
         let done = self.kernel.pass(&self.inputs, &intent, &facts, &endpoints);
         self.total += done.writes;
         self.runs += 1;

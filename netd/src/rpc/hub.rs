@@ -108,16 +108,17 @@ impl Hub {
     /// Asks a node something.
     pub async fn ask(&self, node: NodeId, ask: Ask, timeout: Duration) -> Result<Answer, AskError> {
         let (tx, rx) = oneshot::channel();
-        let (id, to) = {
+        let id = {
             let mut s = self.lock();
             s.count += 1;
             let id = s.count;
-            let to = s.sessions.get(&node).map(|(_, to)| to.clone());
-            let to = to.ok_or(AskError::NotConnected(node))?;
             s.asked.insert(id, (node, tx));
-            (id, to)
+            id
         };
+        let mut connected = false;
         let answer = async {
+            let to = self.session(node).await?;
+            connected = true;
             to.send(ToNode::Ask { id, ask }).await.ok()?;
             rx.await.ok()
         };
@@ -126,16 +127,29 @@ impl Hub {
         match got {
             Ok(Some(a)) => Ok(a),
             Ok(None) => Err(AskError::NotConnected(node)),
+            Err(_) if !connected => Err(AskError::NotConnected(node)),
             Err(_) => Err(AskError::Timeout(node)),
         }
     }
 
+    /// The way to a node, as soon as there is one: after a change of leader all nodes come within a moment.
+    async fn session(&self, node: NodeId) -> Option<mpsc::Sender<ToNode>> {
+        let mut changed = self.changed.subscribe();
+        loop {
+            let to = self.lock().sessions.get(&node).map(|(_, to)| to.clone());
+            if to.is_some() {
+                return to;
+            }
+            changed.changed().await.ok()?;
+        }
+    }
+
     /// A stream for the manager's own node, inside this process; hand it to an [`Uplink`](super::Uplink).
-    pub(super) fn local(&self, node: NodeId) -> DuplexStream {
+    pub(super) fn local(&self, node: NodeId, revision: u64, version: String) -> DuplexStream {
         let (ours, theirs) = tokio::io::duplex(256 << 10);
         let hub = self.clone();
         tokio::spawn(async move {
-            if let Err(e) = session::serve(&hub, ours, node, None, None).await {
+            if let Err(e) = session::serve(&hub, ours, node, None, None, revision, version).await {
                 tracing::debug!(%node, error = %e, "local stream ended");
             }
         });

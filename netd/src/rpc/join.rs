@@ -14,10 +14,13 @@ use rustls::pki_types::pem::PemObject;
 use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
-    HANDSHAKE, MAX_DOWN, MAX_JOIN, Managers, Uplink, UplinkConfig, frame,
-    message::{JoinAnswer, JoinRequest, ListAnswer, ToManager, ToNode},
+    HANDSHAKE, MAX_DOWN, MAX_JOIN, Uplink, UplinkConfig, frame,
+    message::{JoinAnswer, JoinRequest, ListAnswer, Opening, ToManager, ToNode},
 };
-use crate::identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned};
+use crate::{
+    identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned},
+    known::Known,
+};
 
 /// How long the log may take to let a node in, and the first snapshot to come.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -74,20 +77,50 @@ pub struct Joined {
     pub gossip: Vec<SocketAddr>,
 }
 
-/// Joins the cluster of a manager. Trying again with the same key gives the same node.
-pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str) -> Result<Joined, JoinError> {
+/// Joins the cluster of a manager; `rpc` is where this node would be one. Trying again with the same key gives the same
+/// node.
+pub async fn join(
+    token: &Token,
+    addr: SocketAddr,
+    key: &NodeKey,
+    hostname: &str,
+    rpc: SocketAddr,
+) -> Result<Joined, JoinError> {
+    let (mut credentials, seen, gossip) = prove_anew(token, addr, key, hostname, rpc).await?;
+    let tls = Tls::new(&credentials, key)?;
+    let (keys, intent) = timeout(ANSWER, first(&tls, addr))
+        .await
+        .map_err(|_| JoinError::Answer("the gossip keys did not come in time".into()))?
+        .map_err(|e| JoinError::Answer(e.to_string()))?;
+    credentials.gossip = keys;
+    Ok(Joined {
+        credentials,
+        intent: Arc::new(intent),
+        seen,
+        gossip,
+    })
+}
+
+/// The first half of it: a certificate for a token. For a node whose key the cluster knows it is that node's.
+pub async fn prove_anew(
+    token: &Token,
+    addr: SocketAddr,
+    key: &NodeKey,
+    hostname: &str,
+    rpc: SocketAddr,
+) -> Result<(Credentials, IpAddr, Vec<SocketAddr>), JoinError> {
     let connect = |why: String| JoinError::Connect { addr, why };
     let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
     let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
         .await
         .map_err(late)?
         .map_err(|e| connect(e.to_string()))?;
-    let request = JoinRequest {
+    let request = Opening::Join(JoinRequest {
         secret: token.secret.to_vec(),
         csr: key.csr(hostname)?,
         hostname: hostname.to_owned(),
-        list: false,
-    };
+        rpc: Some(rpc.to_string()),
+    });
     let talk = async {
         frame::write(&mut stream, &request).await?;
         frame::read::<Result<JoinAnswer, ApiError>>(&mut stream, MAX_JOIN).await
@@ -97,30 +130,11 @@ pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, hostname: &str
         .map_err(|_| JoinError::Answer("it did not come in time".into()))?
         .map_err(|e| JoinError::Answer(e.to_string()))?
         .map_err(JoinError::Refused)?;
-    if answer.cluster != manager.cluster || !pinned(&answer.ca, token) {
+    if answer.cluster != manager.cluster || !pinned(&answer.issued.ca, token) {
         return Err(JoinError::Answer("it is for another cluster".into()));
     }
-    let mut credentials = Credentials {
-        cluster: answer.cluster,
-        node: answer.node,
-        role: answer.role,
-        certificate: answer.certificate,
-        ca: answer.ca,
-        gossip: Vec::new(),
-        managers: with(answer.managers, addr),
-    };
-    let tls = Tls::new(&credentials, key)?;
-    let (keys, intent) = timeout(ANSWER, first(&tls, addr))
-        .await
-        .map_err(|_| JoinError::Answer("the gossip keys did not come in time".into()))?
-        .map_err(|e| JoinError::Answer(e.to_string()))?;
-    credentials.gossip = keys;
-    Ok(Joined {
-        gossip: answer.gossip,
-        credentials,
-        intent: Arc::new(intent),
-        seen: answer.seen,
-    })
+    let (seen, gossip) = (answer.seen, answer.gossip.clone());
+    Ok((answer.into_credentials(addr), seen, gossip))
 }
 
 /// The managers' addresses, as the one at `addr` knows them. Nothing changes there.
@@ -131,14 +145,8 @@ pub async fn managers(token: &Token, addr: SocketAddr) -> Result<Vec<String>, Jo
         .await
         .map_err(late)?
         .map_err(|e| connect(e.to_string()))?;
-    let request = JoinRequest {
-        secret: token.secret.to_vec(),
-        csr: String::new(),
-        hostname: String::new(),
-        list: true,
-    };
     let talk = async {
-        frame::write(&mut stream, &request).await?;
+        frame::write(&mut stream, &Opening::List(token.secret.to_vec())).await?;
         frame::read::<Result<ListAnswer, ApiError>>(&mut stream, MAX_JOIN).await
     };
     let answer = timeout(ANSWER, talk)
@@ -157,13 +165,28 @@ pub async fn leave(credentials: &Credentials, key: &NodeKey) -> Result<(), ApiEr
     let (uplink, _asked) = Uplink::start(UplinkConfig {
         me: credentials.node,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        managers: Managers::Remote {
-            tls: Arc::new(Tls::new(credentials, key)?),
-            first: credentials.managers.iter().filter_map(|m| m.parse().ok()).collect(),
-        },
-        intent: watch::Sender::default(),
+        tls: Arc::new(Tls::new(credentials, key)?),
+        first: credentials.managers.iter().filter_map(|m| m.parse().ok()).collect(),
+        local: watch::channel(None).1,
+        intent: Known::new(Arc::default()),
     });
     uplink.leave().await
+}
+
+impl JoinAnswer {
+    /// What the node keeps; the gossip keys come later.
+    pub(super) fn into_credentials(self, addr: SocketAddr) -> Credentials {
+        Credentials {
+            cluster: self.cluster,
+            node: self.node,
+            role: self.issued.role,
+            certificate: self.issued.certificate,
+            ca: self.issued.ca,
+            issuer: self.issued.issuer,
+            gossip: Vec::new(),
+            managers: with(self.managers, addr),
+        }
+    }
 }
 
 /// The address that worked comes first.
@@ -176,8 +199,9 @@ fn with(mut managers: Vec<String>, addr: SocketAddr) -> Vec<String> {
 
 fn pinned(ca: &str, token: &Token) -> bool {
     use ring::digest::{SHA256, digest};
-    let der = rustls::pki_types::CertificateDer::from_pem_slice(ca.as_bytes());
-    der.is_ok_and(|d| digest(&SHA256, &d).as_ref() == token.pin)
+    let mut roots = rustls::pki_types::CertificateDer::pem_slice_iter(ca.as_bytes());
+    // While the CA changes there are two.
+    roots.any(|root| root.is_ok_and(|d| digest(&SHA256, &d).as_ref() == token.pin))
 }
 
 /// The start of a stream: gossip keys and the whole intent.

@@ -10,22 +10,21 @@ use model::{
     api::TaskStatus,
     error::ApiError,
     ids::{EndpointId, NodeId, Proto, Vni},
-    intent::{IntentDelta, Role},
+    intent::IntentDelta,
 };
 use serde::{Deserialize, Serialize};
 
-/// The one message of a node without a certificate.
+use crate::identity::{Holding, Issued};
+
+/// The one message of a node without a certificate that counts.
 #[derive(Serialize, Deserialize)]
-pub(super) struct JoinRequest {
-    /// The token's secret.
-    pub(super) secret: Vec<u8>,
-    /// Certificate's request, PEM.
-    pub(super) csr: String,
-    /// Host name.
-    pub(super) hostname: String,
-    /// Only to be told who the managers are ([`ListAnswer`]); request and host name do not count.
-    #[serde(default)]
-    pub(super) list: bool,
+pub(super) enum Opening {
+    /// A new node, or one that proves itself anew by a token.
+    Join(JoinRequest),
+    /// A node that was away for too long.
+    Return(ReturnRequest),
+    /// Somebody who looks for managers: the secret of a token. Answered by [`ListAnswer`].
+    List(Vec<u8>),
 }
 
 /// Who the managers are.
@@ -35,14 +34,37 @@ pub(super) struct ListAnswer {
     pub(super) managers: Vec<String>,
 }
 
-/// The answer to it.
+/// A certificate that counts no more is traded in for a new one.
 #[derive(Serialize, Deserialize)]
+pub(super) struct ReturnRequest {
+    /// The old certificate, PEM, with those that vouch for its root.
+    pub(super) certificate: String,
+    /// Certificate's request, PEM.
+    pub(super) csr: String,
+    /// [`binding`](crate::identity::binding) of this connection, signed with the node's key.
+    pub(super) proof: Vec<u8>,
+}
+
+/// A token.
+#[derive(Serialize, Deserialize)]
+pub(super) struct JoinRequest {
+    /// The token's secret.
+    pub(super) secret: Vec<u8>,
+    /// Certificate's request, PEM.
+    pub(super) csr: String,
+    /// Host name.
+    pub(super) hostname: String,
+    /// Where it would serve the managers' RPC, `ip:port`.
+    #[serde(default)]
+    pub(super) rpc: Option<String>,
+}
+
+/// The answer to it.
+#[derive(Debug, Serialize, Deserialize)]
 pub(super) struct JoinAnswer {
     pub(super) cluster: String,
     pub(super) node: NodeId,
-    pub(super) role: Role,
-    pub(super) certificate: String,
-    pub(super) ca: String,
+    pub(super) issued: Issued,
     pub(super) managers: Vec<String>,
     /// Managers' gossip addresses, as far as they are known.
     #[serde(default)]
@@ -62,11 +84,14 @@ pub struct Report {
     pub tasks: BTreeMap<EndpointId, TaskStatus>,
     /// Highest row version of other nodes (and its own) that its kernel holds. Owners that drain something are enough.
     pub held: BTreeMap<NodeId, u64>,
+    /// What it holds of certificates and keys.
+    #[serde(default)]
+    pub holds: Holding,
 }
 
 /// Node to manager.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) enum ToManager {
+pub(crate) enum ToManager {
     /// First: what it knows already (0: nothing).
     Hello { revision: u64, version: String },
     /// See [`Report`].
@@ -77,11 +102,20 @@ pub(super) enum ToManager {
     Answer { id: u64, answer: Answer },
     /// Nothing to say.
     Ping,
+    /// First, instead of a hello: a stream of Raft's messages between managers follows ([`crate::peers`]).
+    Raft {
+        /// Id in Raft of the one who says it.
+        from: u64,
+        /// And of the one whom it means.
+        to: u64,
+    },
+    /// First, instead of a hello: HTTP follows, requests that another manager passes on.
+    Http,
 }
 
 /// What a node may ask for.
-#[derive(Debug, Serialize, Deserialize)]
-pub(super) enum Request {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Request {
     /// One more address block.
     NeedBlock { vni: Vni },
     /// A read of the manager's memory.
@@ -90,6 +124,9 @@ pub(super) enum Request {
     Renew { csr: String },
     /// To be taken out.
     Leave,
+    /// A manager without a log wants to begin one under its id in Raft: it gets that, or, where that id may have voted
+    /// already, a new one.
+    Raft { old: u64 },
 }
 
 /// What it gets.
@@ -97,8 +134,9 @@ pub(super) enum Request {
 pub(super) enum Reply {
     Block { number: u32 },
     Query { status: u16, body: String },
-    Certificate { certificate: String, ca: String },
+    Certificate(Issued),
     Left,
+    Raft { id: u64 },
 }
 
 /// Manager to node.
@@ -116,6 +154,8 @@ pub(super) enum ToNode {
     Reply { id: u64, reply: Result<Reply, ApiError> },
     /// The stream ends, and why.
     Refused(ApiError),
+    /// Who leads the managers now, if it is another one than the sender: what managers hold in memory is there.
+    Leader { node: NodeId, addr: String },
     /// Nothing to say.
     Ping,
 }
@@ -132,6 +172,8 @@ pub enum Ask {
     },
     /// Which subnets its own routes lead to, so that no network overlaps them.
     HostRoutes,
+    /// Where it would serve the managers' RPC, if it were a manager.
+    ManagerAddress,
 }
 
 /// What the node says.
@@ -148,6 +190,11 @@ pub enum Answer {
     Routes {
         /// Without default routes, loopback and netd's own.
         subnets: Vec<ipnet::IpNet>,
+    },
+    /// Answer to [`Ask::ManagerAddress`].
+    Address {
+        /// `ip:port`.
+        addr: std::net::SocketAddr,
     },
     /// It could not be found out.
     Failed {

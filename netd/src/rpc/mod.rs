@@ -1,16 +1,19 @@
 //! What managers and nodes say to each other on the managers' RPC port (2377/tcp), in TLS 1.3.
 //!
-//! Without a certificate only one thing can be said: a token, to join ([`join`]). With one, a node keeps a stream open
+//! Without a certificate two things can be said: a token, to join ([`join`]), and an old certificate that does not count
+//! any more, proved by the node's key, to get a new one ([`trade_in`]). With one, a node keeps a stream open
 //! to any manager ([`Uplink`]): intent comes down as increments; reports, requests and answers go up. The manager's side
 //! is the [`Hub`]: it holds what nodes reported in memory (never in the log) and reaches the log through a
 //! [`ManagerPort`]. Messages are JSON in frames with a length; an unknown message of a newer version is skipped.
 
+mod forward;
 pub(crate) mod frame;
 mod held;
 mod hub;
 mod join;
-mod message;
+pub(crate) mod message;
 mod renew;
+mod returning;
 mod server;
 mod session;
 #[cfg(test)]
@@ -19,9 +22,11 @@ mod uplink;
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
+use cluster::state::Secret;
+pub use forward::{Forwarded, Forwarder, serve as serve_http};
 use futures_util::future::BoxFuture;
 pub use hub::{AskError, Hub, NodeReport};
-pub use join::{JoinError, Joined, join, leave, managers};
+pub use join::{JoinError, Joined, join, leave, managers, prove_anew};
 pub use message::{Answer, Ask, Report};
 use model::{
     api::NodeHealth,
@@ -29,11 +34,13 @@ use model::{
     ids::{NodeId, Vni},
     intent::{Intent, Role},
 };
-pub use renew::keep_credentials;
+pub(crate) use renew::holding;
+pub use renew::{Custody, keep_credentials};
+pub use returning::trade_in;
 use tokio::sync::watch;
-pub use uplink::{Managers, Uplink, UplinkConfig};
+pub use uplink::{Local, Uplink, UplinkConfig};
 
-use crate::identity::ClusterSecrets;
+use crate::identity::{ClusterSecrets, Csr, Issued, PeerId};
 
 /// TCP connect, TLS handshake and first message together may take this long.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -54,15 +61,39 @@ pub const MAX_UP: usize = 4 << 20;
 /// Octets of a message to a node: a snapshot of the intent is the largest.
 pub const MAX_DOWN: usize = 64 << 20;
 
-/// A node that asks to be let in. Its token was good.
+/// A node that asks to be let in. Its token was good here; the log looks at it again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Newcomer {
+    /// The token's secret.
+    pub secret: Secret,
     /// Host name.
     pub hostname: String,
     /// The token's role.
     pub role: Role,
     /// Public key, 32 octets.
     pub key: Vec<u8>,
+    /// Where it would serve the managers' RPC, `ip:port`.
+    pub rpc: Option<String>,
+}
+
+/// A connection whose peer showed its certificate.
+pub type Stream = tokio_rustls::server::TlsStream<tokio::net::TcpStream>;
+
+/// Who leads the managers, as one of them knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Leader {
+    /// Nobody, as far as is known.
+    #[default]
+    Nobody,
+    /// This very manager.
+    Me,
+    /// Another one.
+    Other {
+        /// Node.
+        node: NodeId,
+        /// Its RPC, `ip:port`.
+        addr: String,
+    },
 }
 
 /// What the hub needs of the manager that it runs in.
@@ -71,6 +102,8 @@ pub trait ManagerPort: Send + Sync + 'static {
     fn intent(&self) -> watch::Receiver<Arc<Intent>>;
     /// What managers keep secret.
     fn secrets(&self) -> Result<ClusterSecrets, ApiError>;
+    /// Certifies a node that the intent has.
+    fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>>;
     /// Lets a node in; done when the log has it. The same key twice gives the same id.
     fn add_node(&self, node: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>>;
     /// Takes a node out that wants to leave.
@@ -85,4 +118,12 @@ pub trait ManagerPort: Send + Sync + 'static {
     }
     /// How a node is seen by this manager's gossip.
     fn health(&self, node: NodeId) -> NodeHealth;
+    /// Who leads the managers.
+    fn leader(&self) -> watch::Receiver<Leader>;
+    /// A manager that has no log wants an id in Raft that never voted.
+    fn raft_id(&self, node: NodeId, old: u64) -> BoxFuture<'_, Result<u64, ApiError>>;
+    /// Takes Raft's messages from another manager until its stream ends.
+    fn raft(&self, stream: Stream, peer: PeerId, from: u64, to: u64) -> BoxFuture<'_, std::io::Result<()>>;
+    /// Answers requests that another manager passes on, until its stream ends.
+    fn http(&self, stream: Stream, peer: PeerId) -> BoxFuture<'_, std::io::Result<()>>;
 }

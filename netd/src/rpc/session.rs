@@ -10,7 +10,7 @@ use std::{
 use model::{
     error::{ApiError, Code},
     ids::NodeId,
-    intent::Intent,
+    intent::{Intent, Role},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
@@ -19,43 +19,53 @@ use tokio::{
 };
 
 use super::{
-    HANDSHAKE, IDLE, MAX_REQUESTS, MAX_UP, PING_EVERY, frame,
+    HANDSHAKE, IDLE, Leader, MAX_REQUESTS, MAX_UP, PING_EVERY, frame,
     hub::Hub,
     message::{Reply, Request, ToManager, ToNode},
 };
-use crate::identity::{Csr, IdentityError, PeerId, admit};
+use crate::identity::{Csr, IdentityError, PeerId, admit_node};
 
 /// How often what all nodes hold is looked at.
 const HELD_EVERY: Duration = Duration::from_millis(100);
 
-/// Serves a stream until it ends. `peer` is who the certificate says it is; none: this process.
+/// How often a manager's node is sent the intent.
+const FOR_MANAGERS: Duration = Duration::from_secs(1);
+
+/// Serves a stream until it ends, from its greeting on (what the node knows, its version). `peer` is who the certificate says it is; none: this process.
 pub(super) async fn serve<S>(
     hub: &Hub,
     stream: S,
     node: NodeId,
     peer: Option<PeerId>,
     from: Option<SocketAddr>,
+    revision: u64,
+    version: String,
 ) -> Result<()>
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
-    let (mut rd, mut wr) = tokio::io::split(stream);
-    let hello = timeout(HANDSHAKE, frame::read(&mut rd, MAX_UP)).await??;
-    let ToManager::Hello { revision, version } = hello else {
-        return Err(Error::new(ErrorKind::InvalidData, "the first message is no hello"));
+    let (rd, mut wr) = tokio::io::split(stream);
+    // Before anything is taken from it: a stranger must not end the stream of the node that it poses as.
+    let first = hub.port.intent().borrow().clone();
+    let got = match peer.as_ref().map_or(Ok(()), |p| admit_node(&first, p)) {
+        Err(e) => Err(Error::other(e)),
+        Ok(()) => {
+            let (number, out) = hub.open(node, version, from);
+            let mut s = Session {
+                hub,
+                node,
+                peer,
+                out,
+                sent: Arc::default(),
+                ahead: 0,
+                keys: Vec::new(),
+                leaving: false,
+            };
+            let got = s.run(&mut wr, rd, revision).await;
+            hub.close(node, number);
+            got
+        }
     };
-    let (number, out) = hub.open(node, version, from);
-    let mut s = Session {
-        hub,
-        node,
-        peer,
-        out,
-        sent: Arc::default(),
-        keys: Vec::new(),
-        leaving: false,
-    };
-    let got = s.run(&mut wr, rd, revision).await;
-    hub.close(node, number);
     // A removed node is cut off by the first thing that happens on its stream, whichever that is.
     let now = hub.port.intent().borrow().clone();
     hub.retain(&now);
@@ -75,6 +85,8 @@ struct Session<'a> {
     out: mpsc::Receiver<ToNode>,
     /// What the node knows of the intent.
     sent: Arc<Intent>,
+    /// Revision that the node knew when it came.
+    ahead: u64,
     keys: Vec<cluster::seal::Key>,
     /// The node has asked to be taken out.
     leaving: bool,
@@ -83,7 +95,7 @@ struct Session<'a> {
 impl Session<'_> {
     fn admit(&self, intent: &Intent) -> Result<()> {
         match &self.peer {
-            Some(p) => admit(intent, p).map_err(Error::other),
+            Some(p) => admit_node(intent, p).map_err(Error::other),
             None => Ok(()),
         }
     }
@@ -97,7 +109,11 @@ impl Session<'_> {
         let mut intent = self.hub.port.intent();
         let now = intent.borrow_and_update().clone();
         self.admit(&now)?;
+        let mut leader = self.hub.port.leader();
+        let first = leader.borrow_and_update().clone();
+        self.send_leader(wr, &first).await?;
         self.send_keys(wr).await?;
+        self.ahead = revision;
         if now.revision == revision {
             self.sent = now;
         } else {
@@ -108,6 +124,7 @@ impl Session<'_> {
         let mut held_tick = interval(HELD_EVERY);
         held_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held = None;
+        let mut late = None;
         let (replies_tx, mut replies) = mpsc::channel::<ToNode>(MAX_REQUESTS);
         let room = Arc::new(Semaphore::new(MAX_REQUESTS));
         loop {
@@ -129,13 +146,30 @@ impl Session<'_> {
                         return self.farewell(wr, &mut replies, e).await;
                     }
                     self.send_keys(wr).await?;
+                    if self.may_wait(&now) {
+                        late.get_or_insert_with(|| tokio::time::Instant::now() + FOR_MANAGERS);
+                    } else {
+                        self.send_intent(wr, now).await?;
+                    }
+                }
+                () = tokio::time::sleep_until(late.unwrap_or_else(tokio::time::Instant::now)), if late.is_some() => {
+                    late = None;
+                    let now = intent.borrow().clone();
                     self.send_intent(wr, now).await?;
+                }
+                changed = leader.changed() => {
+                    changed.map_err(Error::other)?;
+                    let now = leader.borrow_and_update().clone();
+                    self.send_leader(wr, &now).await?;
                 }
                 m = self.out.recv() => match m {
                     Some(m) => send(wr, &frame::encode(&m)?).await?,
                     None => return Err(Error::other("the node has opened another stream")),
                 },
-                Some(m) = replies.recv() => send(wr, &frame::encode(&m)?).await?,
+                Some(m) = replies.recv() => {
+                    self.renewed(&m);
+                    send(wr, &frame::encode(&m)?).await?;
+                }
                 _ = held_tick.tick() => {
                     let all = self.hub.held(self.node, &intent.borrow().clone());
                     if let Some(version) = all && all != held {
@@ -143,8 +177,28 @@ impl Session<'_> {
                         send(wr, &frame::encode(&ToNode::Held { version })?).await?;
                     }
                 }
-                _ = ping.tick() => send(wr, &frame::encode(&ToNode::Ping)?).await?,
+                _ = ping.tick() => {
+                    // Also a certificate that ends meanwhile ends the stream.
+                    self.admit(&intent.borrow().clone())?;
+                    send(wr, &frame::encode(&ToNode::Ping)?).await?;
+                }
             }
+        }
+    }
+
+    /// A certificate that the node gets on this very stream counts for it from now on: renewing breaks nothing off.
+    fn renewed(&mut self, m: &ToNode) {
+        if let (
+            Some(peer),
+            ToNode::Reply {
+                reply: Ok(Reply::Certificate(issued)),
+                ..
+            },
+        ) = (&mut self.peer, m)
+            && let Ok(new) = PeerId::of_pem(&issued.certificate)
+            && (new.node, &new.key) == (peer.node, &peer.key)
+        {
+            *peer = new;
         }
     }
 
@@ -174,7 +228,7 @@ impl Session<'_> {
     }
 
     async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-        let keys = self.hub.port.secrets().map_err(Error::other)?.gossip;
+        let keys = self.hub.port.secrets().map_err(Error::other)?.gossip.keys().to_vec();
         if keys != self.keys {
             send(wr, &frame::encode(&ToNode::Welcome { keys: keys.clone() })?).await?;
             self.keys = keys;
@@ -182,7 +236,28 @@ impl Session<'_> {
         Ok(())
     }
 
+    async fn send_leader(&self, wr: &mut (impl AsyncWrite + Unpin), leader: &Leader) -> Result<()> {
+        if let Leader::Other { node, addr } = leader {
+            let hint = ToNode::Leader {
+                node: *node,
+                addr: addr.clone(),
+            };
+            send(wr, &frame::encode(&hint)?).await?;
+        }
+        Ok(())
+    }
+
+    /// A manager's node has the log; what comes on this stream is for one that was left out of it, and need not hurry.
+    fn may_wait(&self, now: &Intent) -> bool {
+        let role = |i: &Intent| i.nodes.get(&self.node).map(|n| n.role);
+        role(now) == Some(Role::Manager) && role(&self.sent) == role(now)
+    }
+
     async fn send_intent(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: Arc<Intent>) -> Result<()> {
+        if now.revision <= self.ahead && self.sent.revision == 0 {
+            // The node knows more than this manager, which lags: it gets all of what comes after that.
+            return Ok(());
+        }
         if now.revision != self.sent.revision {
             send(wr, &self.hub.delta(&self.sent, &now)?).await?;
         }
@@ -196,11 +271,11 @@ impl Session<'_> {
             ToManager::Answer { id, answer } => self.hub.answered(self.node, id, answer),
             ToManager::Request { id, request } => {
                 self.leaving |= matches!(request, Request::Leave);
-                let (hub, node, peer) = (self.hub.clone(), self.node, self.peer.clone());
+                let (hub, node) = (self.hub.clone(), self.node);
                 let (replies, permit) = (replies.clone(), room.clone().try_acquire_owned());
                 tokio::spawn(async move {
                     let reply = match permit {
-                        Ok(_permit) => answer(&hub, node, peer, request).await,
+                        Ok(_permit) => answer(&hub, node, request).await,
                         Err(_) => Err(ApiError::new(
                             Code::Unavailable,
                             format!("{MAX_REQUESTS} requests of {node} are under way"),
@@ -211,7 +286,7 @@ impl Session<'_> {
                 });
             }
             // A second hello changes nothing.
-            ToManager::Hello { .. } | ToManager::Ping => {}
+            ToManager::Hello { .. } | ToManager::Ping | ToManager::Raft { .. } | ToManager::Http => {}
         }
     }
 }
@@ -225,12 +300,7 @@ async fn send(wr: &mut (impl AsyncWrite + Unpin), frame: &[u8]) -> Result<()> {
     .await?
 }
 
-async fn answer(
-    hub: &Hub,
-    node: NodeId,
-    peer: Option<PeerId>,
-    request: Request,
-) -> std::result::Result<Reply, ApiError> {
+async fn answer(hub: &Hub, node: NodeId, request: Request) -> std::result::Result<Reply, ApiError> {
     let port = &hub.port;
     match request {
         Request::NeedBlock { vni } => {
@@ -241,6 +311,7 @@ async fn answer(
             let (status, body) = port.query(node, path).await;
             Ok(Reply::Query { status, body })
         }
+        Request::Raft { old } => port.raft_id(node, old).await.map(|id| Reply::Raft { id }),
         Request::Leave => port.remove_node(node).await.map(|()| Reply::Left),
         Request::Renew { csr } => {
             let intent = port.intent().borrow().clone();
@@ -253,13 +324,7 @@ async fn answer(
                     "netctl cluster leave, then join again",
                 )
             })?;
-            debug_assert!(peer.is_none_or(|p| p.node == node));
-            let secrets = port.secrets()?;
-            let certificate = secrets.sign(&csr, &intent.cluster, node, role)?;
-            Ok(Reply::Certificate {
-                certificate,
-                ca: secrets.ca().to_owned(),
-            })
+            Ok(Reply::Certificate(port.certify(csr, node, role).await?))
         }
     }
 }

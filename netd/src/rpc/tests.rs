@@ -21,16 +21,31 @@ use tokio::{
 };
 
 use super::*;
-use crate::identity::{Credentials, Csr, NodeKey, Tls, Token, connect_pinned};
+use crate::identity::{
+    CERTIFICATE_LIFE, Credentials, Csr, Holding, Issued, NodeKey, Subject, Tls, Token, connect_pinned,
+};
+use crate::known::Known;
+
+mod fresh;
+mod peers;
+
+/// Where these nodes would be managers.
+const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
 struct Port {
     intent: watch::Sender<Arc<Intent>>,
-    secrets: ClusterSecrets,
+    secrets: Mutex<ClusterSecrets>,
+    life: Mutex<Duration>,
     dead: Mutex<Vec<NodeId>>,
     next: AtomicU64,
+    leader: watch::Sender<Leader>,
 }
 
 impl Port {
+    fn now(&self) -> ClusterSecrets {
+        self.secrets.lock().unwrap().clone()
+    }
+
     fn change(&self, f: impl FnOnce(&mut Intent)) {
         self.intent.send_modify(|i| {
             let i = Arc::make_mut(i);
@@ -45,19 +60,24 @@ impl ManagerPort for Port {
         self.intent.subscribe()
     }
     fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
-        Ok(self.secrets.clone())
+        Ok(self.now())
+    }
+    fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>> {
+        Box::pin(async move {
+            let cluster = self.intent.borrow().cluster.clone();
+            let life = *self.life.lock().unwrap();
+            Ok(self.now().ca.sign(&csr, &Subject { cluster, node, role }, life)?)
+        })
     }
     fn add_node(&self, n: Newcomer) -> BoxFuture<'_, Result<NodeId, ApiError>> {
         Box::pin(async move {
-            let known = self
-                .intent
-                .borrow()
-                .nodes
-                .iter()
-                .find(|(_, x)| x.key == n.key)
-                .map(|(id, _)| *id);
-            if let Some(id) = known {
-                return Ok(id);
+            let now = self.intent.borrow().clone();
+            match now.nodes.iter().find(|(_, x)| x.key == n.key) {
+                Some((_, known)) if known.role != n.role => {
+                    return Err(ApiError::new(Code::Conflict, "in the cluster with another role", ""));
+                }
+                Some((id, _)) => return Ok(*id),
+                None => {}
             }
             let id = NodeId(self.next.fetch_add(1, Ordering::SeqCst));
             self.change(|i| {
@@ -81,6 +101,18 @@ impl ManagerPort for Port {
     fn query(&self, node: NodeId, path: String) -> BoxFuture<'_, (u16, String)> {
         Box::pin(async move { (200, format!("{node} reads {path}")) })
     }
+    fn leader(&self) -> watch::Receiver<Leader> {
+        self.leader.subscribe()
+    }
+    fn raft_id(&self, _: NodeId, old: u64) -> BoxFuture<'_, Result<u64, ApiError>> {
+        Box::pin(async move { Ok(old + 1) })
+    }
+    fn raft(&self, _: Stream, _: PeerId, _: u64, _: u64) -> BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(async { Err(std::io::Error::other("no Raft here")) })
+    }
+    fn http(&self, stream: Stream, peer: PeerId) -> BoxFuture<'_, std::io::Result<()>> {
+        Box::pin(serve_http(stream, peer, axum::Router::new()))
+    }
     fn health(&self, node: NodeId) -> NodeHealth {
         match self.dead.lock().unwrap().contains(&node) {
             true => NodeHealth::Down,
@@ -97,6 +129,7 @@ fn node(role: Role, key: &[u8], hostname: &str) -> Node {
         key: key.to_vec(),
         down: false,
         rpc: None,
+        raft: None,
     }
 }
 
@@ -112,12 +145,19 @@ async fn manager() -> Manager {
     let secrets = ClusterSecrets::create("c1").unwrap();
     let key = NodeKey::generate().unwrap();
     let csr = Csr::parse(&key.csr("m").unwrap()).unwrap();
+    let who = Subject {
+        cluster: "c1".into(),
+        node: NodeId(1),
+        role: Role::Manager,
+    };
+    let issued = secrets.ca.sign(&csr, &who, CERTIFICATE_LIFE).unwrap();
     let credentials = Credentials {
         cluster: "c1".into(),
         node: NodeId(1),
         role: Role::Manager,
-        certificate: secrets.sign(&csr, "c1", NodeId(1), Role::Manager).unwrap(),
-        ca: secrets.ca().into(),
+        certificate: issued.certificate,
+        ca: issued.ca,
+        issuer: issued.issuer,
         gossip: Vec::new(),
         managers: Vec::new(),
     };
@@ -134,9 +174,11 @@ async fn manager() -> Manager {
     intent.nodes.insert(NodeId(1), me);
     let port = Arc::new(Port {
         intent: watch::Sender::new(Arc::new(intent)),
-        secrets,
+        secrets: Mutex::new(secrets),
+        life: Mutex::new(CERTIFICATE_LIFE),
         dead: Mutex::default(),
         next: AtomicU64::new(2),
+        leader: watch::Sender::new(Leader::Me),
     });
     let hub = Hub::new(port.clone());
     let server = tokio::spawn({
@@ -154,7 +196,7 @@ async fn manager() -> Manager {
 
 impl Manager {
     fn token(&self) -> Token {
-        self.port.secrets.token(Role::Worker).unwrap()
+        self.port.now().token(Role::Worker).unwrap()
     }
 }
 
@@ -167,16 +209,15 @@ struct Worker {
 
 async fn worker(m: &Manager) -> Worker {
     let key = NodeKey::generate().unwrap();
-    let joined = join(&m.token(), m.addr, &key, "w").await.unwrap();
-    let intent = watch::Sender::new(Arc::default());
-    let rx = intent.subscribe();
+    let joined = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
+    let intent = Known::new(Arc::default());
+    let rx = intent.watch();
     let (uplink, asks) = Uplink::start(UplinkConfig {
         me: joined.credentials.node,
         version: "0.1.0".into(),
-        managers: Managers::Remote {
-            tls: Arc::new(Tls::new(&joined.credentials, &key).unwrap()),
-            first: vec![m.addr],
-        },
+        tls: Arc::new(Tls::new(&joined.credentials, &key).unwrap()),
+        first: vec![m.addr],
+        local: watch::channel(None).1,
         intent,
     });
     Worker {
@@ -208,15 +249,15 @@ async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, NodeReport>
 async fn a_good_token_lets_in() {
     let m = manager().await;
     let key = NodeKey::generate().unwrap();
-    let j = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    let j = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
     assert_eq!(j.credentials.node, NodeId(2));
     assert_eq!(j.credentials.role, Role::Worker);
-    assert_eq!(j.credentials.gossip, m.port.secrets.gossip);
+    assert_eq!(j.credentials.gossip, m.port.now().gossip.keys());
     assert_eq!(j.credentials.managers, [m.addr.to_string()]);
     assert_eq!(j.intent.nodes[&NodeId(2)].key, key.public());
     assert_eq!(j.seen, m.addr.ip());
     // The answer was lost, the node tries again: the same node.
-    let again = join(&m.token(), m.addr, &key, "w").await.unwrap();
+    let again = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
     assert_eq!(again.credentials.node, NodeId(2));
     assert_eq!(m.port.intent.borrow().nodes.len(), 2);
 }
@@ -229,7 +270,7 @@ async fn wrong_tokens_are_refused_and_soon_not_looked_at() {
     let mut token = m.token();
     token.pin[0] ^= 1;
     for _ in 0..10 {
-        let e = join(&token, m.addr, &key, "w").await.unwrap_err();
+        let e = join(&token, m.addr, &key, "w", NOWHERE).await.unwrap_err();
         assert!(
             matches!(&e, JoinError::Connect { why, .. } if why.contains("token")),
             "{e}"
@@ -238,11 +279,11 @@ async fn wrong_tokens_are_refused_and_soon_not_looked_at() {
     let mut token = m.token();
     token.secret[0] ^= 1;
     for _ in 0..crate::identity::Gate::PER_ADDRESS {
-        let e = join(&token, m.addr, &key, "w").await.unwrap_err();
+        let e = join(&token, m.addr, &key, "w", NOWHERE).await.unwrap_err();
         assert!(matches!(&e, JoinError::Refused(e) if e.code == Code::Forbidden), "{e}");
     }
     // The good one waits too: a guesser must not learn when it is right.
-    let e = join(&m.token(), m.addr, &key, "w").await.unwrap_err();
+    let e = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap_err();
     assert!(
         matches!(&e, JoinError::Refused(e) if e.code == Code::Unavailable),
         "{e}"
@@ -256,7 +297,7 @@ async fn nobody_there_is_said() {
     let addr = l.local_addr().unwrap();
     drop(l);
     let token = ClusterSecrets::create("c").unwrap().token(Role::Worker).unwrap();
-    let e = join(&token, addr, &NodeKey::generate().unwrap(), "w")
+    let e = join(&token, addr, &NodeKey::generate().unwrap(), "w", NOWHERE)
         .await
         .unwrap_err();
     assert_eq!(ApiError::from(e).code, Code::Unavailable);
@@ -300,7 +341,7 @@ async fn intent_comes_as_increments() {
         let want = m.port.intent.borrow().clone();
         soon(w.intent.wait_for(|i| **i == *want)).await.unwrap();
     }
-    assert_eq!(w.uplink.keys().borrow().clone(), m.port.secrets.gossip);
+    assert_eq!(w.uplink.keys().borrow().clone(), m.port.now().gossip.keys());
 }
 
 #[tokio::test]
@@ -321,19 +362,18 @@ async fn requests_are_answered() {
 async fn a_certificate_is_renewed_for_the_same_key_alone() {
     let m = manager().await;
     let key = NodeKey::generate().unwrap();
-    let mut c = join(&m.token(), m.addr, &key, "w").await.unwrap().credentials;
+    let mut c = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap().credentials;
     let (uplink, _asks) = Uplink::start(UplinkConfig {
         me: c.node,
         version: String::new(),
-        managers: Managers::Remote {
-            tls: Arc::new(Tls::new(&c, &key).unwrap()),
-            first: vec![m.addr],
-        },
-        intent: watch::Sender::new(Arc::default()),
+        tls: Arc::new(Tls::new(&c, &key).unwrap()),
+        first: vec![m.addr],
+        local: watch::channel(None).1,
+        intent: Known::new(Arc::default()),
     });
-    let (certificate, ca) = uplink.renew(key.csr("w").unwrap()).await.unwrap();
-    assert_ne!(certificate, c.certificate);
-    (c.certificate, c.ca) = (certificate, ca);
+    let issued = uplink.renew(key.csr("w").unwrap()).await.unwrap();
+    assert_ne!(issued.certificate, c.certificate);
+    c.take(issued);
     let tls = Tls::new(&c, &key).unwrap();
     let tcp = TcpStream::connect(m.addr).await.unwrap();
     assert_eq!(tls.connect(tcp).await.unwrap().1.node, NodeId(1));
@@ -356,6 +396,7 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
         problems: vec!["p".into()],
         tasks: BTreeMap::from([("web.1".parse().unwrap(), status)]),
         held: BTreeMap::new(),
+        holds: Holding::default(),
     };
     w.uplink.report(report.clone());
     hub_has(&m, |s| s.get(&w.id).is_some_and(|n| n.report == report)).await;
@@ -465,14 +506,22 @@ async fn a_node_comes_back_when_the_manager_does() {
 #[tokio::test]
 async fn the_managers_own_node_needs_no_socket() {
     let m = manager().await;
-    let intent = watch::Sender::new(Arc::default());
-    let mut rx = intent.subscribe();
+    let intent = Known::new(Arc::default());
+    let mut rx = intent.watch();
+    let local = watch::Sender::new(None);
     let (uplink, _asks) = Uplink::start(UplinkConfig {
         me: NodeId(1),
         version: "0.1.0".into(),
-        managers: Managers::Local(m.hub.clone()),
+        tls: m.tls.clone(),
+        first: Vec::new(),
+        local: local.subscribe(),
         intent,
     });
+    // It begins as soon as this manager leads.
+    local.send_replace(Some(Local {
+        hub: m.hub.clone(),
+        leads: true,
+    }));
     soon(rx.wait_for(|i| i.revision == 1)).await.unwrap();
     let (_, body) = uplink.query("/v1/x").await.unwrap();
     assert_eq!(body, "n1 reads /v1/x");

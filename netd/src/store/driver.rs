@@ -1,7 +1,8 @@
-//! The thread that drives Raft: takes proposals, writes and syncs what a `Ready` says, applies, and only then answers.
+//! The thread around a manager: brings it what is asked and what the time is, sends, and answers. What is decided is
+//! decided in `cluster::manager`.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     sync::{
         Arc, RwLock,
         atomic::{AtomicUsize, Ordering},
@@ -11,87 +12,91 @@ use std::{
 };
 
 use cluster::{
-    log::{Disk, Log, Options},
-    raft::{self, Body, Conf, Entry, Peer, RaftError, Snapshot, Start},
-    state::{Command, Envelope, Outcome, State},
+    log::Disk,
+    manager::{FOUNDER, Input, Limits, Manager, ManagerError, Options, Output, Status, Unanswered},
+    raft::{Conf, ConfChange, Message},
+    state::{Command, Outcome, State},
 };
 use model::Intent;
 use tokio::sync::{oneshot, watch};
 
-use super::{ProposeError, RaftStatus, StoreError};
+use super::{ProposeError, StoreError};
 
-/// Between two ticks of Raft's clock.
-const TICK: Duration = Duration::from_millis(100);
-/// Ticks without a word from the leader before an election.
-const ELECTION_TICKS: usize = 10;
-const HEARTBEAT_TICKS: usize = 1;
-/// Proposals that share one write.
+/// What is asked before it is worked on shares one write: so many inputs at most.
 const BATCH: usize = 512;
-/// A snapshot is made after so many entries, or so many octets of them.
-const SNAPSHOT_ENTRIES: u64 = 10_000;
-const SNAPSHOT_OCTETS: usize = 16 << 20;
-/// Entries kept behind a snapshot, for managers that lag a little.
-const RETAIN: u64 = 5_000;
+
+/// Where an answer goes.
+pub(super) type Answer<T> = oneshot::Sender<Result<T, ProposeError>>;
+/// Takes messages to other managers; must not block.
+pub type Transport = Box<dyn FnMut(Message) + Send>;
 
 /// What is asked of the thread.
 pub(super) enum Ask {
     Propose {
         request: u128,
         command: Box<Command>,
-        answer: oneshot::Sender<Result<Outcome, ProposeError>>,
+        answer: Answer<Outcome>,
+    },
+    Read(Answer<u64>),
+    Change {
+        change: ConfChange,
+        force: bool,
+        answer: Answer<Conf>,
+    },
+    Input(Input),
+    Message {
+        message: Message,
+        octets: usize,
     },
     Stop,
 }
 
 /// What the thread shares with the handles.
 pub(super) struct Shared {
-    pub(super) state: RwLock<State>,
+    pub(super) state: Arc<RwLock<State>>,
     pub(super) intent: watch::Sender<Arc<Intent>>,
-    pub(super) status: watch::Sender<RaftStatus>,
+    pub(super) status: watch::Sender<Status>,
     pub(super) fatal: watch::Sender<Option<String>>,
     /// Proposals that wait for the thread.
     pub(super) queued: AtomicUsize,
-}
-
-impl Shared {
-    fn new(state: State) -> Shared {
-        Shared {
-            intent: watch::Sender::new(state.intent()),
-            state: RwLock::new(state),
-            status: watch::Sender::new(RaftStatus::default()),
-            fatal: watch::Sender::new(None),
-            queued: AtomicUsize::new(0),
-        }
-    }
+    /// Octets of messages that wait for the thread.
+    pub(super) inbound: AtomicUsize,
 }
 
 pub(super) struct Driver<D> {
-    peer: Peer,
-    log: Log<D>,
+    manager: Manager<D>,
     shared: Arc<Shared>,
-    waiting: BTreeMap<u128, Vec<oneshot::Sender<Result<Outcome, ProposeError>>>>,
-    /// Log time when this manager started, ms.
-    base_ms: u64,
+    transport: Transport,
+    proposals: BTreeMap<u128, VecDeque<Answer<Outcome>>>,
+    reads: BTreeMap<u64, Answer<u64>>,
+    changes: BTreeMap<u128, Answer<Conf>>,
+    /// Number of the last read or change.
+    count: u64,
     started: Instant,
-    entries_since: u64,
-    octets_since: usize,
 }
 
 impl<D: Disk> Driver<D> {
-    /// A new cluster of which node `id` is the only manager. What follows must be `init`'s proposal.
-    pub(super) fn create(disk: D, key: &[u8; 32], id: u64) -> Result<Driver<D>, StoreError> {
-        let conf = Conf::single(id);
-        let log = Log::create(disk, key, random()?, Options::default(), &conf)?;
-        let start = Start {
-            conf,
-            ..Start::default()
-        };
-        Driver::start(log, start)
+    /// A new cluster of which this node is the only manager. What follows must be `init`'s proposal.
+    pub(super) fn create(disk: D, key: &[u8; 32], transport: Transport) -> Result<Driver<D>, StoreError> {
+        let manager = Manager::create(Duration::ZERO, disk, key, random()?, Options::default())?;
+        Driver::start(manager, transport)
+    }
+
+    /// An empty log that joins others, under a Raft id given out by theirs.
+    pub(super) fn join(disk: D, key: &[u8; 32], id: u64, transport: Transport) -> Result<Driver<D>, StoreError> {
+        let manager = Manager::join(Duration::ZERO, disk, key, random()?, Options::default(), id)?;
+        Driver::start(manager, transport)
+    }
+
+    /// A log that begins with a state from elsewhere.
+    pub(super) fn restore(disk: D, key: &[u8; 32], id: u64, state: &State) -> Result<(), StoreError> {
+        Manager::restore(Duration::ZERO, disk, key, random()?, Options::default(), id, state)?;
+        Ok(())
     }
 
     /// Goes on from what is on disk. `None`: nothing is.
-    pub(super) fn open(disk: D, key: &[u8; 32]) -> Result<Option<Driver<D>>, StoreError> {
-        let Some((log, found)) = Log::open(disk, key, random()?, Options::default())? else {
+    pub(super) fn open(disk: D, key: &[u8; 32], transport: Transport) -> Result<Option<Driver<D>>, StoreError> {
+        let Some(found) = Manager::open(Duration::ZERO, disk, key, random()?, Options::default())? else {
             return Ok(None);
         };
         if found.cut > 0 {
@@ -100,39 +105,29 @@ impl<D: Disk> Driver<D> {
                 "cut off a write that had not ended: nobody was told that it had"
             );
         }
-        Driver::start(log, found.start).map(Some)
+        Driver::start(found.manager, transport).map(Some)
     }
 
-    fn start(log: Log<D>, start: Start) -> Result<Driver<D>, StoreError> {
-        let state = match &start.snapshot {
-            Some(s) => State::decode(&s.data)?,
-            None => State::default(),
+    fn start(manager: Manager<D>, transport: Transport) -> Result<Driver<D>, StoreError> {
+        let shared = Shared {
+            state: manager.state(),
+            intent: watch::Sender::new(manager.read().intent()),
+            status: watch::Sender::new(Status::default()),
+            fatal: watch::Sender::new(None),
+            queued: AtomicUsize::new(0),
+            inbound: AtomicUsize::new(0),
         };
-        // Managers come with a later issue; until then the one that wrote the log is its only voter.
-        let id = start.conf.voters.first().copied().unwrap_or(0);
-        let options = raft::Options {
-            id,
-            election_ticks: ELECTION_TICKS,
-            heartbeat_ticks: HEARTBEAT_TICKS,
-            seed: u64::from_le_bytes(random()?),
-        };
-        let alone = start.conf.voters.len() == 1 && start.conf.outgoing.is_empty();
         let mut driver = Driver {
-            peer: Peer::new(&options, start)?,
-            log,
-            shared: Arc::new(Shared::new(state)),
-            waiting: BTreeMap::new(),
-            base_ms: 0,
+            manager,
+            shared: Arc::new(shared),
+            transport,
+            proposals: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            changes: BTreeMap::new(),
+            count: 0,
             started: Instant::now(),
-            entries_since: 0,
-            octets_since: 0,
         };
-        if alone {
-            // Nobody else could be elected: no need to wait for a timeout.
-            driver.peer.campaign()?;
-        }
         driver.work()?;
-        driver.base_ms = driver.read(State::now_ms);
         Ok(driver)
     }
 
@@ -141,7 +136,12 @@ impl<D: Disk> Driver<D> {
     }
 
     pub(super) fn read<T>(&self, f: impl FnOnce(&State) -> T) -> T {
-        f(&self.shared.state.read().unwrap_or_else(|e| e.into_inner()))
+        f(&self.manager.read())
+    }
+
+    /// Whether this manager did not begin its cluster.
+    pub(super) fn joins(&self) -> bool {
+        self.manager.id() != FOUNDER
     }
 
     /// Runs until it is told to stop, every handle is gone, or nothing can be acknowledged any more.
@@ -152,167 +152,154 @@ impl<D: Disk> Driver<D> {
         }
     }
 
-    fn serve(&mut self, asks: &Receiver<Ask>) -> Result<(), StoreError> {
-        let mut next_tick = Instant::now() + TICK;
+    fn serve(&mut self, asks: &Receiver<Ask>) -> Result<(), ManagerError> {
         loop {
-            let mut ask = asks.recv_timeout(next_tick.saturating_duration_since(Instant::now()));
+            let wait = self.manager.next().saturating_sub(self.now());
+            let mut ask = asks.recv_timeout(wait);
             for _ in 0..BATCH {
                 match ask {
-                    Ok(Ask::Propose {
-                        request,
-                        command,
-                        answer,
-                    }) => {
-                        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-                        self.propose(request, *command, answer);
-                    }
                     Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                    Ok(ask) => self.take(ask),
                     Err(RecvTimeoutError::Timeout) => break,
                 }
                 ask = asks.try_recv().map_err(|_| RecvTimeoutError::Timeout);
             }
-            let now = Instant::now();
-            if now >= next_tick {
-                // Ticks that a slow disk swallowed are not made up for: they would look like a leader's silence.
-                next_tick = now + TICK;
-                self.peer.tick()?;
-            }
+            self.handle(Input::Tick);
             self.work()?;
         }
     }
 
-    /// Puts a command on its way. It is answered when it was applied.
-    pub(super) fn propose(
-        &mut self,
-        request: u128,
-        command: Command,
-        answer: oneshot::Sender<Result<Outcome, ProposeError>>,
-    ) {
-        let elapsed = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let envelope = Envelope {
-            request,
-            time_ms: self.base_ms.saturating_add(elapsed),
-            command,
-        };
-        let proposed = envelope
-            .encode()
-            .map_err(ProposeError::from)
-            .and_then(|bytes| Ok(self.peer.propose(bytes)?));
-        match proposed {
-            Ok(()) => self.waiting.entry(request).or_default().push(answer),
-            Err(e) => drop(answer.send(Err(e))),
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(super) fn take(&mut self, ask: Ask) {
+        match ask {
+            Ask::Propose {
+                request,
+                command,
+                answer,
+            } => {
+                self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+                self.proposals.entry(request).or_default().push_back(answer);
+                self.handle(Input::Propose { request, command });
+            }
+            Ask::Read(answer) => {
+                self.count += 1;
+                self.reads.insert(self.count, answer);
+                self.handle(Input::Read { id: self.count });
+            }
+            Ask::Change { change, force, answer } => {
+                self.count += 1;
+                let request = u128::from(self.count);
+                self.changes.insert(request, answer);
+                self.handle(Input::Change { request, change, force });
+            }
+            Ask::Input(input) => self.handle(input),
+            Ask::Message { message, octets } => {
+                self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
+                // Who sent it was checked against its certificate.
+                let from = message.from;
+                self.handle(Input::Message {
+                    from,
+                    message: Box::new(message),
+                });
+            }
+            Ask::Stop => {}
         }
     }
 
-    /// Does all that Raft wants done, then tells the readers and the askers.
-    pub(super) fn work(&mut self) -> Result<(), StoreError> {
-        let mut done = Vec::new();
-        while let Some(ready) = self.peer.ready()? {
-            if let Some(s) = &ready.snapshot {
-                let state = State::decode(&s.data)?;
-                self.log.install(s, ready.hard)?;
-                *self.shared.state.write().unwrap_or_else(|e| e.into_inner()) = state;
-            }
-            self.log.append(ready.hard, &ready.entries, ready.must_sync)?;
-            let early = self.apply(&ready.committed, &mut done)?;
-            let after = self.peer.persisted()?;
-            let late = self.apply(&after.committed, &mut done)?;
-            if let Some(index) = late.or(early) {
-                self.peer.applied(index)?;
-            }
+    fn handle(&mut self, input: Input) {
+        let now = self.now();
+        if let Err(e) = self.manager.handle(now, input) {
+            tracing::warn!("{e}");
         }
-        if self.entries_since >= SNAPSHOT_ENTRIES || self.octets_since >= SNAPSHOT_OCTETS || self.peer.wants_snapshot()
-        {
-            self.snapshot()?;
-        }
+    }
+
+    /// Lets the manager work, then tells the readers, then the askers: who has an answer sees what it did.
+    pub(super) fn work(&mut self) -> Result<(), ManagerError> {
+        let mut answers = Vec::new();
+        let now = self.now();
+        let transport = &mut self.transport;
+        let done = self.manager.work(now, &mut |output| match output {
+            Output::Send(message) => transport(message),
+            answer => answers.push(answer),
+        });
         self.publish();
-        for (request, outcome) in done {
-            for answer in self.waiting.remove(&request).unwrap_or_default() {
-                // Who asked may have given up: what was decided stands all the same.
-                let _ = answer.send(Ok(outcome.clone()));
-            }
+        for answer in answers {
+            self.answer(answer);
         }
-        if !self.waiting.is_empty() && !self.peer.status().leads {
-            let leader = self.peer.status().leader;
-            for answer in std::mem::take(&mut self.waiting).into_values().flatten() {
-                let _ = answer.send(Err(ProposeError::NotLeader { leader }));
-            }
-        }
-        Ok(())
+        done
     }
 
-    /// Applies committed entries. Returns the index of the last one.
-    fn apply(&mut self, entries: &[Entry], done: &mut Vec<(u128, Outcome)>) -> Result<Option<u64>, StoreError> {
-        if entries.is_empty() {
-            return Ok(None);
-        }
-        let shared = Arc::clone(&self.shared);
-        let mut state = shared.state.write().unwrap_or_else(|e| e.into_inner());
-        for e in entries {
-            match &e.body {
-                Body::Command(bytes) => {
-                    let envelope = Envelope::decode(bytes)?;
-                    done.push((envelope.request, state.apply(e.index, &envelope)));
-                    self.octets_since += bytes.len();
-                }
-                Body::Empty => state.pass(e.index),
-                Body::Conf(change) => {
-                    state.pass(e.index);
-                    match self.peer.apply_conf(change) {
-                        Ok(conf) => tracing::info!(?conf, "the voters changed"),
-                        Err(e) => tracing::warn!("a change of voters was passed over: {e}"),
+    fn answer(&mut self, output: Output) {
+        // Who asked may have given up: what was decided stands all the same.
+        match output {
+            Output::Answer { request, answer } => {
+                if let Some(all) = self.proposals.get_mut(&request) {
+                    if let Some(asker) = all.pop_front() {
+                        let _ = asker.send(answer.map_err(ProposeError::from));
+                    }
+                    if all.is_empty() {
+                        self.proposals.remove(&request);
                     }
                 }
             }
+            Output::Read { id, answer } => {
+                if let Some(asker) = self.reads.remove(&id) {
+                    let _ = asker.send(answer.map_err(ProposeError::from));
+                }
+            }
+            Output::Changed { request, answer } => {
+                if let Some(asker) = self.changes.remove(&request) {
+                    let _ = asker.send(answer.map_err(ProposeError::from));
+                }
+            }
+            Output::Send(_) => {}
         }
-        self.entries_since += entries.len() as u64;
-        Ok(entries.last().map(|e| e.index))
     }
 
-    fn publish(&self) {
+    fn publish(&mut self) {
         let intent = self.read(State::intent);
+        self.manager.set_limits(Limits {
+            entries: intent.settings.snapshot_interval,
+            retain: intent.settings.log_retention,
+            ..Limits::default()
+        });
         self.shared.intent.send_if_modified(|old| {
             let changed = old.revision != intent.revision;
             *old = intent;
             changed
         });
-        let s = self.peer.status();
-        let status = RaftStatus {
-            term: s.term,
-            leader: s.leader,
-            last_index: s.last_index,
-            applied: s.applied,
-            voters: s.voters,
-        };
+        let status = self.manager.status(self.now());
         self.shared.status.send_if_modified(|old| {
+            if (old.term, old.leader) != (status.term, status.leader) {
+                tracing::info!(term = status.term, leader = ?status.leader, "leadership");
+            }
+            if old.conf != status.conf {
+                tracing::info!(conf = ?status.conf, "the managers changed");
+            }
             let changed = *old != status;
             *old = status;
             changed
         });
     }
+}
 
-    /// Writes a snapshot of what is applied, and forgets entries that it covers.
-    pub(super) fn snapshot(&mut self) -> Result<(), StoreError> {
-        let (index, data) = self.read(|s| (s.applied(), s.encode()));
-        let term = self
-            .peer
-            .term_at(index)
-            .ok_or_else(|| RaftError::Refused(format!("entry {index} is gone")))?;
-        let snapshot = Arc::new(Snapshot {
-            index,
-            term,
-            conf: self.peer.conf().clone(),
-            data: data?,
-        });
-        let begun = Instant::now();
-        self.log.save(&snapshot)?;
-        let octets = snapshot.data.len();
-        let keep_from = index.saturating_sub(RETAIN);
-        self.peer.snapshotted(snapshot, keep_from);
-        self.log.compact(keep_from)?;
-        (self.entries_since, self.octets_since) = (0, 0);
-        tracing::info!(index, octets, took = ?begun.elapsed(), "snapshot written");
-        Ok(())
+impl From<Unanswered> for ProposeError {
+    fn from(e: Unanswered) -> ProposeError {
+        match e {
+            Unanswered::NotLeader { leader } => ProposeError::NotLeader { leader },
+            Unanswered::Codec(e) => e.into(),
+            Unanswered::Members { why, hint } => ProposeError::Refused(cluster::state::Refusal {
+                code: model::Code::Conflict,
+                message: why,
+                hint,
+            }),
+            // While the lead is handed over nothing is taken: in a moment somebody does.
+            e @ (Unanswered::Unknown { .. } | Unanswered::Overloaded) => ProposeError::Unknown(e.to_string()),
+            e @ Unanswered::DiskFull => ProposeError::Unavailable(e.to_string()),
+        }
     }
 }
 

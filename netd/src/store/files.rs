@@ -94,22 +94,12 @@ impl Disk for Files {
     }
 
     fn create(&mut self, name: &str, head: &[u8], len: u64) -> io::Result<()> {
-        static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
         let unfinished = self.dir.join(format!("{name}{UNFINISHED}"));
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&unfinished)?;
-        file.write_all(head)?;
-        let mut left = len.saturating_sub(head.len() as u64);
-        while left > 0 {
-            let n = left.min(ZEROS.len() as u64);
-            file.write_all(&ZEROS[..usize::try_from(n).unwrap_or(ZEROS.len())])?;
-            left -= n;
+        if let Err(e) = fill(&unfinished, head, len) {
+            // On a full disk its half would take the room that is missing.
+            let _ = fs::remove_file(&unfinished);
+            return Err(e);
         }
-        file.sync_all()?;
         fs::rename(&unfinished, self.dir.join(name))?;
         self.sync_dir()
     }
@@ -127,4 +117,23 @@ impl Disk for Files {
         fs::remove_file(self.dir.join(name))?;
         self.sync_dir()
     }
+}
+
+/// A file of `len` octets that begins with `head`, durable.
+fn fill(path: &Path, head: &[u8], len: u64) -> io::Result<()> {
+    static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(head)?;
+    let mut left = len.saturating_sub(head.len() as u64);
+    while left > 0 {
+        let n = left.min(ZEROS.len() as u64);
+        file.write_all(&ZEROS[..usize::try_from(n).unwrap_or(ZEROS.len())])?;
+        left -= n;
+    }
+    file.sync_all()
 }

@@ -19,13 +19,15 @@ use std::{
 };
 
 use cluster::{
-    log::{Disk, LogError},
-    raft::RaftError,
-    state::{Applied, CodecError, Command, InitCluster, Outcome, Refusal, SnapshotError, State},
+    log::Disk,
+    manager::{Input, ManagerError, Status, salvage},
+    raft::{Conf, ConfChange, Message},
+    state::{Applied, CodecError, Command, InitCluster, NewNode, Outcome, Refusal, State},
 };
 use model::{Code, Intent};
 use tokio::sync::{oneshot, watch};
 
+pub use driver::Transport;
 use driver::{Ask, Driver, Shared};
 use files::Files;
 
@@ -33,8 +35,9 @@ use files::Files;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most proposals that wait for the thread; more are refused as overload.
 const MAX_QUEUED: usize = 4096;
-/// Id of the founder (the log gives ids from 1 on).
-const FOUNDER: u64 = 1;
+
+/// Octets of other managers' messages that wait for the thread; what comes on top is dropped.
+const MAX_INBOUND: usize = 64 << 20;
 
 /// Why the log cannot be opened, or can no longer be used.
 #[derive(Debug, thiserror::Error)]
@@ -50,24 +53,18 @@ pub enum StoreError {
     /// Another netd has it open.
     #[error("the log in {0} is open in another process; try: stop the other netd, or set another state folder")]
     Locked(String),
+    /// There is no log.
+    #[error("there is no log in {0}; try: netctl cluster restore FILE")]
+    Missing(String),
     /// [`Store::create`] where there is a cluster.
     #[error("there is a cluster in {0} already; try: netctl status")]
     Exists(String),
     /// The first command was refused; nothing was left behind.
     #[error("the cluster cannot begin: {0}")]
     Refused(Refusal),
-    /// The log on disk.
+    /// The manager: its log, Raft, or the state machine.
     #[error(transparent)]
-    Log(#[from] LogError),
-    /// Raft.
-    #[error(transparent)]
-    Raft(#[from] RaftError),
-    /// The state machine's snapshot.
-    #[error(transparent)]
-    Snapshot(#[from] SnapshotError),
-    /// An entry of the log.
-    #[error(transparent)]
-    Command(#[from] CodecError),
+    Manager(#[from] ManagerError),
     /// The kernel gave no entropy.
     #[error("the kernel gives no random octets; try: a kernel with getrandom(2)")]
     Random,
@@ -88,18 +85,12 @@ pub enum ProposeError {
         /// Who does, if known.
         leader: Option<u64>,
     },
+    /// The leader changed, or went, while it was under way: it may or may not come true. The same request may be sent again.
+    #[error("the change may have been made or not: {0}; try: again, and netctl cluster members")]
+    Unknown(String),
     /// It may or may not come true: no majority in time, overload, or the log has failed.
     #[error("the change was not agreed on: {0}; try: again, and netctl cluster members")]
     Unavailable(String),
-}
-
-impl From<RaftError> for ProposeError {
-    fn from(e: RaftError) -> Self {
-        match e {
-            RaftError::NotLeader { leader } => ProposeError::NotLeader { leader },
-            e => ProposeError::Unavailable(e.to_string()),
-        }
-    }
 }
 
 impl From<CodecError> for ProposeError {
@@ -110,21 +101,6 @@ impl From<CodecError> for ProposeError {
             hint: "a shorter command, environment or list".into(),
         })
     }
-}
-
-/// What Raft knows of itself here.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct RaftStatus {
-    /// Term.
-    pub term: u64,
-    /// Who leads, if known.
-    pub leader: Option<u64>,
-    /// Last entry, committed or not.
-    pub last_index: u64,
-    /// Last entry that the state contains.
-    pub applied: u64,
-    /// Voters.
-    pub voters: Vec<u64>,
 }
 
 /// The log of this manager; clones are handles of the same. The thread ends with [`Store::shutdown`] or the last handle.
@@ -139,13 +115,18 @@ impl Store {
     /// Begins a cluster of which this node is the only manager, and carries `init` out. Blocks on the disk.
     ///
     /// What an earlier attempt left that died before its first command was acknowledged is swept.
-    pub fn create(dir: &Path, log_key: [u8; 32], init: InitCluster) -> Result<Store, StoreError> {
-        if Store::opened(dir, &log_key)?.is_some() {
+    pub fn create(dir: &Path, log_key: [u8; 32], init: InitCluster, transport: Transport) -> Result<Store, StoreError> {
+        if Store::opened(dir, &log_key, nobody())?.is_some() {
             return Err(StoreError::Exists(dir.display().to_string()));
         }
-        let mut driver = Driver::create(Store::files(dir)?, &log_key, FOUNDER)?;
+        let mut driver = Driver::create(Store::files(dir)?, &log_key, transport)?;
         let (answer, mut answered) = oneshot::channel();
-        driver.propose(request()?, Command::InitCluster(init), answer);
+        driver.shared().queued.fetch_add(1, Ordering::Relaxed);
+        driver.take(Ask::Propose {
+            request: request()?,
+            command: Box::new(Command::InitCluster(init)),
+            answer,
+        });
         driver.work()?;
         let refused = match answered.try_recv() {
             Ok(Ok(Ok(_))) => return Store::spawn(driver),
@@ -168,21 +149,68 @@ impl Store {
     }
 
     /// Opens the log that is there. `None`: this node is no manager of a cluster. Blocks on the disk.
-    pub fn open(dir: &Path, log_key: [u8; 32]) -> Result<Option<Store>, StoreError> {
-        match Store::opened(dir, &log_key)? {
+    pub fn open(dir: &Path, log_key: [u8; 32], transport: Transport) -> Result<Option<Store>, StoreError> {
+        match Store::opened(dir, &log_key, transport)? {
             Some(driver) => Store::spawn(driver).map(Some),
             None => Ok(None),
         }
     }
 
-    fn opened(dir: &Path, key: &[u8; 32]) -> Result<Option<Driver<Files>>, StoreError> {
+    /// An empty log under the Raft id that the managers' log gave this node; theirs comes over the network. `id` must not
+    /// have been used before. Blocks on the disk.
+    pub fn join(dir: &Path, log_key: [u8; 32], id: u64, transport: Transport) -> Result<Store, StoreError> {
+        Store::spawn(Driver::join(Store::files(dir)?, &log_key, id, transport)?)
+    }
+
+    /// A log that begins with a state from elsewhere, with this manager alone. The folder must be empty. Blocks on the disk.
+    pub fn restore(dir: &Path, log_key: [u8; 32], id: u64, state: &State) -> Result<(), StoreError> {
+        Driver::restore(Store::files(dir)?, &log_key, id, state)
+    }
+
+    /// Replaces the log in a folder by one that holds all that it held, with this manager alone: see [`State::alone`]. A
+    /// crash leaves the one or the other. Blocks on the disk.
+    pub fn recover(dir: &Path, log_key: [u8; 32], me: &NewNode) -> Result<(), StoreError> {
+        let found = salvage(Store::files(dir)?, &log_key, driver::random()?)?;
+        let mut state = found.ok_or_else(|| StoreError::Missing(dir.display().to_string()))?;
+        let (_, id) = state.alone(me).map_err(StoreError::Refused)?;
+        let mut beside = dir.as_os_str().to_owned();
+        beside.push(".anew");
+        let beside = std::path::PathBuf::from(beside);
+        match std::fs::remove_dir_all(&beside) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(folder(&beside, e)),
+            _ => {}
+        }
+        Store::restore(&beside, log_key, id, &state)?;
+        nix::fcntl::renameat2(
+            nix::fcntl::AT_FDCWD,
+            &beside,
+            nix::fcntl::AT_FDCWD,
+            dir,
+            nix::fcntl::RenameFlags::RENAME_EXCHANGE,
+        )
+        .map_err(|e| folder(dir, e.into()))?;
+        // What is beside now is the old log: of no use, and full of secrets.
+        let gone = std::fs::remove_dir_all(&beside);
+        gone.map_err(|e| folder(&beside, e))
+    }
+
+    /// Deletes the log in a folder, if there is one. Blocks on the disk.
+    pub fn wipe(dir: &Path) -> Result<(), StoreError> {
+        if !dir.is_dir() {
+            return Ok(());
+        }
+        Store::files(dir)?.wipe().map_err(|e| folder(dir, e))
+    }
+
+    fn opened(dir: &Path, key: &[u8; 32], transport: Transport) -> Result<Option<Driver<Files>>, StoreError> {
         if !dir.is_dir() {
             return Ok(None);
         }
-        let Some(driver) = Driver::open(Store::files(dir)?, key)? else {
+        let Some(driver) = Driver::open(Store::files(dir)?, key, transport)? else {
             return Ok(None);
         };
-        if driver.read(State::is_initialised) {
+        // One that joins others has no state before it hears of theirs.
+        if driver.read(State::is_initialised) || driver.joins() {
             return Ok(Some(driver));
         }
         drop(driver);
@@ -222,10 +250,9 @@ impl Store {
     /// As [`Store::propose`], under an id chosen by the caller: a second time it is not carried out again, and the answer
     /// is the first one.
     pub async fn propose_as(&self, request: u128, command: Command) -> Result<(u64, Applied), ProposeError> {
-        let unavailable = |why: &str| Err(ProposeError::Unavailable(why.into()));
         if self.shared.queued.fetch_add(1, Ordering::Relaxed) >= MAX_QUEUED {
             self.shared.queued.fetch_sub(1, Ordering::Relaxed);
-            return unavailable("too many changes wait");
+            return Err(ProposeError::Unavailable("too many changes wait".into()));
         }
         let (answer, answered) = oneshot::channel();
         let ask = Ask::Propose {
@@ -233,15 +260,49 @@ impl Store {
             command: Box::new(command),
             answer,
         };
+        let outcome: Outcome = self.ask(ask, answered).await?;
+        Ok(outcome?)
+    }
+
+    /// Waits until the state here holds all that was acknowledged before the call, by whatever manager. Returns the index
+    /// of the last entry in it.
+    pub async fn settle(&self) -> Result<u64, ProposeError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Read(answer), answered).await
+    }
+
+    /// Changes who is a member; returns who is.
+    pub async fn change(&self, change: ConfChange, force: bool) -> Result<Conf, ProposeError> {
+        let (answer, answered) = oneshot::channel();
+        self.ask(Ask::Change { change, force, answer }, answered).await
+    }
+
+    /// Brings in what the network did: messages, what became of those sent, round trips, a wish to hand over.
+    pub fn input(&self, input: Input) {
+        // A store that has ended is told by [`Store::fatal`].
+        let _ = self.asks.send(Ask::Input(input));
+    }
+
+    /// Brings in another manager's message. `false`: too many wait, it is dropped; Raft sends it again.
+    pub fn message(&self, message: Message) -> bool {
+        let octets = crate::peers::octets(&message);
+        if self.shared.inbound.fetch_add(octets, Ordering::Relaxed) > MAX_INBOUND {
+            self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
+            return false;
+        }
+        self.asks.send(Ask::Message { message, octets }).is_ok()
+    }
+
+    async fn ask<T>(&self, ask: Ask, answered: oneshot::Receiver<Result<T, ProposeError>>) -> Result<T, ProposeError> {
+        let unavailable = |why: &str| Err(ProposeError::Unavailable(why.into()));
         if self.asks.send(ask).is_err() {
             return unavailable(&self.why_gone());
         }
-        let outcome: Outcome = match tokio::time::timeout(PATIENCE, answered).await {
-            Ok(Ok(answer)) => answer?,
-            Ok(Err(_)) => return unavailable(&self.why_gone()),
-            Err(_) => return unavailable("no majority of the managers agreed in time"),
-        };
-        Ok(outcome?)
+        match tokio::time::timeout(PATIENCE, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => unavailable(&self.why_gone()),
+            Err(_) => unavailable("no majority of the managers agreed in time"),
+        }
     }
 
     fn why_gone(&self) -> String {
@@ -260,12 +321,12 @@ impl Store {
     }
 
     /// Term, leader, indices, voters.
-    pub fn status(&self) -> RaftStatus {
+    pub fn status(&self) -> Status {
         self.shared.status.borrow().clone()
     }
 
     /// As [`Store::status`], to be waited on.
-    pub fn watch_status(&self) -> watch::Receiver<RaftStatus> {
+    pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.shared.status.subscribe()
     }
 
@@ -289,6 +350,11 @@ fn folder(dir: &Path, source: io::Error) -> StoreError {
         dir: dir.display().to_string(),
         source,
     }
+}
+
+/// For a manager that is alone.
+pub fn nobody() -> Transport {
+    Box::new(|_| {})
 }
 
 fn request() -> Result<u128, StoreError> {

@@ -6,7 +6,10 @@ use std::{
     sync::atomic::AtomicBool,
 };
 
-use cluster::state::{NewNode, Secret};
+use cluster::{
+    log::LogError,
+    state::{NewNode, Secret},
+};
 use model::{Name, NodeId, ServiceSpec, intent::Role};
 
 use super::*;
@@ -77,12 +80,12 @@ fn scale(s: &str, replicas: u32) -> Command {
 #[tokio::test]
 async fn a_cluster_begins_goes_on_and_is_found_again() {
     let dir = Dir::new("life");
-    assert!(Store::open(&dir.raft(), KEY).unwrap().is_none());
-    let store = Store::create(&dir.raft(), KEY, init()).unwrap();
+    assert!(Store::open(&dir.raft(), KEY, nobody()).unwrap().is_none());
+    let store = Store::create(&dir.raft(), KEY, init(), nobody()).unwrap();
     let mut intents = store.intent();
     assert_eq!(intents.borrow().nodes.len(), 1);
     assert_eq!(store.status().leader, Some(1));
-    assert_eq!(store.status().voters, [1]);
+    assert_eq!(store.status().conf.voters, [1]);
 
     let (revision, applied) = store.propose(service("web")).await.unwrap();
     assert_eq!(applied, Applied::Service { index: 1 });
@@ -105,7 +108,10 @@ async fn a_cluster_begins_goes_on_and_is_found_again() {
         store.with(|s| s.secret("ca").map(<[u8]>::to_vec)),
         Some(b"secret".to_vec())
     );
-    assert!(matches!(Store::open(&dir.raft(), KEY), Err(StoreError::Locked(_))));
+    assert!(matches!(
+        Store::open(&dir.raft(), KEY, nobody()),
+        Err(StoreError::Locked(_))
+    ));
     let before = store.intent().borrow().clone();
     store.shutdown().await;
     assert!(matches!(
@@ -114,14 +120,14 @@ async fn a_cluster_begins_goes_on_and_is_found_again() {
     ));
 
     assert!(matches!(
-        Store::create(&dir.raft(), KEY, init()),
+        Store::create(&dir.raft(), KEY, init(), nobody()),
         Err(StoreError::Exists(_))
     ));
     assert!(matches!(
-        Store::open(&dir.raft(), [6; 32]),
-        Err(StoreError::Log(LogError::WrongKey { .. }))
+        Store::open(&dir.raft(), [6; 32], nobody()),
+        Err(StoreError::Manager(ManagerError::Log(LogError::WrongKey { .. })))
     ));
-    let store = Store::open(&dir.raft(), KEY).unwrap().unwrap();
+    let store = Store::open(&dir.raft(), KEY, nobody()).unwrap().unwrap();
     assert_eq!(*store.intent().borrow(), before);
     assert_eq!(
         store.propose_as(42, scale("web", 9)).await.unwrap(),
@@ -136,24 +142,24 @@ async fn what_had_not_begun_is_swept() {
     let dir = Dir::new("half");
     let mut bad = init();
     bad.settings.default_addr_pool = "127.0.0.0/9".parse().unwrap();
-    let refused = Store::create(&dir.raft(), KEY, bad).map(|_| ()).unwrap_err();
+    let refused = Store::create(&dir.raft(), KEY, bad, nobody()).map(|_| ()).unwrap_err();
     assert!(
         matches!(&refused, StoreError::Refused(r) if r.code == Code::Invalid),
         "{refused}"
     );
     assert_eq!(Files::open(&dir.raft()).unwrap().list().unwrap(), Vec::<String>::new());
     // Died between its folder and its first command.
-    drop(Driver::create(Files::open(&dir.raft()).unwrap(), &KEY, 1).unwrap());
+    drop(Driver::create(Files::open(&dir.raft()).unwrap(), &KEY, nobody()).unwrap());
     std::fs::write(dir.raft().join("log-0000000000000002.new"), b"half").unwrap();
-    assert!(Store::open(&dir.raft(), KEY).unwrap().is_none());
-    let store = Store::create(&dir.raft(), KEY, init()).unwrap();
+    assert!(Store::open(&dir.raft(), KEY, nobody()).unwrap().is_none());
+    let store = Store::create(&dir.raft(), KEY, init(), nobody()).unwrap();
     store.shutdown().await;
 }
 
 #[tokio::test]
 async fn many_at_once_and_snapshots_between() {
     let dir = Dir::new("many");
-    let store = Store::create(&dir.raft(), KEY, init()).unwrap();
+    let store = Store::create(&dir.raft(), KEY, init(), nobody()).unwrap();
     let mut tasks = tokio::task::JoinSet::new();
     for t in 0..32u32 {
         let store = store.clone();
@@ -175,7 +181,7 @@ async fn many_at_once_and_snapshots_between() {
     store.shutdown().await;
     let names = Files::open(&dir.raft()).unwrap().list().unwrap();
     assert!(names.iter().any(|n| n.starts_with("snap-")), "{names:?}");
-    let store = Store::open(&dir.raft(), KEY).unwrap().unwrap();
+    let store = Store::open(&dir.raft(), KEY, nobody()).unwrap().unwrap();
     assert_eq!(*store.intent().borrow(), before);
     let time = store.with(State::now_ms);
     store.propose(scale("s1", 9)).await.unwrap();
@@ -190,9 +196,9 @@ async fn child_that_is_killed() {
         return;
     };
     let dir = PathBuf::from(dir);
-    let store = match Store::open(&dir, KEY).unwrap() {
+    let store = match Store::open(&dir, KEY, nobody()).unwrap() {
         Some(s) => s,
-        None => Store::create(&dir, KEY, init()).unwrap(),
+        None => Store::create(&dir, KEY, init(), nobody()).unwrap(),
     };
     let _ = store.propose(service("web")).await;
     let mut clients = tokio::task::JoinSet::new();
@@ -253,7 +259,7 @@ async fn what_was_acknowledged_survives_kill_9() {
         }
         child.wait().unwrap();
         assert!(seen >= 30, "the child worked: {seen}");
-        let store = Store::open(&dir.raft(), KEY).unwrap().unwrap();
+        let store = Store::open(&dir.raft(), KEY, nobody()).unwrap().unwrap();
         let intent = store.intent().borrow().clone();
         for (id, key) in &acknowledged {
             let node = intent.nodes.get(&NodeId(*id));
@@ -293,10 +299,13 @@ impl Disk for Failing {
 #[tokio::test]
 async fn a_failed_fsync_acknowledges_nothing_more() {
     let dir = Dir::new("eio");
-    Store::create(&dir.raft(), KEY, init()).unwrap().shutdown().await;
+    Store::create(&dir.raft(), KEY, init(), nobody())
+        .unwrap()
+        .shutdown()
+        .await;
     let fails = Arc::new(AtomicBool::new(false));
     let disk = Failing(Files::open(&dir.raft()).unwrap(), fails.clone());
-    let store = Store::spawn(Driver::open(disk, &KEY).unwrap().unwrap()).unwrap();
+    let store = Store::spawn(Driver::open(disk, &KEY, nobody()).unwrap().unwrap()).unwrap();
     store.propose(service("web")).await.unwrap();
     let mut fatal = store.fatal();
     assert_eq!(*fatal.borrow(), None);
@@ -314,7 +323,7 @@ async fn a_failed_fsync_acknowledges_nothing_more() {
     assert_eq!(seen, 1, "nobody saw it");
     store.shutdown().await;
     // It may be there after a restart or not; what was acknowledged is.
-    let store = Store::open(&dir.raft(), KEY).unwrap().unwrap();
+    let store = Store::open(&dir.raft(), KEY, nobody()).unwrap().unwrap();
     assert!(store.intent().borrow().services.contains_key(&name("web")));
     store.shutdown().await;
 }
@@ -322,14 +331,17 @@ async fn a_failed_fsync_acknowledges_nothing_more() {
 #[tokio::test]
 async fn a_flipped_bit_is_an_error_that_says_where() {
     let dir = Dir::new("flip");
-    let store = Store::create(&dir.raft(), KEY, init()).unwrap();
+    let store = Store::create(&dir.raft(), KEY, init(), nobody()).unwrap();
     store.propose(service("web")).await.unwrap();
     store.shutdown().await;
     let path = dir.raft().join("log-0000000000000001");
     let mut bytes = std::fs::read(&path).unwrap();
     bytes[200] ^= 4;
     std::fs::write(&path, &bytes).unwrap();
-    let e = Store::open(&dir.raft(), KEY).map(|_| ()).unwrap_err().to_string();
+    let e = Store::open(&dir.raft(), KEY, nobody())
+        .map(|_| ())
+        .unwrap_err()
+        .to_string();
     assert!(
         e.contains("log-0000000000000001 is damaged at octet") && e.contains("try:"),
         "{e}"

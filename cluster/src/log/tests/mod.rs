@@ -14,6 +14,7 @@ fn options() -> Options {
     Options {
         segment: 4096,
         snapshots: 2,
+        owner: 7,
     }
 }
 
@@ -305,7 +306,11 @@ proptest! {
     #[test]
     fn garbage_is_no_log(mut bytes in prop::collection::vec(any::<u8>(), 0..300), sound_head in any::<bool>()) {
         if sound_head {
-            let head = segment::Head { epoch: 1, first_seq: 0 };
+            let head = segment::Head {
+                epoch: 1,
+                first_seq: 0,
+                owner: 7,
+            };
             bytes.splice(0..0, head.encode());
         }
         let disk = Sim::default();
@@ -507,4 +512,40 @@ fn what_is_on_disk_is_sealed() {
         let bytes = disk.read(&name).unwrap();
         assert!(!bytes.windows(canary.len()).any(|w| w == canary), "{name}");
     }
+}
+
+#[test]
+fn the_power_goes_again_while_a_torn_write_is_cut_off() {
+    let mut cases = 0;
+    for torn in (1..1500).step_by(149) {
+        for kept in [
+            Kept::All,
+            Kept::Sectors(0b101),
+            Kept::Sectors(0b1010),
+            Kept::Sectors(0b10),
+        ] {
+            let disk = Sim::default();
+            let mut log = Log::create(disk.clone(), &KEY, [1; 32], options(), &Conf::single(1)).unwrap();
+            log.append(None, &[entry(1, 1, 400)], true).unwrap();
+            disk.stop_after(torn);
+            if log.append(None, &[entry(2, 1, 1300)], true).is_ok() {
+                continue;
+            }
+            let once = disk.reboot(kept);
+            for at in (0..70).chain((70..1500).step_by(97)) {
+                let twice = once.reboot(Kept::All);
+                twice.stop_after(at);
+                if open(&twice, 2).is_ok() {
+                    break;
+                }
+                cases += 1;
+                for kept in [Kept::All, Kept::Nothing, Kept::Sectors(0b10)] {
+                    let again = twice.reboot(kept);
+                    let found = open(&again, 3).unwrap_or_else(|e| panic!("{torn} {at} {kept:?}: {e}"));
+                    assert_eq!(found.unwrap().1.start.entries, [entry(1, 1, 400)]);
+                }
+            }
+        }
+    }
+    assert!(cases > 500, "{cases}");
 }

@@ -1,0 +1,89 @@
+//! Keeps the board, and moves the slots of nodes that are dead for longer than their grace. The leader alone does that.
+
+use std::{
+    collections::BTreeMap,
+    sync::Weak,
+    time::{Duration, Instant},
+};
+
+use cluster::state::Command;
+use model::{ApiError, Intent, NodeId, api::NodeHealth};
+
+use super::Manager;
+use crate::{daemon::Cluster, gossip::Facts, rpc::Leader, tasks::TaskBoard};
+
+/// Between two looks at who is dead for how long.
+const OVERSEE: Duration = Duration::from_millis(500);
+
+pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
+    let Some((mut intents, mut reports, mut leader)) =
+        m.upgrade().map(|m| (m.store.intent(), m.hub.changed(), m.leader()))
+    else {
+        return;
+    };
+    let mut since: BTreeMap<NodeId, (NodeHealth, Instant)> = BTreeMap::new();
+    let mut tick = tokio::time::interval(OVERSEE);
+    loop {
+        tokio::select! {
+            r = intents.changed() => if r.is_err() { return },
+            r = reports.changed() => if r.is_err() { return },
+            r = leader.changed() => if r.is_err() { return },
+            _ = tick.tick() => {}
+        }
+        let (Some(m), Some(c)) = (m.upgrade(), c.upgrade()) else {
+            return;
+        };
+        if *leader.borrow_and_update() != Leader::Me {
+            // Who leads next begins with what the nodes report to it.
+            since.clear();
+            m.board(|b| *b = TaskBoard::default());
+            continue;
+        }
+        let (intent, facts, now) = (c.intent(), c.facts(), Instant::now());
+        m.board(|board| {
+            board.place(&intent, now);
+            for (node, r) in m.hub.snapshot() {
+                board.reported(node, &r.report.tasks, now);
+            }
+        });
+        if let Err(e) = judge(&m, &c, &intent, &facts, &mut since, now).await {
+            tracing::warn!("a node's state cannot be put into the log: {}", e.message);
+        }
+    }
+}
+
+impl Manager {
+    fn board(&self, f: impl FnOnce(&mut TaskBoard)) {
+        f(&mut self.board.lock().unwrap_or_else(|e| e.into_inner()));
+    }
+}
+
+async fn judge(
+    m: &Manager,
+    c: &Cluster,
+    intent: &Intent,
+    facts: &Facts,
+    since: &mut BTreeMap<NodeId, (NodeHealth, Instant)>,
+    now: Instant,
+) -> Result<(), ApiError> {
+    since.retain(|id, _| intent.nodes.contains_key(id));
+    for (id, node) in intent.nodes.iter().filter(|(id, _)| **id != c.me) {
+        let health = facts.health.get(id).copied().unwrap_or(NodeHealth::Unknown);
+        let at = since.entry(*id).or_insert((health, now));
+        if at.0 != health {
+            tracing::info!(node = %id, ?health, "a node changed");
+            *at = (health, now);
+        }
+        let grace = match health {
+            NodeHealth::Down => intent.settings.node_grace(),
+            NodeHealth::DaemonDown => intent.settings.daemon_grace(),
+            NodeHealth::Unknown => continue,
+            NodeHealth::Ready => Duration::ZERO,
+        };
+        let down = health != NodeHealth::Ready;
+        if node.down != down && now.saturating_duration_since(at.1) >= grace {
+            m.propose(Command::SetNodeDown { node: *id, down }).await?;
+        }
+    }
+    Ok(())
+}

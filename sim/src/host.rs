@@ -1,0 +1,656 @@
+//! A host: a manager's thread around the core, power, disk, and the duties of a leader's daemon.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use cluster::{
+    log::{self, LogError},
+    manager::{Input, Limits, Manager, ManagerError, Options, Output},
+    raft::{ConfChange, ConfStep, Kind},
+    state::Command,
+};
+use model::{
+    Intent, NodeId,
+    intent::{IntentDelta, Role},
+};
+
+use crate::{
+    agent::{Agent, Kept},
+    client::{Job, Purpose, of_host},
+    disk::{Keep, SimDisk},
+    event::{Ask, Event, Packet, Told},
+    oracle::{Check, broken, digest},
+    world::World,
+};
+
+const KEY: [u8; 32] = [7; 32];
+/// Between two looks of a leader at what is to be done, µs.
+const DUTY: u64 = 100_000;
+/// Intents that a manager remembers, for increments.
+const RECENT: usize = 8;
+/// Inputs that wait for a thread that stands still.
+const MAX_INBOX: usize = 4096;
+
+/// See the module.
+#[derive(Default)]
+pub(crate) struct Host {
+    /// Id, once it has joined.
+    pub node: Option<NodeId>,
+    /// Place in the log at which it is known to be a member.
+    pub joined_at: u64,
+    /// It has power.
+    pub up: bool,
+    /// It has learned that it was removed.
+    pub removed: bool,
+    /// How often it was started.
+    pub boot: u32,
+    pub disk: SimDisk,
+    pub manager: Option<Manager<SimDisk>>,
+    run_at: Option<u64>,
+    busy_until: u64,
+    /// The daemon stands still until then.
+    pub stopped_until: u64,
+    /// Its clock is so much before the simulation's, µs.
+    pub offset: u64,
+    inbox: Vec<Input>,
+    proposals: BTreeMap<u128, Vec<usize>>,
+    reads: BTreeMap<u64, (usize, u128, Ask)>,
+    next_read: u64,
+    checked: u64,
+    seen: (u64, u64, u64),
+    /// Highest id in Raft that it has begun a log for; on its disk before the log is.
+    used: u64,
+    /// It lost its disk, and does not know which ids it has used.
+    amnesia: bool,
+    /// The id that it was known under when it asked, after it lost its log.
+    pub tainted: Option<u64>,
+    pub renewing: bool,
+    changing: bool,
+    duty_at: u64,
+    /// What it knows of the intent, on its disk.
+    pub view: Arc<Intent>,
+    recent: VecDeque<Arc<Intent>>,
+    pub agent: Option<Agent>,
+    pub kept: Kept,
+    pub rounds: u32,
+    /// What its disk keeps when its next write is torn.
+    pub keep: Option<Keep>,
+}
+
+impl Host {
+    /// Whether the log of an id in Raft is on its disk.
+    pub(crate) fn has_log(&self, raft: u64) -> bool {
+        !self.removed && !self.amnesia && self.used == raft
+    }
+
+    fn stop(&mut self) {
+        self.up = false;
+        self.boot += 1;
+        self.manager = None;
+        self.agent = None;
+        self.run_at = None;
+        self.inbox.clear();
+        self.proposals.clear();
+        self.reads.clear();
+        (self.busy_until, self.stopped_until) = (0, 0);
+        (self.changing, self.seen, self.checked) = (false, (0, 0, 0), 0);
+        self.recent.clear();
+    }
+}
+
+impl World {
+    fn options(&self) -> Options {
+        Options {
+            limits: Limits {
+                entries: self.script.shape.entries,
+                octets: 1 << 20,
+                retain: self.script.shape.retain,
+            },
+            log: log::Options {
+                segment: 4096,
+                ..log::Options::default()
+            },
+        }
+    }
+
+    fn entropy(&mut self) -> [u8; 32] {
+        let mut out = [0; 32];
+        for part in out.chunks_exact_mut(8) {
+            part.copy_from_slice(&self.rng.next().to_le_bytes());
+        }
+        out
+    }
+
+    /// The first host begins the cluster.
+    pub(crate) fn found(&mut self) -> Check {
+        let (entropy, options) = (self.entropy(), self.options());
+        let now = self.local(0);
+        let disk = self.hosts[0].disk.clone();
+        let made = Manager::create(now, disk, &KEY, entropy, options);
+        self.hosts[0].used = 1;
+        self.opened(0, made)
+    }
+
+    fn opened(&mut self, host: usize, made: Result<Manager<SimDisk>, ManagerError>) -> Check {
+        let manager = match made {
+            Ok(m) => m,
+            Err(ManagerError::Log(LogError::Full { .. } | LogError::Io { .. })) => {
+                self.crash(host, Keep::All, 300_000);
+                return Ok(());
+            }
+            Err(e) => return broken(3, format!("host {host} cannot open what it has acknowledged: {e}")),
+        };
+        let id = manager.id();
+        self.oracle.starts(id, manager.peer().term())?;
+        if self.told {
+            let s = manager.peer().status();
+            eprintln!("       host {host} begins as {id}: {s:?} {:?}", manager.peer().conf());
+        }
+        self.homes.insert(id, host);
+        self.hosts[host].checked = manager.read().applied();
+        if let Some(d) = self.oracle.digest_at(manager.read().applied())
+            && d != digest(&manager.read())
+        {
+            return broken(
+                2,
+                format!("manager {id} starts with a state that the log does not lead to"),
+            );
+        }
+        self.hosts[host].manager = Some(manager);
+        self.wake(host, self.now);
+        Ok(())
+    }
+
+    /// A host's power goes, and comes back.
+    pub(crate) fn crash(&mut self, host: usize, keep: Keep, back: u64) {
+        let h = &mut self.hosts[host];
+        h.stop();
+        h.disk.crash(keep);
+        let boot = h.boot;
+        self.plan(back, Event::Boot { host, boot });
+    }
+
+    /// A host has power again.
+    pub(crate) fn boot(&mut self, host: usize) -> Check {
+        self.hosts[host].up = true;
+        if self.hosts[host].removed {
+            return Ok(());
+        }
+        let (entropy, options) = (self.entropy(), self.options());
+        let (now, disk) = (self.local(host), self.hosts[host].disk.clone());
+        match Manager::open(now, disk, &KEY, entropy, options) {
+            Ok(None) => {}
+            Ok(Some(found)) => self.opened(host, Ok(found.manager))?,
+            Err(e) => self.opened(host, Err(e))?,
+        }
+        if self.hosts[host].up && self.hosts[host].node.is_some() {
+            self.start_agent(host);
+            self.view_changed(host);
+        }
+        Ok(())
+    }
+
+    /// Another disk is in the machine: all is forgotten but who it is.
+    pub(crate) fn wipe(&mut self, host: usize, back: u64) {
+        self.crash(host, Keep::Nothing, back);
+        let h = &mut self.hosts[host];
+        h.disk.wipe();
+        let lost = std::mem::take(&mut h.kept);
+        h.kept.forgetful = true;
+        h.view = Arc::default();
+        (h.used, h.amnesia, h.tainted, h.renewing) = (0, true, None, false);
+        for e in lost.endpoints.values() {
+            self.addresses.retain(|at, _| *at != e.place());
+        }
+        self.clients[of_host(host)] = crate::client::Client::default();
+    }
+
+    /// Makes a host's manager go round at a time, or before.
+    pub(crate) fn wake(&mut self, host: usize, at: u64) {
+        let h = &mut self.hosts[host];
+        let at = at.max(h.busy_until).max(h.stopped_until).max(self.now);
+        if h.manager.is_some() && h.run_at.is_none_or(|r| r > at) {
+            h.run_at = Some(at);
+            let boot = h.boot;
+            self.plan(at - self.now, Event::Run { host, boot });
+        }
+    }
+
+    /// Something for a host's manager.
+    pub(crate) fn input(&mut self, host: usize, input: Input) {
+        if self.hosts[host].inbox.len() < MAX_INBOX {
+            self.hosts[host].inbox.push(input);
+        }
+        self.wake(host, self.now);
+    }
+
+    /// A client's request comes to a host.
+    pub(crate) fn on_ask(&mut self, host: usize, client: usize, request: u128, ask: Ask) {
+        let h = &mut self.hosts[host];
+        if !h.up || h.manager.is_none() {
+            let way = self.net.way(&mut self.rng);
+            let told = Told::Nobody;
+            return self.plan(way, Event::Told { client, request, told });
+        }
+        let input = match ask {
+            Ask::Propose(command) => {
+                h.proposals.entry(request).or_default().push(client);
+                Input::Propose { request, command }
+            }
+            read => {
+                h.next_read += 1;
+                h.reads.insert(h.next_read, (client, request, read));
+                Input::Read { id: h.next_read }
+            }
+        };
+        self.input(host, input);
+    }
+
+    /// A manager's thread goes round.
+    pub(crate) fn run_manager(&mut self, host: usize) -> Check {
+        let now = self.now;
+        let h = &mut self.hosts[host];
+        if h.run_at != Some(now) {
+            return Ok(());
+        }
+        h.run_at = None;
+        if now < h.stopped_until.max(h.busy_until) {
+            self.wake(host, now);
+            return Ok(());
+        }
+        let local = Duration::from_micros(now + h.offset);
+        let inbox = std::mem::take(&mut h.inbox);
+        let Some(m) = h.manager.as_mut() else { return Ok(()) };
+        let id = m.id();
+        for input in inbox {
+            let sender = match &input {
+                Input::Message { from, message } => Some((*from, message.kind)),
+                _ => None,
+            };
+            let gone = sender.is_some_and(|(from, _)| m.read().raft_is_gone(from));
+            match (m.handle(local, input), sender) {
+                (Ok(()), _) if gone => {
+                    return broken(
+                        17,
+                        format!("manager {id} listens to manager {sender:?}, which was removed"),
+                    );
+                }
+                (Err(e), Some((from, kind))) if !gone => {
+                    return broken(2, format!("manager {id} refuses {kind:?} of manager {from}: {e}"));
+                }
+                _ => {}
+            }
+        }
+        // It ticks by itself when it is time.
+        let _ = m.handle(local, Input::Tick);
+        let disk = h.disk.clone();
+        disk.clear_spent();
+        let mut out: Vec<(u64, Output)> = Vec::new();
+        let done = m.work(local, &mut |o| out.push((disk.spent(), o)));
+        let spent = disk.spent();
+        h.busy_until = now + spent;
+        let gives = |o: &Output| matches!(o, Output::Send(m) if m.kind == Kind::VoteReply && !m.reject);
+        let voted = out.iter().any(|(_, o)| gives(o));
+        for (late, output) in out {
+            self.output(host, late, output)?;
+        }
+        if done.is_err() {
+            let keep = self.hosts[host].keep.take().unwrap_or(Keep::All);
+            let back = self.rng.range(100_000, 600_000);
+            self.crash(host, keep, back);
+            return Ok(());
+        }
+        self.check_manager(host)?;
+        if let Some((keep, back)) = self.voter.filter(|_| voted) {
+            self.voter = None;
+            self.crash(host, keep, back * 1000);
+            return Ok(());
+        }
+        self.duties(host);
+        let h = &self.hosts[host];
+        if let Some(m) = &h.manager {
+            let next = m.next().as_micros() as u64;
+            self.wake(host, next.saturating_sub(h.offset).max(now + spent));
+        }
+        Ok(())
+    }
+
+    fn output(&mut self, host: usize, late: u64, output: Output) -> Check {
+        match output {
+            Output::Send(m) => {
+                self.oracle.says(&m)?;
+                let Some(&to) = self.homes.get(&m.to) else {
+                    return Ok(());
+                };
+                let fate = self.net.fate(&mut self.rng, host, to);
+                let (id, boot) = (m.to, self.hosts[host].boot);
+                let first = fate[0];
+                if m.kind == Kind::Snapshot {
+                    let (arrived, after) = (first.is_some(), late + first.unwrap_or(100_000) + 1_000);
+                    self.plan(
+                        after,
+                        Event::Sent {
+                            host,
+                            boot,
+                            id,
+                            arrived,
+                        },
+                    );
+                } else if first.is_none() && self.rng.chance(300) {
+                    self.input(host, Input::Unreachable { id });
+                }
+                for way in fate.into_iter().flatten() {
+                    let message = Box::new(m.clone());
+                    self.plan(late + way, Event::Raft { to, message });
+                }
+            }
+            Output::Answer { request, answer } => {
+                let told = match answer {
+                    Ok(outcome) => Told::Done(outcome),
+                    Err(why) => Told::Not(why),
+                };
+                for client in self.hosts[host].proposals.remove(&request).unwrap_or_default() {
+                    self.tell(late, client, request, told.clone());
+                }
+            }
+            Output::Read { id, answer } => {
+                let Some((client, request, ask)) = self.hosts[host].reads.remove(&id) else {
+                    return broken(0, "a read is answered that was not asked");
+                };
+                let told = match answer {
+                    Ok(index) => Told::Read(index, self.look(host, &ask)),
+                    Err(why) => Told::Not(why),
+                };
+                self.tell(late, client, request, told);
+            }
+            Output::Changed { .. } => self.hosts[host].changing = false,
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, late: u64, client: usize, request: u128, told: Told) {
+        let way = self.net.way(&mut self.rng);
+        if !self.rng.chance(self.net.weather.loss) {
+            self.plan(late + way, Event::Told { client, request, told });
+        }
+    }
+
+    fn look(&self, host: usize, ask: &Ask) -> u64 {
+        let Some(m) = &self.hosts[host].manager else { return 0 };
+        let state = m.read();
+        match ask {
+            Ask::Read(register) => {
+                let value = state.secret(&format!("r{register}"));
+                value.and_then(|v| v.try_into().ok()).map_or(0, u64::from_le_bytes)
+            }
+            Ask::Raft(node) => state.intent().nodes.get(node).and_then(|n| n.raft).unwrap_or(0),
+            Ask::Propose(_) => 0,
+        }
+    }
+
+    /// What must be true of a manager by itself and beside the others.
+    fn check_manager(&mut self, host: usize) -> Check {
+        let h = &mut self.hosts[host];
+        let Some(m) = h.manager.as_ref() else { return Ok(()) };
+        let (peer, id) = (m.peer(), m.id());
+        let applied = m.read().applied();
+        let now = (peer.term(), peer.commit(), applied);
+        if now.0 < h.seen.0 || now.1 < h.seen.1 || now.2 < h.seen.2 {
+            return broken(6, format!("manager {id} went back from {:?} to {now:?}", h.seen));
+        }
+        let moved = now != h.seen;
+        h.seen = now;
+        if peer.is_leader() {
+            self.oracle.leads(now.0, id)?;
+        }
+        if !moved {
+            return Ok(());
+        }
+        for index in h.checked + 1..=now.1 {
+            match peer.entry(index) {
+                Some(e) => self.oracle.commits(id, &e)?,
+                None if index <= self.oracle.committed() => {}
+                None => {
+                    return broken(
+                        0,
+                        format!("manager {id} has forgotten entry {index} before anybody saw it"),
+                    );
+                }
+            }
+        }
+        h.checked = now.1;
+        if applied > now.1 {
+            return broken(
+                3,
+                format!("manager {id} has applied entry {applied}, {} is committed", now.1),
+            );
+        }
+        let (proposals, reads) = m.waiting();
+        if proposals > 2_000 || reads > 2_000 {
+            return broken(
+                18,
+                format!("{proposals} proposals and {reads} reads wait at manager {id}"),
+            );
+        }
+        self.looked += 1;
+        if self.looked.is_multiple_of(16) {
+            self.oracle.applied(id, &m.read())?;
+        }
+        let intent = m.read().intent();
+        let newest = h.recent.back().map_or(0, |i| i.revision);
+        if intent.revision > newest {
+            h.recent.push_back(Arc::clone(&intent));
+            if h.recent.len() > RECENT {
+                h.recent.pop_front();
+            }
+        }
+        if intent.revision > h.view.revision {
+            h.view = intent;
+            self.view_changed(host);
+            self.role(host)?;
+        }
+        Ok(())
+    }
+
+    /// An agent asks a manager for what is new.
+    pub(crate) fn pull(&mut self, host: usize) {
+        let managers: Vec<usize> = self.managers().filter(|m| *m != host).collect();
+        if let Some(&to) = self.rng.pick(&managers) {
+            let have = self.hosts[host].view.revision;
+            self.packet(host, to, Packet::Pull(have));
+        }
+    }
+
+    /// A manager tells what is new.
+    pub(crate) fn on_pull(&mut self, from: usize, host: usize, have: u64) {
+        let h = &self.hosts[host];
+        let Some(m) = &h.manager else { return };
+        let intent = m.read().intent();
+        if intent.revision <= have {
+            return;
+        }
+        let empty = Intent::default();
+        let old = h.recent.iter().find(|i| i.revision == have).map_or(&empty, |i| i);
+        let delta = Box::new(old.delta_to(&intent));
+        self.packet(host, from, Packet::View(delta));
+    }
+
+    /// An increment has come.
+    pub(crate) fn on_view(&mut self, host: usize, delta: IntentDelta) -> Check {
+        if self.hosts[host].removed || delta.to <= self.hosts[host].view.revision {
+            return Ok(());
+        }
+        let mut view = Intent::clone(&self.hosts[host].view);
+        if !view.apply(delta) {
+            return Ok(());
+        }
+        match self.oracle.intent(view.revision) {
+            Some(i) if **i == view => {}
+            _ => {
+                return broken(
+                    2,
+                    format!(
+                        "increments lead host {host} elsewhere than the log at {}",
+                        view.revision
+                    ),
+                );
+            }
+        }
+        self.hosts[host].view = Arc::new(view);
+        self.view_changed(host);
+        self.role(host)
+    }
+
+    /// What the intent says of this host: a manager under an id, a worker, or removed.
+    fn role(&mut self, host: usize) -> Check {
+        let h = &mut self.hosts[host];
+        let Some(me) = h.node else { return Ok(()) };
+        let view = Arc::clone(&h.view);
+        let Some(node) = view.nodes.get(&me) else {
+            if view.revision >= h.joined_at {
+                h.stop();
+                h.removed = true;
+                h.disk.wipe();
+                let gone = std::mem::take(&mut h.kept);
+                for e in gone.endpoints.values() {
+                    self.addresses.retain(|at, _| *at != e.place());
+                }
+            }
+            return Ok(());
+        };
+        let id = h.manager.as_ref().map_or(0, Manager::id);
+        let Some(raft) = node.raft else {
+            if id != 0 {
+                // Demoted: the log goes, and with it the secrets.
+                h.manager = None;
+                h.disk.wipe();
+            }
+            return Ok(());
+        };
+        if raft <= id {
+            return Ok(());
+        }
+        if raft > h.used && (!h.amnesia || h.tainted.is_some_and(|t| raft > t)) {
+            h.manager = None;
+            h.disk.wipe();
+            (h.used, h.amnesia, h.tainted) = (raft, false, None);
+            let (entropy, options) = (self.entropy(), self.options());
+            let (now, disk) = (self.local(host), self.hosts[host].disk.clone());
+            let h = &mut self.hosts[host];
+            h.inbox.clear();
+            (h.seen, h.checked, h.changing) = ((0, 0, 0), 0, false);
+            h.recent.clear();
+            let made = Manager::join(now, disk, &KEY, entropy, options, raft);
+            return self.opened(host, made);
+        }
+        self.lost_log(host, me);
+        Ok(())
+    }
+
+    /// A manager without its log asks for another id in Raft: one that was used must never vote again.
+    pub(crate) fn lost_log(&mut self, host: usize, me: NodeId) {
+        let h = &mut self.hosts[host];
+        let idle = self.clients[of_host(host)].is_idle();
+        match h.tainted {
+            None if idle => {
+                let job = Job {
+                    ask: Ask::Raft(me),
+                    purpose: Purpose::WhoAmI,
+                    twice: false,
+                };
+                self.ask(of_host(host), job);
+            }
+            Some(old) if idle && !h.renewing && old > 0 => {
+                h.renewing = true;
+                self.order(of_host(host), Command::RenewRaft { node: me, old }, Purpose::Renew);
+            }
+            _ => {}
+        }
+    }
+
+    /// What a leader's daemon does besides: the members follow the intent.
+    fn duties(&mut self, host: usize) {
+        let now = self.now;
+        let h = &mut self.hosts[host];
+        if now < h.duty_at {
+            return;
+        }
+        h.duty_at = now + DUTY;
+        let Some(m) = h.manager.as_ref() else { return };
+        let trip = Duration::from_micros(self.net.weather.near_us + self.net.weather.far_us);
+        let conf = m.peer().conf().clone();
+        let id = m.id();
+        let others: Vec<u64> = conf
+            .voters
+            .iter()
+            .chain(&conf.learners)
+            .copied()
+            .filter(|o| *o != id)
+            .collect();
+        let leads = m.peer().is_settled();
+        for other in others {
+            self.input(host, Input::RoundTrip { id: other, took: trip });
+        }
+        let h = &self.hosts[host];
+        let Some(m) = h.manager.as_ref() else { return };
+        if !leads || h.changing || !conf.outgoing.is_empty() {
+            return;
+        }
+        let intent = m.read().intent();
+        let (mut wanted, mut leaving) = (Vec::new(), Vec::new());
+        for (node, n) in &intent.nodes {
+            let Some(raft) = n.raft else { continue };
+            match self.demoting.contains(node) {
+                true => leaving.push((*node, raft)),
+                false => wanted.push(raft),
+            }
+        }
+        let leaving_ids: Vec<u64> = leaving.iter().map(|l| l.1).collect();
+        let all: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();
+        let gone = all.iter().copied().find(|r| !wanted.contains(r));
+        let step = if let Some(raft) = gone {
+            if raft == id {
+                let heir = conf.voters.iter().copied().filter(|v| *v != id && wanted.contains(v));
+                let heirs: Vec<u64> = heir.collect();
+                if let Some(&to) = self.rng.pick(&heirs) {
+                    self.input(host, Input::Transfer { to });
+                }
+                None
+            } else if wanted.is_empty() && !leaving_ids.is_empty() {
+                None
+            } else {
+                Some((ConfStep::Remove, raft))
+            }
+        } else if let Some(raft) = wanted.iter().copied().find(|r| !all.contains(r)) {
+            Some((ConfStep::Learner, raft))
+        } else {
+            conf.learners
+                .iter()
+                .copied()
+                .find(|l| wanted.contains(l))
+                .map(|l| (ConfStep::Voter, l))
+        };
+        if let Some((node, _)) = leaving.into_iter().find(|l| !all.contains(&l.1)) {
+            let (role, rpc) = (Role::Worker, None);
+            if self.clients[of_host(host)].is_idle() {
+                self.order(of_host(host), Command::SetRole { node, role, rpc }, Purpose::Other);
+            }
+        }
+        if let Some(step) = step {
+            self.hosts[host].changing = true;
+            let change = ConfChange { steps: vec![step] };
+            let request = self.new_request();
+            let force = false;
+            self.input(host, Input::Change { request, change, force });
+        }
+    }
+
+    /// Hosts that run a manager.
+    pub(crate) fn managers(&self) -> impl Iterator<Item = usize> + '_ {
+        let hosts = self.hosts.iter().enumerate();
+        hosts.filter(|(_, h)| h.up && h.manager.is_some()).map(|(i, _)| i)
+    }
+}
