@@ -21,6 +21,8 @@ pub struct DaemonOptions {
     pub strace: bool,
     /// More lines for the end of the configuration file.
     pub config: String,
+    /// More lines for its section `[cluster]`; `{name}` is the host's name.
+    pub cluster: String,
     /// Level of the log; default `info`.
     pub level: Option<String>,
     /// No addresses in the configuration: netd finds its own.
@@ -236,9 +238,10 @@ impl Host {
         fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
         let level = self.daemon_options.level.as_deref().unwrap_or("info");
         let v4 = self.v4();
+        let cluster = self.daemon_options.cluster.replace("{name}", self.name());
         let addresses = match self.daemon_options.no_addresses {
             true => String::new(),
-            false => format!("[cluster]\nlisten = \"{v4}:2377\"\n\n[datapath]\naddress = \"{v4}\"\n\n"),
+            false => format!("[cluster]\nlisten = \"{v4}:2377\"\n{cluster}\n[datapath]\naddress = \"{v4}\"\n\n"),
         };
         let text = format!(
             "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n{addresses}\

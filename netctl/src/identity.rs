@@ -168,17 +168,8 @@ fn shown(v: &CustodyView) -> String {
     for other in v.ca.trusted.iter().filter(|r| r.fingerprint != v.ca.signs.fingerprint) {
         text.push_str(&format!("also trusted            {}\n", root(other)));
     }
-    if let Some(phase) = &v.ca.phase {
-        let who: Vec<String> = v.ca.waits_for.iter().map(ToString::to_string).collect();
-        text.push_str(&format!(
-            "change under way        {phase} for {} s, waiting for {}\n",
-            v.ca.since_s.unwrap_or(0),
-            if who.is_empty() {
-                "nobody".to_owned()
-            } else {
-                who.join(", ")
-            }
-        ));
+    if let Some(line) = change_line(v) {
+        text.push_str(&format!("{line}\n"));
     }
     let keys: Vec<String> = v.gossip.keys.iter().map(ToString::to_string).collect();
     text.push_str(&format!(
@@ -196,6 +187,24 @@ fn shown(v: &CustodyView) -> String {
         if v.autolock { "sealed (autolock)" } else { "not sealed" }
     ));
     text
+}
+
+/// How a change of the CA stands, if one is under way.
+pub(crate) fn change_line(v: &CustodyView) -> Option<String> {
+    let phase = match v.ca.phase.as_deref()? {
+        "trust" => "nodes learn to trust the new CA",
+        _ => "nodes renew their certificates",
+    };
+    let who: Vec<String> = v.ca.waits_for.iter().map(ToString::to_string).collect();
+    Some(format!(
+        "the CA is being changed: {phase}, for {} s, waiting for {}",
+        v.ca.since_s.unwrap_or(0),
+        if who.is_empty() {
+            "nobody".to_owned()
+        } else {
+            who.join(", ")
+        }
+    ))
 }
 
 pub(crate) async fn renew(cx: &Context, args: Renew) -> Run {
@@ -338,6 +347,6 @@ mod tests {
         insta::assert_snapshot!(shown(&view));
         view.ca.phase = None;
         view.ca.trusted.pop();
-        assert!(!shown(&view).contains("change under way"), "{}", shown(&view));
+        assert!(!shown(&view).contains("being changed"), "{}", shown(&view));
     }
 }

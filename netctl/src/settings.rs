@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use clap::Args;
 use model::{
     ApiError, Code,
-    api::{Changed, ClusterUpdate, ClusterView, SettingView},
+    api::{Changed, ClusterUpdate, ClusterView, CustodyView, SettingView},
 };
 
 use crate::{
@@ -83,6 +83,12 @@ pub(crate) async fn inspect(cx: &Context, list: ListArgs) -> Run {
                     "cluster {}: nodes {}, managers {}\n",
                     view.id, view.nodes, view.managers
                 ));
+                // Only managers know, and only while there is a leader.
+                if let Ok(custody) = cx.client.get::<CustodyView>("/v1/cluster/custody").await
+                    && let Some(line) = crate::identity::change_line(&custody)
+                {
+                    output::stderr(&format!("{line}\n"));
+                }
             }
             cx.out.table(&table(&view.table), &list.filter)
         }

@@ -5,6 +5,12 @@
 #![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
 #![allow(clippy::disallowed_types, reason = "no decision is taken here")]
 
+// Faults that the simulator plants have no place here.
+const _: () = assert!(
+    !cluster::mutant::PLANTED,
+    "build netd without the feature `mutants` of cluster"
+);
+
 pub mod api;
 pub mod backup;
 pub mod config;

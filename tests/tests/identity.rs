@@ -217,8 +217,7 @@ fn removed(lab: &Lab, n1: &Host, n4: &Host) -> anyhow::Result<()> {
             .iter()
             .any(|n| n.hostname == "n4" && n.health != NodeHealth::Ready))
     })?;
-    n1.sh("curl -sS --fail-with-body --unix-socket /run/netd/netd.sock -X DELETE http://netd/v1/nodes/n4")?
-        .ok()?;
+    n1.netctl("node rm n4")?.ok()?;
     signal(n4, "-CONT")?;
     let asked = Instant::now();
     eventually("n4 to be refused", Duration::from_secs(5), || {
@@ -305,6 +304,14 @@ fn a_locked_manager_goes_on_forwarding() {
         let key = rotate_key(n1)?;
         let token = n1.join_token()?;
         canaries(n1, &[&token, &key])?;
+        let limits = fs::read_to_string(format!("/proc/{}/limits", n1.netd_pid()?))?;
+        ensure!(
+            limits.lines().any(|l| l
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .starts_with(&["Max", "core", "file", "size", "0", "0"])),
+            "no core files: {limits}"
+        );
 
         let load = Load::begin(lab, n1, 15)?;
         n1.kill_netd()?;
@@ -361,6 +368,19 @@ fn a_locked_manager_goes_on_forwarding() {
         n1.sees_ready(2, SOON)?;
         let seen = tally(client, None, &format!("--to {} -n 20", n1.at(80)))?;
         ensure!(seen.errors() == 0, "{seen}");
+
+        // A key that is lost: there is a way out, and it is said what it costs.
+        n1.netctl("cluster update autolock=true")?.ok()?;
+        n1.kill_netd()?;
+        n1.start_netd()?;
+        let refused = n1.netctl("cluster leave")?;
+        ensure!(refused.code == 1 && refused.stderr.contains("locked"), "{refused:?}");
+        n1.netctl("cluster leave --force")?.ok()?;
+        ensure!(status(n1)?.me.is_none(), "n1 is in no cluster");
+        ensure!(
+            !n1.folder().join("state/identity/lock").exists(),
+            "nothing of the old identity is left"
+        );
         Ok(())
     });
 }
@@ -372,6 +392,103 @@ fn rotate_key(host: &Host) -> anyhow::Result<String> {
         .stdout
         .trim()
         .to_owned())
+}
+
+#[test]
+fn several_managers_keep_the_secrets_together() {
+    in_lab("custody", 5, |lab| {
+        for node in lab.nodes() {
+            node.start_netd()?;
+        }
+        let managers: Vec<&Host> = lab.nodes().iter().take(3).collect();
+        let (n1, n2, n3, n4, n5) = (
+            lab.host("n1")?,
+            lab.host("n2")?,
+            lab.host("n3")?,
+            lab.host("n4")?,
+            lab.host("n5")?,
+        );
+        n1.netctl(&format!(
+            "cluster init --advertise-addr {} --set cert-expiry=20s",
+            n1.v4()
+        ))?
+        .ok()?;
+        let token = n1.netctl("cluster token manager -q")?.ok()?.stdout.trim().to_owned();
+        for node in [n2, n3] {
+            join(n1, node, &token)?.ok()?;
+        }
+        join(n1, n4, &n1.join_token()?)?.ok()?;
+        for node in lab.nodes().iter().take(4) {
+            node.start_runner()?;
+            node.sees_ready(4, SOON)?;
+        }
+        tests::managers::all_reached(n1, 3)?;
+        n1.netctl("network create app --subnet 10.77.0.0/16")?.ok()?;
+        create_web(lab, "app", 2)?;
+        n1.netctl("service publish 80")?.ok()?;
+        let load = Load::begin(lab, n4, 55)?;
+
+        // A token is changed through one manager, and worth nothing at any other.
+        let old = n1.join_token()?;
+        n2.netctl("cluster token worker --rotate")?.ok()?;
+        for manager in &managers {
+            let asked = Instant::now();
+            let refused = join(manager, n5, &old)?;
+            ensure!(
+                refused.code == 1 && refused.stderr.contains("not valid") && asked.elapsed() < Duration::from_secs(1),
+                "{} after {:?}: {refused:?}",
+                manager.name(),
+                asked.elapsed()
+            );
+        }
+
+        // The leader dies while the CA is changed: the next one goes on, and the dead one trades in when it returns.
+        let before = custody(n2)?.ca.signs.fingerprint;
+        n2.netctl("cluster ca rotate --detach")?.ok()?;
+        let leader = tests::managers::leader(lab, n4)?;
+        leader.kill_netd()?;
+        let others: Vec<&&Host> = managers.iter().filter(|m| m.name() != leader.name()).collect();
+        let other = others.first().context("no other manager")?;
+        eventually("another leader to answer for the change", SOON, || {
+            Ok(custody(other)?.ca.signs.fingerprint != before || custody(other)?.ca.phase.is_some())
+        })?;
+        leader.start_netd()?;
+        eventually("the change of the CA to end", SOON, || {
+            let view = custody(other)?;
+            Ok(view.ca.phase.is_none() && view.ca.signs.fingerprint != before && view.ca.trusted.len() == 1)
+        })?;
+        for manager in &managers {
+            tests::managers::all_reached(manager, 3)?;
+        }
+
+        // Demoted: it loses the secrets, and its certificate says so.
+        n1.netctl("node demote n3")?.ok()?;
+        eventually("n3 to hold a worker's certificate", SOON, || {
+            let text = fs::read_to_string(n3.folder().join("state/identity/credentials.json"))?;
+            Ok(text.contains("\"role\": \"worker\"") && !n3.folder().join("state/identity/log.key").exists())
+        })?;
+        ensure!(
+            n3.netctl("cluster token worker")?.code == 1,
+            "n3 knows no token any more"
+        );
+
+        // All are off until every certificate has ended, and begin again together.
+        for node in lab.nodes().iter().take(4) {
+            node.kill_netd()?;
+        }
+        std::thread::sleep(Duration::from_secs(21));
+        let asked = Instant::now();
+        for node in lab.nodes().iter().take(4) {
+            node.start_netd()?;
+        }
+        for node in lab.nodes().iter().take(4) {
+            node.sees_ready(4, SOON)?;
+        }
+        join(n2, n5, &n2.join_token()?)?.ok()?;
+        println!("all had expired: the cluster was back after {:?}", asked.elapsed());
+        println!("{} requests, none lost", load.nothing_lost()?);
+        Ok(())
+    });
 }
 
 /// No secret lies on the disk or in the log as it is, whatever form it may be written in.

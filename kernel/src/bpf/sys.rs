@@ -29,6 +29,7 @@ const MAP_UPDATE_BATCH: libc::c_int = 26;
 const MAP_DELETE_BATCH: libc::c_int = 27;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 
 /// Ingress of a device, as a link (Linux 6.6).
 const BPF_TCX_INGRESS: u32 = 46;
@@ -475,55 +476,67 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
     unsafe { bpf(LINK_UPDATE, &mut a) }.map(drop)
 }
 
+/// Takes the program of a link off. Without this it stays on after the link's last reference is gone, until the kernel's
+/// workers have come to it (`bpf_link_put_deferred`, kernel/bpf/syscall.c).
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut fd = raw(link);
+    // SAFETY: no addresses.
+    unsafe { bpf(LINK_DETACH, &mut fd) }.map(drop)
+}
+
 /// Octets from one element of an array to the next, for values of up to eight (`array_map_alloc`, kernel/bpf/arraymap.c).
 const CELL: usize = 8;
 
-/// An array of words, mapped.
+/// Some cells of an array of words, mapped.
 #[derive(Debug)]
 pub(super) struct Words {
     at: NonNull<AtomicU32>,
-    cells: usize,
+    /// Of the mapping.
+    octets: usize,
+    /// Where the cells begin in it, and how many they are.
+    first: usize,
+    len: usize,
 }
 
-// SAFETY: the memory is the kernel's and stays mapped as long as the value lives; cells are atomic.
-unsafe impl Send for Words {}
-// SAFETY: as above.
-unsafe impl Sync for Words {}
-
 impl Words {
-    /// Maps an array of `cells` 32-bit values made with `BPF_F_MMAPABLE` (Linux 5.5).
-    pub(super) fn map(fd: impl AsFd, cells: usize) -> io::Result<Words> {
-        let fd = fd.as_fd();
-        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, fd.as_raw_fd());
+    /// Maps the `len` cells from `off` on of an array of 32-bit values made with `BPF_F_MMAPABLE` (Linux 5.5). Only they
+    /// are mapped, and the few that share a page with them: the kernel counts every page of a mapping as the process's
+    /// memory. They must be there, and be one at least.
+    pub(super) fn map(fd: impl AsFd, off: usize, len: usize) -> io::Result<Words> {
+        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?
+            .and_then(|p| usize::try_from(p).ok())
+            .unwrap_or(4096);
+        let begin = off * CELL / page * page;
+        let octets = (off + len) * CELL - begin;
+        let place = libc::off_t::try_from(begin).map_err(io::Error::other)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = fd.as_fd().as_raw_fd();
         // SAFETY: a new mapping, at an address of the kernel's choice.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), cells * CELL, protection, libc::MAP_SHARED, fd, 0) };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), octets, protection, libc::MAP_SHARED, fd, place) };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
-        Ok(Words { at, cells })
+        Ok(Words {
+            at,
+            octets,
+            first: off - begin / CELL,
+            len,
+        })
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.cells
-    }
-
-    /// The cells from `off` on, `len` of them; `None`: they are not all there.
-    pub(super) fn row(&self, off: usize, len: usize) -> Option<impl Iterator<Item = &AtomicU32>> {
-        if off.checked_add(len)? > self.cells {
-            return None;
-        }
-        // SAFETY: mapped for two words per cell, page-aligned, until drop.
-        let words = unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.cells * 2) };
-        Some(words.get(2 * off..2 * (off + len))?.iter().step_by(2))
+    /// The cells.
+    pub(super) fn cells(&self) -> impl Iterator<Item = &AtomicU32> {
+        // SAFETY: mapped from a page's begin for two words per cell, until drop.
+        let words = unsafe { std::slice::from_raw_parts(self.at.as_ptr(), (self.first + self.len) * 2) };
+        words.iter().skip(self.first * 2).step_by(2)
     }
 }
 
 impl Drop for Words {
     fn drop(&mut self) {
         // SAFETY: our own mapping, not used afterwards.
-        unsafe { libc::munmap(self.at.as_ptr().cast(), self.cells * CELL) };
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.octets) };
     }
 }
 

@@ -51,6 +51,7 @@ fn place(method: &Method, path: &str) -> Place {
         "/v1/cluster/join",
         "/v1/cluster/leave",
         "/v1/cluster/unlock",
+        "/v1/cluster/renew",
         "/v1/cluster/restore",
         "/v1/cluster/recover",
         "/v1/cluster/members",
@@ -65,7 +66,8 @@ fn place(method: &Method, path: &str) -> Place {
         "/v1/unpublish",
     ];
     let read = *method == Method::GET;
-    if path == super::command::PATH || (path == "/v1/convergence" && read) {
+    // What nodes have reported lies in the leader's memory.
+    if path == super::command::PATH || (read && matches!(path, "/v1/convergence" | "/v1/cluster/custody")) {
         return Place::Leader;
     }
     if HERE.contains(&path) || !NOUNS.iter().any(|n| path.starts_with(n)) {

@@ -108,7 +108,7 @@ impl Cluster {
     pub(super) async fn start(
         config: &Config,
         hostname: &str,
-        credentials: Credentials,
+        mut credentials: Credentials,
         first: Option<FirstCommand>,
         enter: Enter,
     ) -> Result<Arc<Cluster>, ApiError> {
@@ -142,6 +142,9 @@ impl Cluster {
         // Intent: from this manager's own log, from a stream to another one, and at first from the disk.
         let log = open_log(config, &vault, first).await?;
         let last = enter.known.or_else(|| last_intent(&state)).unwrap_or_default();
+        if log.is_none() {
+            rpc::revive(&mut credentials, &last, &key, &vault, &tls).await;
+        }
         let known = Known::new(last);
         let listener = match &log {
             Some(log) => {
@@ -335,6 +338,11 @@ impl Cluster {
     /// The newest facts known here.
     pub fn facts(&self) -> Arc<Facts> {
         self.facts.borrow().clone()
+    }
+
+    /// Changes of them.
+    pub fn facts_changes(&self) -> watch::Receiver<Arc<Facts>> {
+        self.facts.clone()
     }
 
     /// What the last pass came to.

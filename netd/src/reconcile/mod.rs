@@ -224,6 +224,7 @@ fn watch_policies(wake: SyncSender<Wake>) -> std::io::Result<()> {
     })?;
     Ok(())
 }
+
 /// Said while this node has neither a last view nor a manager.
 const NOTHING_KNOWN: &str = "this node knows no intent, neither from its disk nor from a manager: what the kernel holds is left as it is; try: netctl cluster members, and start a manager";
 

@@ -34,8 +34,8 @@ use model::{
     ids::{NodeId, Vni},
     intent::{Intent, Role},
 };
-pub(crate) use renew::holding;
 pub use renew::{Custody, keep_credentials};
+pub(crate) use renew::{holding, revive};
 pub use returning::trade_in;
 use tokio::sync::watch;
 pub use uplink::{Local, Uplink, UplinkConfig};

@@ -35,6 +35,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(600);
 const TRADE_MIN: Duration = Duration::from_secs(2);
 /// See above; also after a trade that went well.
 const TRADE_MAX: Duration = Duration::from_secs(60);
+/// Longest wait for a manager while this node starts.
+const REVIVE: Duration = Duration::from_secs(3);
 /// Longest sleep: a clock that is set is seen by then.
 const LONG: Duration = Duration::from_secs(60);
 
@@ -110,7 +112,7 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
         }
         if refused && trades.due() {
             refused = false;
-            match trade(&c, &held, &now).await {
+            match trade(&c.tls, &c.key, &held, &now).await {
                 Ok(issued) => {
                     take(&c, &mut held, issued, "traded in for a new one");
                     due = renewal(&c.tls);
@@ -122,11 +124,22 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
                 }
             }
         }
+        let expired = c.tls.not_after() <= SystemTime::now();
         let why = reason(&held, &now, c.me, fresh, due);
+        // Past its end no stream is had with it.
+        refused |= expired && c.own().is_none();
         if let Some(why) = why
             && retry.due()
+            && !(refused && trades.due())
         {
-            match renew(&c, &now).await {
+            let renewed = tokio::select! {
+                r = renew(&c, &now) => r,
+                () = c.tls.refused() => {
+                    refused = true;
+                    Err(anyhow::anyhow!("managers do not accept the present one"))
+                }
+            };
+            match renewed {
                 Ok(issued) => {
                     take(&c, &mut held, issued, why);
                     due = renewal(&c.tls);
@@ -138,8 +151,6 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
                     let longest = (left.unwrap_or(PAUSE_MAX) / 8).clamp(PAUSE_MIN * 4, PAUSE_MAX);
                     retry.failed(PAUSE_MIN, longest);
                     c.trouble(format!("the certificate was not renewed ({why}): {e:#}"));
-                    // Past its end no stream is had with it.
-                    refused |= c.tls.not_after() <= SystemTime::now();
                 }
             }
             // Whatever has changed meanwhile is looked at first.
@@ -293,12 +304,31 @@ async fn renew(c: &Custody, intent: &Intent) -> anyhow::Result<Issued> {
     }
 }
 
+/// Trades in a certificate that has ended, before anything else is begun: without it no other node says what this one has
+/// missed.
+pub(crate) async fn revive(held: &mut Credentials, intent: &Intent, key: &NodeKey, vault: &Vault, tls: &Tls) {
+    if tls.not_after() > SystemTime::now() {
+        return;
+    }
+    match tokio::time::timeout(REVIVE, trade(tls, key, held, intent)).await {
+        Ok(Ok(issued)) => {
+            held.take(issued);
+            match held.save(vault).and_then(|()| tls.replace(held, key)) {
+                Ok(()) => tracing::info!("the certificate had ended and was traded in for a new one"),
+                Err(e) => tracing::warn!("the new certificate cannot be used: {e}"),
+            }
+        }
+        Ok(Err(e)) => tracing::warn!("the certificate has ended, and no manager has taken it in trade yet: {e:#}"),
+        Err(_) => tracing::warn!("the certificate has ended, and no manager answers yet"),
+    }
+}
+
 /// Trades the certificate in at any manager that answers.
-async fn trade(c: &Custody, held: &Credentials, intent: &Intent) -> anyhow::Result<Issued> {
+async fn trade(tls: &Tls, key: &NodeKey, held: &Credentials, intent: &Intent) -> anyhow::Result<Issued> {
     let others = intent
         .nodes
         .iter()
-        .filter(|(id, n)| n.role == Role::Manager && **id != c.me);
+        .filter(|(id, n)| n.role == Role::Manager && **id != held.node);
     let known = others.filter_map(|(_, n)| n.rpc.as_ref()?.parse().ok());
     let first = held.managers.iter().filter_map(|m| m.parse().ok());
     let all: BTreeSet<SocketAddr> = known.chain(first).collect();
@@ -306,7 +336,7 @@ async fn trade(c: &Custody, held: &Credentials, intent: &Intent) -> anyhow::Resu
     all.shuffle(&mut rand::rng());
     let mut last = anyhow::anyhow!("no other manager's address is known");
     for addr in all {
-        match trade_in(&c.tls, addr, &c.key, held).await {
+        match trade_in(tls, addr, key, held).await {
             Ok(issued) => return Ok(issued),
             Err(e) => last = e.context(addr.to_string()),
         }

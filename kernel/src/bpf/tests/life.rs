@@ -256,6 +256,24 @@ fn another_object_is_replaced_where_it_runs() {
 }
 
 #[test]
+fn a_program_is_off_when_detaching_returns() {
+    isolated(|w| {
+        ip("link add v0 type veth peer name v1");
+        let index = ifindex("v0");
+        let mut path = open(w);
+        for clsact in [false, true] {
+            path.clsact = clsact;
+            // The kernel refuses the same program twice at one hook.
+            for round in 0..200 {
+                assert_eq!(path.attach(Hook::Netdev, index).unwrap(), Attached::New, "{round}");
+                assert!(path.detach(Hook::Netdev, index).unwrap());
+            }
+        }
+        path.unload().unwrap();
+    });
+}
+
+#[test]
 fn a_filter_that_was_taken_away_comes_back() {
     isolated(|w| {
         ip("link add v0 type veth peer name v1");
@@ -278,6 +296,31 @@ fn a_bpffs_is_mounted_where_there_is_none() {
         assert!(!report.adopted_maps);
         drop(path);
         assert!(DataPath::open(dir).unwrap().1.adopted_maps);
+    });
+}
+
+#[test]
+fn rows_may_lie_across_pages() {
+    isolated(|w| {
+        let mut path = DataPath::open(&w.folder("netd")).unwrap().0;
+        let cells = path.lut().cells();
+        // A page holds 512 cells.
+        for (off, len) in [
+            (0, 1),
+            (511, 2),
+            (510, 1030),
+            (512, 512),
+            (cells - 600, 600),
+            (cells - 1, 1),
+            (7, 0),
+        ] {
+            let row: Vec<u32> = (1..=len).collect();
+            let lut = path.lut();
+            assert_eq!(lut.write_row(off, &row).unwrap(), row.len());
+            assert_eq!(lut.read_row(off, len).unwrap(), row);
+            assert_eq!(lut.write_row(off, &vec![0; row.len()]).unwrap(), row.len());
+        }
+        assert!(path.lut().read_row(0, cells).unwrap().iter().all(|c| *c == 0));
     });
 }
 
