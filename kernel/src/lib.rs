@@ -13,6 +13,7 @@ pub mod netns;
 pub mod rtnl;
 pub mod sockdiag;
 pub mod sysctl;
+pub mod xfrm;
 
 #[cfg(test)]
 mod testing;

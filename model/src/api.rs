@@ -788,3 +788,50 @@ impl std::fmt::Debug for UnlockKeyAnswer {
         f.debug_struct("UnlockKeyAnswer").finish_non_exhaustive()
     }
 }
+
+/// A line of `GET /v1/watch?resource=nodes`: every node, told again at each change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodesSeen {
+    /// Health as seen from the node that answers.
+    pub nodes: BTreeMap<NodeId, NodeHealth>,
+}
+
+/// A line of `GET /v1/watch?resource=endpoints`: what has changed since the line before, in the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EndpointsSeen {
+    /// The first line of a stream: `changed` is everything, what the reader knew before counts no more.
+    pub snapshot: bool,
+    /// New or changed.
+    pub changed: Vec<EndpointSeen>,
+    /// Gone.
+    pub removed: Vec<EndpointAt>,
+}
+
+/// Where an endpoint is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndpointAt {
+    /// Node.
+    pub node: NodeId,
+    /// Endpoint.
+    pub id: EndpointId,
+}
+
+/// An endpoint as its node tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSeen {
+    /// Where.
+    #[serde(flatten)]
+    pub at: EndpointAt,
+    /// Version of its row.
+    pub version: u64,
+    /// Network.
+    pub vni: Vni,
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// Service.
+    pub service: Option<Name>,
+    /// State.
+    pub state: EndpointState,
+}

@@ -50,6 +50,14 @@ const STRACE: Package = Package {
     purpose: "showing that netd runs no helper",
 };
 
+const SERF_PACKAGE: Package = Package {
+    name: "serf",
+    program: "serf",
+    purpose: "the contender of bench gossip",
+};
+
+/// What bench gossip compares with.
+pub(crate) const SERF: &[Package] = &[SERF_PACKAGE];
 /// What a lab needs.
 pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
 /// What the demo and the end-to-end tests need.

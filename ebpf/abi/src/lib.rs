@@ -101,6 +101,11 @@ pub struct NodeCfg {
     pub object: [u32; 2],
 }
 
+/// The programs read and write the outer headers of the tunnel themselves, at the devices of the host, instead of
+/// sending every packet through the host's stack to the VXLAN device and back. Not where the host transforms packets by
+/// policy (IPsec): that must see them.
+pub const CFG_DIRECT: u32 = 1;
+
 /// Key of map `services`: where a client connects to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -428,6 +433,10 @@ pub struct TargetVal {
     pub flags: u16,
 }
 
+/// Cell of array `bursts`: when a packet of several segments last came through the tunnel from that UDP source port, as
+/// in [`AffVal::ts`].
+pub type BurstVal = u32;
+
 macro_rules! counters {
     ($($name:ident = $n:literal, $text:literal;)*) => {
         $(#[doc = $text] pub const $name: u32 = $n;)*
@@ -496,6 +505,8 @@ pub mod size {
     pub const FRAGMENTS: u32 = 8_192;
     /// `targets`.
     pub const TARGETS: u32 = 65_536;
+    /// `bursts`: a cell for each UDP source port of the tunnel.
+    pub const BURSTS: u32 = 65_536;
 }
 
 /// Octets of every layout, checked at compile time: a change of layout is a change of [`ABI`].

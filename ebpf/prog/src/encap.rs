@@ -4,13 +4,14 @@ use aya_ebpf::{
     bindings::{BPF_F_ZERO_CSUM_TX, bpf_tunnel_key},
     helpers::generated::bpf_skb_set_tunnel_key,
 };
-use ebpf_abi::{C_TOO_BIG, D_TUNNEL, Mac, NodeCfg};
+use ebpf_abi::{C_TOO_BIG, CFG_DIRECT, D_TUNNEL, Mac, NodeCfg};
 
 use crate::{
     count::{count, drop},
     icmp::answer,
     parse::Packet,
     skb::{ETH, Skb},
+    tunnel,
 };
 
 /// Octets of `bpf_tunnel_key` that Linux 5.15 knows; the local address after them came with 6.0.
@@ -19,6 +20,12 @@ pub(crate) const KEY_5_15: u32 = 28;
 /// Wraps the packet for another node: the inner destination MAC says who is meant there, the source is ours.
 #[inline(always)]
 pub(crate) fn to_node(skb: Skb, cfg: &NodeCfg, vtep: u32, vni: u32, dst: &Mac) -> i32 {
+    if cfg.flags & CFG_DIRECT != 0 {
+        let verdict = tunnel::send(skb, cfg, vtep, vni, dst);
+        if verdict != tunnel::UNSENT {
+            return verdict;
+        }
+    }
     if !skb.set_macs(dst, &cfg.mac) {
         return drop(D_TUNNEL);
     }

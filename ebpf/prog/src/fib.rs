@@ -9,7 +9,11 @@ use aya_ebpf::{
 };
 use ebpf_abi::{Addr, D_NO_ROUTE, Mac};
 
-use crate::{count::drop, skb::Skb};
+use crate::{
+    count::drop,
+    maps::config,
+    skb::{SHOT, Skb},
+};
 
 /// Bit of `kind` in [`route`].
 pub(crate) const V6: u32 = 0x100;
@@ -18,9 +22,11 @@ pub(crate) const V6: u32 = 0x100;
 /// `kind`: IP protocol, and bit 8 for IPv6; `ports`: source in the low half, destination in the high one.
 #[inline(never)]
 pub(crate) fn route(skb: Skb, kind: u32, src: &Addr, dst: &Addr, ports: u32) -> i32 {
+    let Some(cfg) = config() else { return SHOT };
     // SAFETY: all zeros is a valid question.
     let mut q: FibParams = unsafe { core::mem::zeroed() };
-    q.ifindex = skb.ifindex();
+    // Our own device, whichever it came by: it forwards, which the kernel asks for.
+    q.ifindex = cfg.vxlan_ifindex;
     q.l4_protocol = kind as u8;
     q.sport = ports as u16;
     q.dport = (ports >> 16) as u16;

@@ -29,6 +29,7 @@ mod parse;
 mod pick;
 mod reverse;
 mod skb;
+mod tunnel;
 
 use aya_ebpf::{macros::classifier, programs::TcContext};
 

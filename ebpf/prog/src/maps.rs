@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use ebpf_abi::{
-    Addr, AffVal, Backend, COUNTER_CELLS, EpAddrKey, EpAddrVal, EpCfg, EpExtraKey, EpMacKey, EpMacVal, Flow, FragKey,
+    Addr, AffVal, Backend, BurstVal, COUNTER_CELLS, EpAddrKey, EpAddrVal, EpCfg, EpExtraKey, EpMacKey, EpMacVal, Flow, FragKey,
     FragVal, FwdKey, FwdVal, MemberVal, NodeCfg, PoolKey, RevVal, RouteKey, RouteVal, SvcKey, SvcVal, TargetKey,
     TargetVal, size,
 };
@@ -47,6 +47,8 @@ pub(crate) static REVERSE: LruHashMap<Flow, RevVal, { size::FLOWS as usize }> = 
 pub(crate) static FORWARD: LruHashMap<FwdKey, FwdVal, { size::REWRITTEN as usize }> = LruHashMap::new();
 #[btf_map(name = "fragments")]
 pub(crate) static FRAGMENTS: LruHashMap<FragKey, FragVal, { size::FRAGMENTS as usize }> = LruHashMap::new();
+#[btf_map(name = "bursts")]
+pub(crate) static BURSTS: Array<BurstVal, { size::BURSTS as usize }> = Array::new();
 #[btf_map(name = "counters")]
 pub(crate) static COUNTERS: PerCpuArray<u64, { COUNTER_CELLS as usize }> = PerCpuArray::new();
 

@@ -13,8 +13,9 @@ pub(crate) const UDP: u32 = 17;
 pub(crate) const ICMP: u32 = 1;
 pub(crate) const ICMPV6: u32 = 58;
 
-const IPV4: u16 = 0x0800_u16.to_be();
-const IPV6: u16 = 0x86dd_u16.to_be();
+/// Ethernet protocols, as on the wire.
+pub(crate) const IPV4: u16 = 0x0800_u16.to_be();
+pub(crate) const IPV6: u16 = 0x86dd_u16.to_be();
 /// Ethernet protocol of ARP, as on the wire.
 pub(crate) const ARP: u16 = 0x0806_u16.to_be();
 

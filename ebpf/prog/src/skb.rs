@@ -64,6 +64,13 @@ impl Skb {
         unsafe { ((*self.raw).data as usize, (*self.raw).data_end as usize) }
     }
 
+    /// Whether the device took it for this host: not for another one, and not for all.
+    #[inline(always)]
+    pub(crate) fn is_for_host(self) -> bool {
+        // SAFETY: as above.
+        unsafe { (*self.raw).pkt_type == PACKET_HOST }
+    }
+
     /// Octets that can be read without pulling.
     #[inline(always)]
     pub(crate) fn linear(self) -> usize {

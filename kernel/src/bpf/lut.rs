@@ -1,40 +1,46 @@
 //! The lookup table: Maglev rows, written through memory that the programs read.
 
-use std::{
-    os::fd::AsFd,
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::{os::fd::OwnedFd, sync::atomic::Ordering};
 
 use super::{BpfError, sys::Words};
 
-/// The mapped array `lut`.
+/// The array `lut`. A row is mapped while it is read or written.
 #[derive(Debug)]
 pub struct Lut {
-    words: Words,
+    fd: OwnedFd,
+    cells: u32,
 }
 
 impl Lut {
-    pub(super) fn open(fd: impl AsFd, cells: u32) -> Result<Lut, BpfError> {
-        let words = Words::map(fd, cells as usize).map_err(|source| BpfError::Map {
-            map: "lut",
-            what: "map the cells",
-            source,
-        })?;
-        Ok(Lut { words })
+    pub(super) fn new(fd: OwnedFd, cells: u32) -> Lut {
+        Lut { fd, cells }
     }
 
     /// Cells of the whole table.
     pub fn cells(&self) -> u32 {
-        self.words.len() as u32
+        self.cells
     }
 
-    fn row(&self, off: u32, len: usize) -> Result<impl Iterator<Item = &AtomicU32>, BpfError> {
-        let outside = || BpfError::Row {
-            off,
-            end: u64::from(off) + len as u64,
-            cells: self.cells(),
-        };
-        self.words.row(off as usize, len).ok_or_else(outside)
+    /// Maps a row; `None`: it has no cell.
+    fn row(&self, off: u32, len: usize) -> Result<Option<Words>, BpfError> {
+        let end = u64::from(off) + len as u64;
+        if end > u64::from(self.cells) {
+            return Err(BpfError::Row {
+                off,
+                end,
+                cells: self.cells,
+            });
+        }
+        if len == 0 {
+            return Ok(None);
+        }
+        Words::map(&self.fd, off as usize, len)
+            .map(Some)
+            .map_err(|source| BpfError::Map {
+                map: "lut",
+                what: "map the cells",
+                source,
+            })
     }
 
     /// Writes a row of backend cells from cell `off` on; gives how many cells were not that already.
@@ -43,10 +49,13 @@ impl Lut {
     /// state the programs look at.
     ///
     /// # Errors
-    /// The row lies outside the table.
+    /// The row lies outside the table, or cannot be mapped.
     pub fn write_row(&mut self, off: u32, row: &[u32]) -> Result<usize, BpfError> {
+        let Some(words) = self.row(off, row.len())? else {
+            return Ok(0);
+        };
         let mut changed = 0;
-        for (cell, wanted) in self.row(off, row.len())?.zip(row) {
+        for (cell, wanted) in words.cells().zip(row) {
             if cell.load(Ordering::Relaxed) != *wanted {
                 cell.store(*wanted, Ordering::Relaxed);
                 changed += 1;
@@ -58,11 +67,10 @@ impl Lut {
     /// Reads a row.
     ///
     /// # Errors
-    /// The row lies outside the table.
+    /// As [`Lut::write_row`].
     pub fn read_row(&self, off: u32, len: u32) -> Result<Vec<u32>, BpfError> {
-        Ok(self
-            .row(off, len as usize)?
-            .map(|c| c.load(Ordering::Relaxed))
-            .collect())
+        let words = self.row(off, len as usize)?;
+        let cells = words.iter().flat_map(Words::cells);
+        Ok(cells.map(|c| c.load(Ordering::Relaxed)).collect())
     }
 }

@@ -15,6 +15,8 @@ mod object;
 mod sys;
 mod table;
 #[cfg(test)]
+mod test_run;
+#[cfg(test)]
 mod tests;
 
 use std::{
@@ -145,7 +147,7 @@ impl DataPath {
             members: Table::open("members", map("members")?, false)?,
             pools: Table::open("pools", map("pools")?, false)?,
             targets: Table::open("targets", map("targets")?, false)?,
-            lut: Lut::open(map("lut")?, lut_cells)?,
+            lut: Lut::new(map("lut")?, lut_cells),
         };
         let replaced_programs = if fresh { path.replace_all()? } else { false };
         if fresh && path.config.abi != 0 {

@@ -22,7 +22,7 @@ const MAP_GET_NEXT_KEY: libc::c_int = 4;
 const OBJ_PIN: libc::c_int = 6;
 const OBJ_GET: libc::c_int = 7;
 #[cfg(test)]
-const PROG_TEST_RUN: libc::c_int = 10;
+pub(super) const PROG_TEST_RUN: libc::c_int = 10;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const MAP_LOOKUP_BATCH: libc::c_int = 24;
 const MAP_UPDATE_BATCH: libc::c_int = 26;
@@ -83,7 +83,7 @@ plain!(
 ///
 /// # Safety
 /// Every address in `attr` must be valid for what the command does with it.
-unsafe fn bpf<T>(cmd: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
+pub(super) unsafe fn bpf<T>(cmd: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: `attr` is readable and writable for its size; what it points to is the caller's promise.
     let r = unsafe {
         libc::syscall(
@@ -96,11 +96,11 @@ unsafe fn bpf<T>(cmd: libc::c_int, attr: &mut T) -> io::Result<libc::c_long> {
     if r < 0 { Err(io::Error::last_os_error()) } else { Ok(r) }
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn addr<T>(p: *const T) -> u64 {
+pub(super) fn addr<T>(p: *const T) -> u64 {
     p as usize as u64
 }
 
@@ -478,52 +478,56 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
 /// Octets from one element of an array to the next, for values of up to eight (`array_map_alloc`, kernel/bpf/arraymap.c).
 const CELL: usize = 8;
 
-/// An array of words, mapped.
+/// Some cells of an array of words, mapped.
 #[derive(Debug)]
 pub(super) struct Words {
     at: NonNull<AtomicU32>,
-    cells: usize,
+    /// Of the mapping.
+    octets: usize,
+    /// Where the cells begin in it, and how many they are.
+    first: usize,
+    len: usize,
 }
 
-// SAFETY: the memory is the kernel's and stays mapped as long as the value lives; cells are atomic.
-unsafe impl Send for Words {}
-// SAFETY: as above.
-unsafe impl Sync for Words {}
-
 impl Words {
-    /// Maps an array of `cells` 32-bit values made with `BPF_F_MMAPABLE` (Linux 5.5).
-    pub(super) fn map(fd: impl AsFd, cells: usize) -> io::Result<Words> {
-        let fd = fd.as_fd();
-        let (protection, fd) = (libc::PROT_READ | libc::PROT_WRITE, fd.as_raw_fd());
+    /// Maps the `len` cells from `off` on of an array of 32-bit values made with `BPF_F_MMAPABLE` (Linux 5.5). Only they
+    /// are mapped, and the few that share a page with them: the kernel counts every page of a mapping as the process's
+    /// memory. They must be there, and be one at least.
+    pub(super) fn map(fd: impl AsFd, off: usize, len: usize) -> io::Result<Words> {
+        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?
+            .and_then(|p| usize::try_from(p).ok())
+            .unwrap_or(4096);
+        let begin = off * CELL / page * page;
+        let octets = (off + len) * CELL - begin;
+        let place = libc::off_t::try_from(begin).map_err(io::Error::other)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = fd.as_fd().as_raw_fd();
         // SAFETY: a new mapping, at an address of the kernel's choice.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), cells * CELL, protection, libc::MAP_SHARED, fd, 0) };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), octets, protection, libc::MAP_SHARED, fd, place) };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
         let at = NonNull::new(at.cast()).ok_or_else(|| io::Error::other("mapped at address 0"))?;
-        Ok(Words { at, cells })
+        Ok(Words {
+            at,
+            octets,
+            first: off - begin / CELL,
+            len,
+        })
     }
 
-    /// How many there are.
-    pub(super) fn len(&self) -> usize {
-        self.cells
-    }
-
-    /// The cells from `off` on, `len` of them; `None`: they are not all there.
-    pub(super) fn row(&self, off: usize, len: usize) -> Option<impl Iterator<Item = &AtomicU32>> {
-        if off.checked_add(len)? > self.cells {
-            return None;
-        }
-        // SAFETY: mapped for two words per cell, page-aligned, until drop.
-        let words = unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.cells * 2) };
-        Some(words.get(2 * off..2 * (off + len))?.iter().step_by(2))
+    /// The cells.
+    pub(super) fn cells(&self) -> impl Iterator<Item = &AtomicU32> {
+        // SAFETY: mapped from a page's begin for two words per cell, until drop.
+        let words = unsafe { std::slice::from_raw_parts(self.at.as_ptr(), (self.first + self.len) * 2) };
+        words.iter().skip(self.first * 2).step_by(2)
     }
 }
 
 impl Drop for Words {
     fn drop(&mut self) {
         // SAFETY: our own mapping, not used afterwards.
-        unsafe { libc::munmap(self.at.as_ptr().cast(), self.cells * CELL) };
+        unsafe { libc::munmap(self.at.as_ptr().cast(), self.octets) };
     }
 }
 
@@ -537,69 +541,4 @@ pub(super) fn possible_cpus() -> io::Result<usize> {
         .and_then(|n| n.parse::<usize>().ok());
     last.map(|n| n + 1)
         .ok_or_else(|| io::Error::other(format!("/sys/devices/system/cpu/possible says {text:?}")))
-}
-
-#[cfg(test)]
-pub(super) mod test_run {
-    //! `BPF_PROG_TEST_RUN`.
-
-    use super::*;
-
-    #[repr(C)]
-    #[derive(Default)]
-    struct Run {
-        prog_fd: u32,
-        retval: u32,
-        size_in: u32,
-        size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        ctx_size_in: u32,
-        ctx_size_out: u32,
-        ctx_in: u64,
-        ctx_out: u64,
-        flags: u32,
-        cpu: u32,
-    }
-
-    /// `struct __sk_buff` up to `gso_size`; the kernel takes `ifindex`, `gso_size` and few others.
-    #[repr(C)]
-    #[derive(Clone, Copy)]
-    struct Context {
-        words: [u32; 48],
-    }
-
-    /// Word of `ifindex` in `struct __sk_buff`: len, pkt_type, mark, queue_mapping, protocol, vlan (3), priority,
-    /// ingress_ifindex, ifindex.
-    const IFINDEX: usize = 10;
-
-    /// Runs a program on a packet that came in on a device; gives the verdict and the packet afterwards, and the
-    /// mean time in ns.
-    pub(in super::super) fn run(
-        program: BorrowedFd<'_>,
-        packet: &[u8],
-        ifindex: u32,
-        repeat: u32,
-    ) -> io::Result<(i32, Vec<u8>, u32)> {
-        let mut out = vec![0u8; packet.len() + 512];
-        let mut ctx = Context { words: [0; 48] };
-        ctx.words[IFINDEX] = ifindex;
-        let mut a = Run {
-            prog_fd: raw(program),
-            size_in: packet.len() as u32,
-            size_out: out.len() as u32,
-            data_in: addr(packet.as_ptr()),
-            data_out: addr(out.as_mut_ptr()),
-            repeat,
-            ctx_size_in: size_of::<Context>() as u32,
-            ctx_in: addr(&ctx),
-            ..Run::default()
-        };
-        // SAFETY: all buffers are valid for the sizes given.
-        unsafe { bpf(PROG_TEST_RUN, &mut a) }?;
-        out.truncate(a.size_out as usize);
-        Ok((a.retval.cast_signed(), out, a.duration))
-    }
 }

@@ -307,6 +307,11 @@ impl Cluster {
         self.facts.borrow().clone()
     }
 
+    /// Changes of them.
+    pub fn facts_changes(&self) -> watch::Receiver<Arc<Facts>> {
+        self.facts.clone()
+    }
+
     /// What the last pass came to.
     pub fn reconciled(&self) -> Arc<Reconciled> {
         self.reconciled.borrow().clone()

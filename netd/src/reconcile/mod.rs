@@ -93,6 +93,7 @@ impl Reconciler {
         let (out, status) = watch::channel(Arc::new(Reconciled::default()));
         let counters = Arc::new(Mutex::new(BTreeMap::new()));
         watch_kernel(wake.clone())?;
+        watch_policies(wake.clone())?;
         let thread = std::thread::Builder::new().name("reconcile".into()).spawn({
             let counters = counters.clone();
             move || {
@@ -196,6 +197,33 @@ fn watch_kernel(wake: SyncSender<Wake>) -> std::io::Result<()> {
 
 /// Said while this node has neither a last view nor a manager.
 const NOTHING_KNOWN: &str = "this node knows no intent, neither from its disk nor from a manager: what the kernel holds is left as it is; try: netctl cluster members, and start a manager";
+
+/// Wakes the reconciler when the host's IPsec policies change: packets must not pass by them. The thread ends at the
+/// first event after the reconciler's end.
+fn watch_policies(wake: SyncSender<Wake>) -> std::io::Result<()> {
+    let Some(mut events) = kernel::xfrm::Events::open().map_err(std::io::Error::other)? else {
+        return Ok(());
+    };
+    std::thread::Builder::new().name("ipsec-events".into()).spawn(move || {
+        loop {
+            match events.wait() {
+                Ok(()) => {
+                    if let Err(std::sync::mpsc::TrySendError::Disconnected(_)) = wake.try_send(Wake::Look) {
+                        return;
+                    }
+                }
+                Err(e) => {
+                    tracing::warn!(
+                        "IPsec policies cannot be followed: {e}; changes are found within {} s",
+                        IDLE.as_secs()
+                    );
+                    return;
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
 
 struct Loop {
     inputs: Inputs,

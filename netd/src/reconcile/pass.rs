@@ -174,12 +174,18 @@ impl Kernel {
                 1500
             }
         };
+        // In doubt the host's stack sees every packet, and so do its policies.
+        let transforms = kernel::xfrm::has_policies().unwrap_or_else(|e| {
+            done.problems.push(chain(&e));
+            true
+        });
         let mut here = Here {
             me: inputs.me,
             vtep: inputs.vtep,
             vxlan_port: inputs.config.datapath.port,
             underlay_mtu,
             uplinks: seen.uplinks.clone(),
+            direct: !transforms,
             addresses: seen.addresses.clone(),
             ifindex: BTreeMap::new(),
         };

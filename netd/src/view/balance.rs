@@ -170,6 +170,7 @@ mod tests {
             vxlan_port: 4789,
             underlay_mtu: 1500,
             uplinks: Default::default(),
+            direct: true,
             addresses: Default::default(),
             ifindex: BTreeMap::new(),
         };

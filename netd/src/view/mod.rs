@@ -131,6 +131,8 @@ pub struct Here {
     pub underlay_mtu: u32,
     /// Devices that lead outside.
     pub uplinks: BTreeSet<String>,
+    /// Programs may send and take the tunnel's packets by themselves: the host transforms none by policy.
+    pub direct: bool,
     /// Every address that a packet for this host may bear.
     pub addresses: BTreeSet<IpAddr>,
     /// Host side interface of each endpoint that the kernel holds.

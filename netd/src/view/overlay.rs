@@ -93,7 +93,7 @@ pub fn overlay_desired(
             hairpin6: HAIRPIN6,
             uplinks: here.uplinks.clone(),
             blocks: blocks.get(&here.me).cloned().unwrap_or_default(),
-            flags: 0,
+            flags: if here.direct { ebpf_abi::CFG_DIRECT } else { 0 },
         }),
         networks,
         endpoints: local.collect(),

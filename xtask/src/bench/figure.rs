@@ -13,7 +13,7 @@ pub(super) struct Figure {
     pub(super) ratio: Option<f64>,
     /// netd's own figure: the median over the rounds.
     pub(super) value: f64,
-    pub(super) unit: &'static str,
+    pub(super) unit: String,
     /// Rounds.
     pub(super) n: usize,
     /// Smallest ratio of a round.
@@ -42,11 +42,43 @@ impl Figure {
             contender: Some(contender),
             ratio: Some(round(median(&ratios)?)),
             value: round(median(&rounds.iter().map(|r| r.0).collect::<Vec<_>>())?),
-            unit,
+            unit: unit.to_owned(),
             n: ratios.len(),
             min: round(ratios.iter().copied().fold(f64::INFINITY, f64::min)),
             max: round(ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
         })
+    }
+}
+
+impl Figure {
+    /// From pairs (netd, contender) of a cost, one a round; less is better, so the ratio is contender / netd.
+    pub(super) fn of_costs(
+        bench: &'static str,
+        metric: &'static str,
+        contender: &'static str,
+        unit: &'static str,
+        rounds: &[(f64, f64)],
+    ) -> Option<Figure> {
+        let turned: Vec<(f64, f64)> = rounds.iter().map(|(own, other)| (*other, *own)).collect();
+        let own: Vec<f64> = rounds.iter().map(|r| r.0).collect();
+        let mut figure = Figure::from_rounds(bench, metric, contender, unit, &turned)?;
+        figure.value = round(median(&own)?);
+        Some(figure)
+    }
+
+    /// A figure of netd's own: the median, and between which values it lay.
+    pub(super) fn own(bench: &'static str, metric: &'static str, unit: &str, values: &[f64]) -> Figure {
+        Figure {
+            bench,
+            metric,
+            contender: None,
+            ratio: None,
+            value: round(median(values).unwrap_or(0.0)),
+            unit: unit.to_owned(),
+            n: values.len(),
+            min: round(values.iter().copied().fold(f64::INFINITY, f64::min)),
+            max: round(values.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+        }
     }
 }
 
@@ -81,7 +113,7 @@ pub(super) fn table(figures: &[Figure]) -> String {
             format!("{:.3}", f.max),
             f.n.to_string(),
             format!("{:.2}", f.value),
-            f.unit.to_owned(),
+            f.unit.clone(),
         ]);
     }
     crate::ui::table(&rows)
@@ -96,6 +128,12 @@ mod tests {
         assert_eq!(median(&[]), None);
         assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+    }
+
+    #[test]
+    fn of_a_cost_less_is_better() {
+        let f = Figure::of_costs("gossip", "row_p99", "serf", "s", &[(0.1, 0.2), (0.2, 0.2), (0.1, 0.4)]).unwrap();
+        assert_eq!((f.ratio, f.min, f.max, f.value), (Some(2.0), 1.0, 4.0, 0.1));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod direct;
 mod figure;
+mod gossip;
 mod mesh;
 
 use anyhow::{Context, bail};
@@ -16,6 +17,8 @@ use crate::packages;
 enum Name {
     /// Connections, requests and one stream through a published port of another node.
     Mesh,
+    /// How soon all nodes know of a row and of a death; what an idle daemon costs.
+    Gossip,
 }
 
 #[derive(clap::Args)]
@@ -31,6 +34,26 @@ pub(crate) struct Args {
     /// Measure the hand-made path against a second one of its own: how quiet is this machine?
     #[arg(long)]
     baseline: bool,
+    #[command(flatten)]
+    extra: Extra,
+}
+
+/// Settings of single benches.
+#[derive(clap::Args)]
+struct Extra {
+    /// gossip: daemons.
+    #[arg(long, default_value_t = 25, value_parser = clap::value_parser!(u8).range(3..=60))]
+    nodes: u8,
+    /// gossip: how long slow nodes are watched, minutes; default 10, with --quick half a minute.
+    #[arg(long)]
+    minutes: Option<f64>,
+}
+
+impl Extra {
+    fn minutes_or(&self, quick: bool) -> std::time::Duration {
+        let minutes = self.minutes.unwrap_or(if quick { 0.5 } else { 10.0 });
+        std::time::Duration::from_secs_f64(minutes.clamp(0.1, 600.0) * 60.0)
+    }
 }
 
 /// How much to measure.
@@ -39,29 +62,43 @@ struct Effort {
     rounds: u32,
     /// Of each measurement.
     seconds: f64,
+    /// Less of everything.
+    quick: bool,
+}
+
+impl Effort {
+    /// How long something idle is looked at.
+    fn idle(self) -> std::time::Duration {
+        std::time::Duration::from_secs(if self.quick { 5 } else { 30 })
+    }
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     packages::ensure(packages::LAB)?;
     let programs = build::programs(Profile::Release, if args.baseline { build::LAB } else { build::ALL })?;
-    let cpu = pin()?;
     let effort = if args.quick {
         Effort {
             rounds: 2,
             seconds: 0.5,
+            quick: true,
         }
     } else {
         Effort {
             rounds: 5,
             seconds: 2.0,
+            quick: false,
         }
     };
-    eprintln!(
-        "{} rounds of {} s, everything on CPU {cpu}",
-        effort.rounds, effort.seconds
-    );
     let figures = match args.name {
-        Name::Mesh => mesh::run(&programs, effort, args.baseline)?,
+        Name::Mesh => {
+            let cpu = pin()?;
+            eprintln!(
+                "{} rounds of {} s, everything on CPU {cpu}",
+                effort.rounds, effort.seconds
+            );
+            mesh::run(&programs, effort, args.baseline)?
+        }
+        Name::Gossip => gossip::run(&programs, effort, &args.extra)?,
     };
     if figures.is_empty() {
         bail!("nothing was measured");

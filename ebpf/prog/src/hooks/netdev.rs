@@ -1,16 +1,29 @@
 //! Ingress of a device of the host: a client outside, or another node's VXLAN.
 
-use ebpf_abi::REV_OUTSIDE;
+use ebpf_abi::{CFG_DIRECT, NodeCfg, REV_OUTSIDE};
 
 use crate::{
-    hooks::forward,
+    hooks::{forward, overlay},
     icmp::{answer, error},
     maps::config,
     parse::{Packet, Seen, UDP, parse},
     pick::{Picked, pick, service},
     reverse::Client,
     skb::{NEXT, SHOT, Skb},
+    tunnel,
 };
+
+/// Another node's VXLAN: taken here where that is allowed and simple, else by the VXLAN device.
+#[inline(always)]
+fn tunnelled(skb: Skb, cfg: &NodeCfg, p: &Packet) -> i32 {
+    if cfg.flags & CFG_DIRECT == 0 {
+        return NEXT;
+    }
+    match tunnel::take(skb, cfg, p) {
+        Some(from) => overlay::walk(skb, cfg, from.vni, from.vtep),
+        None => NEXT,
+    }
+}
 
 #[inline(always)]
 pub(crate) fn run(skb: Skb) -> i32 {
@@ -26,7 +39,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
         _ => return NEXT,
     }
     if p.proto() == UDP && u32::from(p.flow.dport) == cfg.vxlan_port {
-        return NEXT;
+        return tunnelled(skb, cfg, &p);
     }
     let Some(svc) = service(&p.flow, 0) else { return NEXT };
     match pick::<true>(&p, svc) {

@@ -37,6 +37,12 @@ pub(crate) fn run(skb: Skb) -> i32 {
     if MEMBERS.get_ptr(vtep).is_none() {
         return drop(D_NOT_MEMBER);
     }
+    walk(skb, cfg, vni, vtep)
+}
+
+/// A packet out of the tunnel, sent by member `vtep` into network `vni`.
+#[inline(always)]
+pub(super) fn walk(skb: Skb, cfg: &NodeCfg, vni: u32, vtep: u32) -> i32 {
     let mut p = Packet::default();
     let seen = parse(skb, vni, &mut p);
     if matches!(seen, Seen::Bad | Seen::NotIp) {

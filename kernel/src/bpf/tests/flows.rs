@@ -6,8 +6,9 @@ use std::{
 };
 
 use super::{
-    lab::{CLIENT4, CLIENT6, HAIRPIN4, HAIRPIN6, Lab, TARGET, serve, tcp, udp, vip4, vip6},
-    world::isolated,
+    lab::{CLIENT4, CLIENT6, HAIRPIN4, HAIRPIN6, Lab, TARGET, vip4, vip6},
+    talk::{serve, tcp, udp},
+    world::both_tunnels,
 };
 
 /// One way: who asks what, whom it should reach, and what that one should see.
@@ -82,7 +83,7 @@ fn servers(lab: &Lab<'_>) {
 
 #[test]
 fn every_way_works_by_tcp() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         servers(&lab);
         let mut wrong = Vec::new();
@@ -98,7 +99,7 @@ fn every_way_works_by_tcp() {
 
 #[test]
 fn every_way_works_by_udp() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         servers(&lab);
         let mut wrong = Vec::new();
@@ -119,7 +120,7 @@ fn every_way_works_by_udp() {
 
 #[test]
 fn without_a_backend_clients_are_refused_at_once() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         let a = &lab.nodes[0];
         for (from, to) in [

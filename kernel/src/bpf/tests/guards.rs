@@ -11,8 +11,9 @@ use std::{
 use ebpf_abi::{BACKEND_DRAINING, BACKEND_GONE, EP_BACKEND, EP_INTERNAL};
 
 use super::{
-    lab::{Lab, TARGET, exchange, serve, tcp, udp, vip4, vip6},
-    world::isolated,
+    lab::{Lab, TARGET, vip4, vip6},
+    talk::{exchange, serve, tcp, udp},
+    world::both_tunnels,
 };
 
 /// Whether `ping` from a namespace gets an answer.
@@ -69,7 +70,7 @@ fn forge(lab: &Lab<'_>, netns: &str, source: IpAddr, to: SocketAddr) {
 
 #[test]
 fn a_task_sends_from_its_own_addresses_alone() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         let to4 = SocketAddr::new(lab.task("b1").v4.into(), TARGET);
         let to6 = SocketAddr::new(lab.task("b1").v6.into(), TARGET);
@@ -87,7 +88,7 @@ fn a_task_sends_from_its_own_addresses_alone() {
 
 #[test]
 fn a_foreign_mac_is_a_spoof() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         assert!(ping(&lab, "a2", lab.task("a1").v4.into(), &[]));
         grows(&lab, 0, "drop_task_source_not_its_own", || {
@@ -99,7 +100,7 @@ fn a_foreign_mac_is_a_spoof() {
 
 #[test]
 fn vxlan_is_taken_from_members_alone() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let mut lab = Lab::new(w);
         assert!(ping(&lab, "a1", lab.task("b1").v4.into(), &[]));
         let members = lab.nodes[1].path.members.get_all().clone();
@@ -113,7 +114,7 @@ fn vxlan_is_taken_from_members_alone() {
 
 #[test]
 fn a_member_speaks_for_its_own_blocks_alone() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let mut lab = Lab::new(w);
         let b1 = lab.task("b1").clone();
         assert!(ping(&lab, "a1", b1.v4.into(), &[]));
@@ -138,7 +139,7 @@ fn a_member_speaks_for_its_own_blocks_alone() {
 
 #[test]
 fn a_pool_address_from_the_wire_is_dropped() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         let (a, task) = (&lab.nodes[0], lab.task("b1"));
         grows(&lab, 0, "drop_pool_source_from_wire", || {
@@ -152,7 +153,7 @@ fn a_pool_address_from_the_wire_is_dropped() {
 
 #[test]
 fn pings_answer_where_they_should() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         for (from, to) in [("a1", "b1"), ("b1", "a1"), ("a2", "a1")] {
             assert!(ping(&lab, from, lab.task(to).v4.into(), &[]), "{from} {to}");
@@ -179,7 +180,7 @@ fn pings_answer_where_they_should() {
 
 #[test]
 fn who_is_not_there_is_said_to_be_unreachable() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let _lab = Lab::new(w);
         for to in [
             vip4(99),
@@ -195,7 +196,7 @@ fn who_is_not_there_is_said_to_be_unreachable() {
 
 #[test]
 fn an_internal_network_does_not_leave() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let mut lab = Lab::new(w);
         assert!(ping(&lab, "a2", lab.nodes[0].v4.into(), &[]));
         let mut config = lab.nodes[0].path.ep_config.get_all().clone();
@@ -237,7 +238,7 @@ fn from_port(lab: &Lab<'_>, netns: &str, port: u16, to: SocketAddr) -> std::io::
 
 #[test]
 fn one_client_port_to_two_addresses_stays_two_flows() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         serve(w, "b1", TARGET);
         // By node a and by node b to the same backend: one 4-tuple at the backend, were it not for the rewriting.
@@ -259,7 +260,7 @@ fn one_client_port_to_two_addresses_stays_two_flows() {
 
 #[test]
 fn errors_about_translated_flows_find_their_socket() {
-    isolated(|w| {
+    both_tunnels(|w| {
         // Nobody serves: the backend's own "port unreachable" must come back as the service's.
         let lab = Lab::new(w);
         let a = &lab.nodes[0];
@@ -286,7 +287,7 @@ fn errors_about_translated_flows_find_their_socket() {
 
 #[test]
 fn errors_of_a_client_find_the_backend() {
-    isolated(|w| {
+    both_tunnels(|w| {
         // The client's socket is gone when the answer arrives: its "port unreachable" must reach the backend's socket.
         let lab = Lab::new(w);
         for (backend, port, from, to) in [
@@ -322,7 +323,7 @@ fn errors_of_a_client_find_the_backend() {
 
 #[test]
 fn a_draining_backend_keeps_its_flows_and_takes_no_new_ones() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let mut lab = Lab::new(w);
         serve(w, "b1", TARGET);
         serve(w, "a1", TARGET);
@@ -352,7 +353,7 @@ fn a_draining_backend_keeps_its_flows_and_takes_no_new_ones() {
 
 #[test]
 fn flows_survive_the_replacement_of_the_programs() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let mut lab = Lab::new(w);
         serve(w, "b1", TARGET);
         let to = SocketAddr::new(lab.nodes[0].v4.into(), 82);
@@ -375,7 +376,7 @@ fn flows_survive_the_replacement_of_the_programs() {
 
 #[test]
 fn an_endpoint_that_is_no_backend_costs_no_reverse_entry() {
-    isolated(|w| {
+    both_tunnels(|w| {
         let lab = Lab::new(w);
         serve(w, "a2", TARGET);
         assert_eq!(

@@ -280,6 +280,31 @@ fn a_bpffs_is_mounted_where_there_is_none() {
 }
 
 #[test]
+fn rows_may_lie_across_pages() {
+    isolated(|w| {
+        let mut path = DataPath::open(&w.folder("netd")).unwrap().0;
+        let cells = path.lut().cells();
+        // A page holds 512 cells.
+        for (off, len) in [
+            (0, 1),
+            (511, 2),
+            (510, 1030),
+            (512, 512),
+            (cells - 600, 600),
+            (cells - 1, 1),
+            (7, 0),
+        ] {
+            let row: Vec<u32> = (1..=len).collect();
+            let lut = path.lut();
+            assert_eq!(lut.write_row(off, &row).unwrap(), row.len());
+            assert_eq!(lut.read_row(off, len).unwrap(), row);
+            assert_eq!(lut.write_row(off, &vec![0; row.len()]).unwrap(), row.len());
+        }
+        assert!(path.lut().read_row(0, cells).unwrap().iter().all(|c| *c == 0));
+    });
+}
+
+#[test]
 fn rows_outside_the_table_are_refused() {
     isolated(|w| {
         let mut path = open(w);

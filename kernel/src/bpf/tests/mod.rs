@@ -1,10 +1,13 @@
 //! Tests on the running kernel: they need root, and make mount and network namespaces of their own, which vanish with
 //! the thread that a test runs in, however it ends.
 
+mod bench;
 mod flows;
 mod guards;
 mod lab;
 mod life;
 mod packets;
 mod programs;
+mod talk;
+mod tunnel;
 mod world;

@@ -16,8 +16,19 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
 };
 
+/// Runs a test twice: with the tunnel's headers made by the programs, and by the VXLAN device.
+pub(super) fn both_tunnels(test: impl Fn(&World) + Send + Clone + 'static) {
+    let by_device = test.clone();
+    run_isolated(true, test);
+    run_isolated(false, by_device);
+}
+
 /// Runs a test in namespaces of its own; panics pass through.
 pub(super) fn isolated(test: impl FnOnce(&World) + Send + 'static) {
+    run_isolated(true, test);
+}
+
+fn run_isolated(direct: bool, test: impl FnOnce(&World) + Send + 'static) {
     assert!(nix::unistd::geteuid().is_root(), "this test needs root");
     let run = move || {
         unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).unwrap();
@@ -28,6 +39,7 @@ pub(super) fn isolated(test: impl FnOnce(&World) + Send + 'static) {
         ip("link set lo up");
         let (stop, stopped) = std::io::pipe().unwrap();
         let world = World {
+            direct,
             home: File::open("/proc/thread-self/ns/net").unwrap(),
             stop: stop.into(),
             stopped: Some(stopped),
@@ -42,6 +54,8 @@ pub(super) fn isolated(test: impl FnOnce(&World) + Send + 'static) {
 
 /// The namespace that the test began in, as a place to come back to.
 pub(super) struct World {
+    /// The programs make the tunnel's headers themselves.
+    pub(super) direct: bool,
     home: File,
     /// Readable (hung up) when the test is over.
     stop: OwnedFd,
