@@ -32,6 +32,7 @@ mod fabric;
 mod folder;
 mod host;
 mod proc;
+mod reach;
 mod wait;
 pub mod wire;
 

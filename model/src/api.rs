@@ -25,8 +25,17 @@ pub const STALE_HEADER: &str = "netd-stale";
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterInit {
-    /// Address that the others reach this node by; default: the only address that is not loopback.
+    /// Address that the others reach this node by, or the device that has it, `ADDR[:PORT]`; default: the only address
+    /// that is not loopback. It need not be this host's (NAT). The port is the managers' RPC's.
     pub advertise_addr: Option<String>,
+    /// Where the managers' RPC listens, `ADDR[:PORT]`; default: as the configuration says.
+    pub listen_addr: Option<String>,
+    /// Where the others send VXLAN to, an address or a device; default: the advertised address.
+    pub data_path_addr: Option<String>,
+    /// Port of gossip; default: as the configuration says.
+    pub gossip_port: Option<u16>,
+    /// Registry that this node is announced in while it is a manager; default: as the configuration says.
+    pub announce: Option<String>,
     /// Settings that the cluster begins with, as `POST /v1/cluster/update` takes them; default: those of the node's
     /// configuration, then those of [`ClusterSettings`].
     pub settings: BTreeMap<String, String>,
@@ -65,11 +74,27 @@ impl std::fmt::Debug for ClusterInitAnswer {
 pub struct ClusterJoin {
     /// Token with the CA's pin and a secret.
     pub token: String,
-    /// A manager, `ip[:port]`.
+    /// A manager, `host[:port]`; empty: `discover` tells.
+    #[serde(default)]
     pub addr: String,
-    /// As at init.
+    /// Where managers can be found: `nodes://`, `file://`, `dns://`, `token://`, `etcd://`, `consul://`, `zk://`.
+    #[serde(default)]
+    pub discover: Option<String>,
+    /// As at init; default: the address that leads to the manager.
     #[serde(default)]
     pub advertise_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub listen_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub data_path_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub gossip_port: Option<u16>,
+    /// As at init.
+    #[serde(default)]
+    pub announce: Option<String>,
 }
 
 impl std::fmt::Debug for ClusterJoin {
@@ -632,6 +657,53 @@ pub struct Writes {
     pub runs: u64,
 }
 
+/// A line of `GET /v1/watch?resource=nodes`: every node, told again at each change.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodesSeen {
+    /// Health as seen from the node that answers.
+    pub nodes: BTreeMap<NodeId, NodeHealth>,
+}
+
+/// A line of `GET /v1/watch?resource=endpoints`: what has changed since the line before, in the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct EndpointsSeen {
+    /// The first line of a stream: `changed` is everything, what the reader knew before counts no more.
+    pub snapshot: bool,
+    /// New or changed.
+    pub changed: Vec<EndpointSeen>,
+    /// Gone.
+    pub removed: Vec<EndpointAt>,
+}
+
+/// Where an endpoint is.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndpointAt {
+    /// Node.
+    pub node: NodeId,
+    /// Endpoint.
+    pub id: EndpointId,
+}
+
+/// An endpoint as its node tells of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointSeen {
+    /// Where.
+    #[serde(flatten)]
+    pub at: EndpointAt,
+    /// Version of its row.
+    pub version: u64,
+    /// Network.
+    pub vni: Vni,
+    /// IPv4.
+    pub v4: Option<Ipv4Addr>,
+    /// IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// Service.
+    pub service: Option<Name>,
+    /// State.
+    pub state: EndpointState,
+}
+
 /// `GET /v1/cluster`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ClusterView {
@@ -670,6 +742,21 @@ pub struct SettingView {
 pub struct ClusterUpdate {
     /// Key -> value, as people type them.
     pub set: BTreeMap<String, String>,
+}
+
+/// `POST /v1/discover`: asks a registry for managers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Discover {
+    /// URL, as for [`ClusterJoin::discover`].
+    pub url: String,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Discovered {
+    /// `host:port` of managers.
+    pub addresses: Vec<String>,
 }
 
 /// `POST /v1/cluster/token`: makes the token of a role worthless; the answer is a [`TokenAnswer`].
@@ -787,51 +874,4 @@ impl std::fmt::Debug for UnlockKeyAnswer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("UnlockKeyAnswer").finish_non_exhaustive()
     }
-}
-
-/// A line of `GET /v1/watch?resource=nodes`: every node, told again at each change.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct NodesSeen {
-    /// Health as seen from the node that answers.
-    pub nodes: BTreeMap<NodeId, NodeHealth>,
-}
-
-/// A line of `GET /v1/watch?resource=endpoints`: what has changed since the line before, in the whole cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct EndpointsSeen {
-    /// The first line of a stream: `changed` is everything, what the reader knew before counts no more.
-    pub snapshot: bool,
-    /// New or changed.
-    pub changed: Vec<EndpointSeen>,
-    /// Gone.
-    pub removed: Vec<EndpointAt>,
-}
-
-/// Where an endpoint is.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct EndpointAt {
-    /// Node.
-    pub node: NodeId,
-    /// Endpoint.
-    pub id: EndpointId,
-}
-
-/// An endpoint as its node tells of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct EndpointSeen {
-    /// Where.
-    #[serde(flatten)]
-    pub at: EndpointAt,
-    /// Version of its row.
-    pub version: u64,
-    /// Network.
-    pub vni: Vni,
-    /// IPv4.
-    pub v4: Option<Ipv4Addr>,
-    /// IPv6.
-    pub v6: Option<Ipv6Addr>,
-    /// Service.
-    pub service: Option<Name>,
-    /// State.
-    pub state: EndpointState,
 }

@@ -5,11 +5,18 @@
 #![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
 #![allow(clippy::disallowed_types, reason = "no decision is taken here")]
 
+// Faults that the simulator plants have no place here.
+const _: () = assert!(
+    !cluster::mutant::PLANTED,
+    "build netd without the feature `mutants` of cluster"
+);
+
 pub mod api;
 pub mod backup;
 pub mod config;
 pub mod custodian;
 pub mod daemon;
+pub mod discover;
 pub mod disk;
 pub mod dns;
 pub mod endpoints;
@@ -19,6 +26,7 @@ pub mod known;
 pub mod manager;
 pub mod notify;
 pub mod peers;
+pub mod place;
 pub mod reconcile;
 pub mod rpc;
 pub mod store;

@@ -125,7 +125,7 @@ impl World {
         let Some(me) = self.member(host, self.now + 1).filter(|_| self.script.shape.agents) else {
             return;
         };
-        let seed = self.rng.next();
+        let seed = self.rng.word();
         let now = self.local(host);
         let mut agent = Agent {
             me: me.node,

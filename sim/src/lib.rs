@@ -9,8 +9,8 @@ mod event;
 mod host;
 mod net;
 mod oracle;
-pub mod rng;
-pub mod script;
+mod rng;
+mod script;
 mod shrink;
 mod world;
 

@@ -5,9 +5,9 @@ use serde::{Deserialize, Serialize};
 use crate::{disk::Keep, rng::Rng};
 
 /// Hosts at most.
-pub const MAX_HOSTS: u8 = 7;
+pub(crate) const MAX_HOSTS: u8 = 7;
 /// Clients that ask for changes and reads.
-pub const CLIENTS: u8 = 4;
+pub(crate) const CLIENTS: u8 = 4;
 
 /// What a run is made of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -275,7 +275,7 @@ impl Act {
         let keep = match rng.below(3) {
             0 => Keep::All,
             1 => Keep::Nothing,
-            _ => Keep::Sectors(rng.next()),
+            _ => Keep::Sectors(rng.word()),
         };
         let back_ms = rng.range(20, 1_500);
         let for_ms = rng.range(100, 2_500);

@@ -9,8 +9,8 @@ use cluster::{
     manager::Input,
     state::{Command, InitCluster},
 };
-use ipnet::Ipv4Net;
-use model::{NetworkSpec, NodeId, Vni, intent::Role};
+use ipnet::{Ipv4Net, Ipv6Net};
+use model::{ClusterSettings, NetworkSpec, NodeId, Vni, intent::Role};
 
 use crate::{
     agent::CLUSTER,
@@ -234,8 +234,10 @@ impl World {
         let init = InitCluster {
             cluster: CLUSTER.into(),
             node: self.newcomer(0, Role::Manager),
-            pool: Ipv4Net::new_assert([10, 128, 0, 0].into(), 9),
-            ula: ipnet::Ipv6Net::new_assert([0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0].into(), 48),
+            settings: ClusterSettings {
+                default_addr_pool6: Some(Ipv6Net::new_assert([0xfd12, 0x3456, 0x789a, 0, 0, 0, 0, 0].into(), 48)),
+                ..ClusterSettings::default()
+            },
             default_network: NetworkSpec {
                 subnet: Some(World::subnet(0)),
                 ..NetworkSpec::default()

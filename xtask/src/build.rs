@@ -46,8 +46,20 @@ pub(crate) fn cargo() -> Command {
 ///
 /// When the build fails: cargo has said why.
 pub(crate) fn programs(profile: Profile, wanted: &[Programs]) -> anyhow::Result<PathBuf> {
+    programs_with(profile, wanted, &[])
+}
+
+/// As [`programs`], with features.
+///
+/// # Errors
+///
+/// As there.
+pub(crate) fn programs_with(profile: Profile, wanted: &[Programs], features: &[&str]) -> anyhow::Result<PathBuf> {
     let mut command = cargo();
     command.arg("build").arg("--locked");
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
     for (package, _) in wanted {
         command.args(["-p", package]);
     }
@@ -71,7 +83,11 @@ pub(crate) fn programs(profile: Profile, wanted: &[Programs]) -> anyhow::Result<
 }
 
 /// The target folder, which settings and environment may have moved.
-fn target_dir() -> anyhow::Result<PathBuf> {
+///
+/// # Errors
+///
+/// When cargo does not tell it.
+pub(crate) fn target_dir() -> anyhow::Result<PathBuf> {
     let out = cargo()
         .args(["metadata", "--format-version=1", "--no-deps", "--offline"])
         .output()

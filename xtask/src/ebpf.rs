@@ -5,6 +5,8 @@
 //! else needs that toolchain; the build script of `kernel` compares the hashes.
 
 mod btf;
+mod elf;
+mod stack;
 
 use std::{
     collections::BTreeMap,
@@ -37,6 +39,7 @@ pub fn run(check: bool) -> anyhow::Result<()> {
     toolchain()?;
     let bitcode = compile(&root)?;
     let object = lower(&bitcode)?;
+    stack::check(&object).context("older kernels will not take the programs")?;
     let lock = lock(&root, &object)?;
     let (object_path, lock_path) = (root.join("ebpf/netd.bpf.o"), root.join("ebpf/netd.bpf.lock"));
     if !check {
@@ -93,6 +96,7 @@ fn toolchain() -> anyhow::Result<()> {
                 "install",
                 "-y",
                 "--no-install-recommends",
+                "--no-remove",
             ])
             .args(PACKAGES)
             .env("DEBIAN_FRONTEND", "noninteractive")

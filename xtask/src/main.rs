@@ -6,7 +6,9 @@ mod build;
 mod demo;
 #[allow(unreachable_pub, reason = "its one door is written as of a library")]
 mod ebpf;
+mod lane;
 mod packages;
+mod sim;
 mod test;
 mod ui;
 
@@ -29,13 +31,15 @@ enum Verb {
     Test(test::Args),
     /// Figures beside those of other ways to do the same.
     Bench(bench::Args),
+    /// Managers, agents and clients in one thread, with faults by seed and an oracle.
+    Sim(sim::Args),
     /// Build the eBPF object, or check that it is what the sources say.
     Ebpf {
         /// Change nothing; fail when the committed object is stale.
         #[arg(long)]
         check: bool,
     },
-    /// Install the Debian packages that the other verbs need.
+    /// Install the Debian packages that the demo and the tests need.
     Packages,
 }
 
@@ -44,6 +48,7 @@ fn main() -> ExitCode {
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Sim(args) => sim::run(&args),
         Verb::Ebpf { check } => ebpf::run(check),
         Verb::Packages => packages::ensure(packages::ALL),
     };

@@ -3,7 +3,7 @@
 //! netd itself needs none of them: it runs no program but the tasks it is asked to run. The packages that build the
 //! eBPF object are `ebpf.rs`'s own matter, because nobody else needs them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -49,6 +49,16 @@ const STRACE: Package = Package {
     program: "strace",
     purpose: "showing that netd runs no helper",
 };
+const ZOOKEEPER: Package = Package {
+    name: "zookeeperd",
+    program: "java",
+    purpose: "another one (ZooKeeper, with its Java)",
+};
+const NFTABLES: Package = Package {
+    name: "nftables",
+    program: "nft",
+    purpose: "a router that translates addresses",
+};
 
 const SERF_PACKAGE: Package = Package {
     name: "serf",
@@ -56,12 +66,48 @@ const SERF_PACKAGE: Package = Package {
     purpose: "the contender of bench gossip",
 };
 
+const ETCD_SERVER: Package = Package {
+    name: "etcd-server",
+    program: "etcd",
+    purpose: "a registry that managers are discovered in, and the contender of bench raft",
+};
+const ETCD_CLIENT: Package = Package {
+    name: "etcd-client",
+    program: "etcdctl",
+    purpose: "asking the contender of bench raft how it is",
+};
+
+/// What bench raft compares with.
+pub(crate) const ETCD: &[Package] = &[ETCD_SERVER, ETCD_CLIENT];
 /// What bench gossip compares with.
 pub(crate) const SERF: &[Package] = &[SERF_PACKAGE];
+const QEMU: Package = Package {
+    name: "qemu-system-x86",
+    program: "qemu-system-x86_64",
+    purpose: "another kernel under emulation",
+};
+const BUSYBOX: Package = Package {
+    name: "busybox-static",
+    program: "busybox",
+    purpose: "starting the guest",
+};
+
 /// What a lab needs.
 pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
 /// What the demo and the end-to-end tests need.
-pub(crate) const ALL: &[Package] = &[IPROUTE2, UTIL_LINUX, CURL, DIG, PING, STRACE];
+pub(crate) const ALL: &[Package] = &[
+    IPROUTE2,
+    UTIL_LINUX,
+    CURL,
+    DIG,
+    PING,
+    STRACE,
+    ETCD_SERVER,
+    ZOOKEEPER,
+    NFTABLES,
+];
+/// What the lane on another kernel needs.
+pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];
 
 /// Folders that hold programs even where a person's PATH leaves them out.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];
@@ -92,31 +138,60 @@ pub(crate) fn ensure(wanted: &[Package]) -> anyhow::Result<()> {
         );
     }
     eprintln!("installing {}", names.join(" "));
-    // The lists of packages may be absent or old: only then is it worth the time to fetch them.
-    if apt_get("install", &names).is_err() {
-        apt_get("update", &[])?;
-        apt_get("install", &names)
-            .with_context(|| format!("missing programs:\n{list}\ntry: apt-get install {}", names.join(" ")))?;
-    }
+    apt_get("install", &names, None)
+        .with_context(|| format!("missing programs:\n{list}\ntry: apt-get install {}", names.join(" ")))?;
     match wanted.iter().find(|p| find(p.program).is_none()) {
         None => Ok(()),
         Some(p) => bail!("package {} is installed, but {} is not in PATH", p.name, p.program),
     }
 }
 
-fn apt_get(verb: &str, names: &[&str]) -> anyhow::Result<()> {
+/// Fetches a package into a folder without installing it.
+///
+/// # Errors
+///
+/// There is no apt-get, no such package, or no way to its mirror.
+pub(crate) fn download(name: &str, dir: &Path) -> anyhow::Result<()> {
+    apt_get("download", &[name], Some(dir)).with_context(|| format!("fetching {name}"))
+}
+
+/// Fetches the lists of packages.
+///
+/// # Errors
+///
+/// There is no apt-get, or no way to its mirrors.
+pub(crate) fn update() -> anyhow::Result<()> {
+    run_apt_get("update", &[], None)
+}
+
+/// The file of a program.
+///
+/// # Errors
+///
+/// It is in none of the usual folders.
+pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
+    find(name).with_context(|| format!("there is no {name} in PATH"))
+}
+
+/// Runs apt-get. The lists of packages may be absent or old: only then is it worth the time to fetch them.
+fn apt_get(verb: &str, names: &[&str], dir: Option<&Path>) -> anyhow::Result<()> {
+    if run_apt_get(verb, names, dir).is_err() {
+        update()?;
+        run_apt_get(verb, names, dir)?;
+    }
+    Ok(())
+}
+
+fn run_apt_get(verb: &str, names: &[&str], dir: Option<&Path>) -> anyhow::Result<()> {
     let out = Command::new("apt-get")
+        .args(["-qq", "-y", "--no-install-recommends"])
+        // Whoever owns this machine decides what goes from it.
+        .arg("--no-remove")
         // Somebody else may be installing: wait for the lock rather than fail.
-        .args([
-            "-qq",
-            "-y",
-            "--no-install-recommends",
-            "-o",
-            "DPkg::Lock::Timeout=300",
-            verb,
-        ])
+        .args(["-o", "DPkg::Lock::Timeout=300", verb])
         .args(names)
         .env("DEBIAN_FRONTEND", "noninteractive")
+        .current_dir(dir.unwrap_or(Path::new(".")))
         .output()
         .context("running apt-get")?;
     if !out.status.success() {
@@ -148,11 +223,13 @@ mod tests {
 
     #[test]
     fn every_package_is_listed_once() {
-        let mut names: Vec<&str> = ALL.iter().map(|p| p.name).collect();
-        names.sort_unstable();
-        let all = names.len();
-        names.dedup();
-        assert_eq!(names.len(), all);
+        for list in [ALL, KERNEL61] {
+            let mut names: Vec<&str> = list.iter().map(|p| p.name).collect();
+            names.sort_unstable();
+            let all = names.len();
+            names.dedup();
+            assert_eq!(names.len(), all);
+        }
         assert!(LAB.iter().all(|p| ALL.iter().any(|q| q.name == p.name)));
     }
 }

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::build::{self, Profile};
+use crate::lane::{self, Lane};
 use crate::packages;
 use crate::ui::table;
 
@@ -15,9 +16,12 @@ pub(crate) struct Args {
     /// Only the end-to-end tests.
     #[arg(long, conflicts_with = "unit")]
     e2e: bool,
-    /// Only unit and property tests (some of them need root too).
+    /// Only unit and property tests (some of them need root too) and the simulation.
     #[arg(long)]
     unit: bool,
+    /// Instead of them, a lane's tests on another kernel than this machine's.
+    #[arg(long, value_enum, conflicts_with_all = ["e2e", "unit"])]
+    lane: Option<Lane>,
     /// Run only tests whose name contains this.
     filter: Option<String>,
 }
@@ -31,6 +35,9 @@ struct Part {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(lane) = args.lane {
+        return lane::run(lane, args.filter.as_deref());
+    }
     if !nix::unistd::geteuid().is_root() {
         bail!(
             "the tests make network namespaces and need root; without it most of them would prove nothing\n\
@@ -47,6 +54,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if !args.e2e {
         let status = cargo_test(&["--workspace", "--exclude", "tests"], &filter, &programs, &mut parts)?;
         broken.extend((!status).then_some("unit and property tests"));
+        if filter.is_empty()
+            && let Err(e) = crate::sim::check()
+        {
+            eprintln!("{e:#}");
+            broken.push("the simulation");
+        }
     }
     if !args.unit {
         // One lab at a time: what is measured in it must not wait for another one.
@@ -146,8 +159,8 @@ fn program_of(line: &str) -> Option<String> {
     Some(format!("{krate}: {}", source.trim_start_matches("unittests ")))
 }
 
-/// `test result: ok. 7 passed; 0 failed; 3 ignored; 0 measured; ...`
-fn sums_of(line: &str) -> Option<(u64, u64, u64)> {
+/// Passed, failed and ignored of `test result: ok. 7 passed; 0 failed; 3 ignored; 0 measured; ...`
+pub(crate) fn sums_of(line: &str) -> Option<(u64, u64, u64)> {
     let rest = line.strip_prefix("test result: ")?;
     let count = |word: &str| -> Option<u64> {
         rest.split([';', '.'])

@@ -320,7 +320,8 @@ impl<D: Disk> Manager<D> {
         }
     }
 
-    fn is_stalled(&self) -> bool {
+    /// Whether its last write waits for room on the disk: until then it takes nothing in.
+    pub fn is_stalled(&self) -> bool {
         self.stalled.is_some()
     }
 

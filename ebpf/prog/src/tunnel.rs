@@ -5,6 +5,8 @@
 //! of the program that has the packet anyway. Whatever is not the plain case (fragments, outer checksums, congestion
 //! marks, strangers, no neighbour yet, a path that is too narrow) is left to the device, which handles all of them.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{
     bindings::{
         BPF_F_ADJ_ROOM_ENCAP_L2_ETH, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP,
@@ -52,6 +54,7 @@ pub(crate) struct From {
 
 /// Outer IPv4, UDP and VXLAN header, inner Ethernet header: what follows the outer Ethernet header.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Outer {
     ip: [u32; 5],
     udp: [u16; 4],
@@ -60,6 +63,19 @@ struct Outer {
     src: Mac,
     ethertype: u16,
 }
+
+/// The question to the host's tables, and then in its place the headers: before Linux 6.9 the stacks of a program and of
+/// the functions that it is in, each rounded up to 32 octets, share 512.
+#[repr(C)]
+union Room {
+    hop: FibParams,
+    outer: Outer,
+}
+
+// The MACs of the answer outlast it.
+const _: () = assert!(
+    size_of::<Outer>() <= offset_of!(FibParams, smac) && offset_of!(FibParams, smac) < offset_of!(FibParams, dmac)
+);
 
 /// Takes the outer headers off a VXLAN packet for this node, `p` being its outer ends. `None`: nothing was changed, the
 /// device takes it.
@@ -125,23 +141,10 @@ pub(crate) fn take(skb: Skb, cfg: &NodeCfg, p: &Packet) -> Option<From> {
 /// takes it.
 #[inline(never)]
 pub(crate) fn send(skb: Skb, cfg: &NodeCfg, vtep: u32, vni: u32, dst: &Mac) -> i32 {
-    let len = skb.len();
-    let total = len + HEADERS as u32;
-    // SAFETY: all zeros is a valid question.
-    let mut q: FibParams = unsafe { core::mem::zeroed() };
+    let total = skb.len() + HEADERS as u32;
     // SAFETY: plain helper call. The same hash that the kernel would take the port from (RFC 7348 5).
     let hash = unsafe { bpf_get_hash_recalc(skb.raw()) };
     let sport = (0x8000 | (hash ^ hash >> 16) & 0x7fff) as u16;
-    q.family = INET;
-    q.l4_protocol = UDP as u8;
-    q.sport = sport.to_be();
-    q.dport = cfg.vxlan_port as u16;
-    q.ifindex = cfg.vxlan_ifindex;
-    q.__bindgen_anon_3.ipv4_src = cfg.vtep;
-    q.__bindgen_anon_4.ipv4_dst = vtep;
-    if skb.gso_size() == 0 {
-        q.__bindgen_anon_1.tot_len = total as u16;
-    }
     let Some(inner) = skb.at::<[u32; 2]>(ETH) else { return UNSENT };
     let Some(ethertype) = skb.at::<u16>(12) else { return UNSENT };
     // SAFETY: within the packet, both.
@@ -153,14 +156,32 @@ pub(crate) fn send(skb: Skb, cfg: &NodeCfg, vtep: u32, vni: u32, dst: &Mac) -> i
     };
     // An outer header cannot say that congestion was met before it (RFC 6040 4.1, compatibility).
     let ecn = if ecn == CE { 2 } else { ecn };
-    // SAFETY: `q` is readable and writable for its size.
-    let found = unsafe { bpf_fib_lookup(skb.raw().cast(), &mut q, size_of::<FibParams>() as i32, 0) } as u32;
-    if found != BPF_FIB_LKUP_RET_SUCCESS || total > 0xffff {
+    if total > 0xffff {
         return UNSENT;
     }
+    // SAFETY: all zeros is a valid question.
+    let mut room: Room = unsafe { core::mem::zeroed() };
+    // SAFETY: it holds the question.
+    let q = unsafe { &mut room.hop };
+    q.family = INET;
+    q.l4_protocol = UDP as u8;
+    q.sport = sport.to_be();
+    q.dport = cfg.vxlan_port as u16;
+    q.ifindex = cfg.vxlan_ifindex;
+    q.__bindgen_anon_3.ipv4_src = cfg.vtep;
+    q.__bindgen_anon_4.ipv4_dst = vtep;
+    if skb.gso_size() == 0 {
+        q.__bindgen_anon_1.tot_len = total as u16;
+    }
+    // SAFETY: `q` is readable and writable for its size.
+    let found = unsafe { bpf_fib_lookup(skb.raw().cast(), q, size_of::<FibParams>() as i32, 0) } as u32;
+    if found != BPF_FIB_LKUP_RET_SUCCESS {
+        return UNSENT;
+    }
+    let ifindex = q.ifindex;
     // SAFETY: helper call.
     let id = unsafe { bpf_get_prandom_u32() } & 0xffff;
-    let mut outer = Outer {
+    room.outer = Outer {
         ip: [
             (0x4500_0000 | ecn << 16 | total).to_be(),
             // May be fragmented on its way, so it needs an id (RFC 6864 4).
@@ -175,27 +196,30 @@ pub(crate) fn send(skb: Skb, cfg: &NodeCfg, vtep: u32, vni: u32, dst: &Mac) -> i
         src: cfg.mac,
         ethertype,
     };
+    // SAFETY: it holds the headers.
+    let outer = unsafe { &mut room.outer };
     let check = !fold(sum(&outer.ip)) & 0xffff;
     // Summed as it lies, so it is stored as it lies: the second half of the third word.
     outer.ip[2] |= if cfg!(target_endian = "little") { check << 16 } else { check };
-    let room = BPF_F_ADJ_ROOM_FIXED_GSO
+    let flags = BPF_F_ADJ_ROOM_FIXED_GSO
         | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
         | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
         | BPF_F_ADJ_ROOM_ENCAP_L2_ETH
         | BPF_F_ADJ_ROOM_NO_CSUM_RESET;
     // The inner Ethernet header's length lies in bits 56 to 63 (BPF_F_ADJ_ROOM_ENCAP_L2).
-    let flags = u64::from(room) | (ETH as u64) << 56;
+    let flags = u64::from(flags) | (ETH as u64) << 56;
     // SAFETY: helper calls; `outer` is readable for the size given.
     unsafe {
         if bpf_skb_adjust_room(skb.raw(), OVERHEAD as i32, BPF_ADJ_ROOM_MAC, flags) != 0 {
             return UNSENT;
         }
-        let at = (&raw const outer).cast();
+        let at = (&raw const *outer).cast();
         if bpf_skb_store_bytes(skb.raw(), ETH as u32, at, OVERHEAD as u32, u64::from(BPF_F_RECOMPUTE_CSUM)) != 0 {
             return drop(D_TUNNEL);
         }
     }
-    let (dmac, smac) = (ebpf_abi::mac(q.dmac), ebpf_abi::mac(q.smac));
+    // SAFETY: behind the headers the answer is as it was.
+    let (dmac, smac) = unsafe { (ebpf_abi::mac(room.hop.dmac), ebpf_abi::mac(room.hop.smac)) };
     if !skb.set_macs(&dmac, &smac) {
         return drop(D_TUNNEL);
     }
@@ -203,7 +227,7 @@ pub(crate) fn send(skb: Skb, cfg: &NodeCfg, vtep: u32, vni: u32, dst: &Mac) -> i
         // SAFETY: within the packet.
         unsafe { *at = IPV4 };
     }
-    skb.redirect(q.ifindex)
+    skb.redirect(ifindex)
 }
 
 /// What [`send`] says when it has left the packet alone: no verdict of tc.

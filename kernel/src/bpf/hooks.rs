@@ -261,18 +261,25 @@ fn attached(device: &str) -> io::Result<SchedClassifierLink> {
 
 /// Takes a program from a device; the device may be gone.
 pub(super) fn remove(dir: &Path, hook: Hook, ifindex: u32, kind: Kind) -> Result<(), BpfError> {
-    if kind == Kind::Filter
-        && let Ok(link) = name(ifindex).and_then(|device| attached(&device))
-    {
-        if super::filter::exists(ifindex, PRIORITY, HANDLE).unwrap_or(false) {
-            aya::programs::links::Link::detach(link)
-                .map_err(|e| attach_error("detach", hook, ifindex, io::Error::other(e.to_string())))?;
-        } else {
-            std::mem::forget(link);
+    let at = pin(dir, hook, ifindex, kind);
+    let fail = |source| attach_error("detach", hook, ifindex, source);
+    match kind {
+        Kind::Link => match sys::get(&at) {
+            Ok(link) => sys::detach(link.as_fd()).map_err(fail)?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(fail(e)),
+        },
+        Kind::Filter => {
+            if let Ok(link) = name(ifindex).and_then(|device| attached(&device)) {
+                if super::filter::exists(ifindex, PRIORITY, HANDLE).unwrap_or(false) {
+                    aya::programs::links::Link::detach(link).map_err(|e| fail(io::Error::other(e.to_string())))?;
+                } else {
+                    std::mem::forget(link);
+                }
+            }
         }
     }
-    // The last reference to a link is its pin.
-    bpffs::unpin(&pin(dir, hook, ifindex, kind))
+    bpffs::unpin(&at)
 }
 
 /// Name of a device of the calling thread's network namespace.

@@ -29,6 +29,7 @@ const MAP_UPDATE_BATCH: libc::c_int = 26;
 const MAP_DELETE_BATCH: libc::c_int = 27;
 const LINK_CREATE: libc::c_int = 28;
 const LINK_UPDATE: libc::c_int = 29;
+const LINK_DETACH: libc::c_int = 34;
 
 /// Ingress of a device, as a link (Linux 6.6).
 const BPF_TCX_INGRESS: u32 = 46;
@@ -473,6 +474,14 @@ pub(super) fn replace(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Resu
     };
     // SAFETY: no addresses.
     unsafe { bpf(LINK_UPDATE, &mut a) }.map(drop)
+}
+
+/// Takes the program of a link off. Without this it stays on after the link's last reference is gone, until the kernel's
+/// workers have come to it (`bpf_link_put_deferred`, kernel/bpf/syscall.c).
+pub(super) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    let mut fd = raw(link);
+    // SAFETY: no addresses.
+    unsafe { bpf(LINK_DETACH, &mut fd) }.map(drop)
 }
 
 /// Octets from one element of an array to the next, for values of up to eight (`array_map_alloc`, kernel/bpf/arraymap.c).

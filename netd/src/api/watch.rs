@@ -83,6 +83,8 @@ impl Known {
     /// The next line, if there is something to tell.
     fn line(&mut self, c: Option<&Cluster>) -> Option<Vec<u8>> {
         match self {
+            // Nothing is known yet, which is not the same as nothing to run.
+            Known::Assignments(_) if c.is_some_and(|c| c.intent().revision == 0) => None,
             Known::Assignments(last) => {
                 let now = assignments(c).unwrap_or(Assignments {
                     revision: 0,
@@ -199,25 +201,15 @@ pub(super) async fn watch(State(d): State<Shared>, Query(q): Query<WatchQuery>) 
             if let Some(i) = &mut intent {
                 i.mark_unchanged();
             }
-            if d.is_locked() || c.as_ref().is_some_and(|c| c.intent().revision == 0) {
-                // Nothing is known yet, which is not the same as nothing to run.
-                let news = async {
-                    match &mut intent {
-                        Some(i) => i.changed().await,
-                        None => std::future::pending().await,
-                    }
-                };
-                let ended = tokio::select! {
-                    r = news => r.is_err(),
-                    r = joined.changed() => r.is_err(),
-                };
-                match ended {
-                    true => return None,
-                    false => continue,
-                }
-            }
             if let Some(f) = &mut facts {
                 f.mark_unchanged();
+            }
+            if d.is_locked() {
+                // What is to run here is not known, which is not the same as nothing.
+                if joined.changed().await.is_err() {
+                    return None;
+                }
+                continue;
             }
             if let Some(mut line) = known.line(c.as_deref()) {
                 line.push(b'\n');

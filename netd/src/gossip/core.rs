@@ -278,6 +278,13 @@ impl Core {
         self.seeds.extend(seeds);
     }
 
+    /// This node's gossip address has changed.
+    pub(super) fn moved(&mut self, now: Duration, addr: SocketAddr) {
+        let me = self.membership.moved(now, addr);
+        self.disk.set_generation(me.generation);
+        self.unsaved = true;
+    }
+
     pub(super) fn leave(&mut self, now: Duration) {
         self.membership.leave(now);
         self.leaving = true;

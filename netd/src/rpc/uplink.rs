@@ -9,6 +9,7 @@ use std::{
 };
 
 use cluster::seal::Key;
+use futures_util::{StreamExt, stream::FuturesUnordered};
 use model::{
     error::{ApiError, Code},
     ids::{NodeId, Vni},
@@ -18,9 +19,9 @@ use rand::seq::SliceRandom;
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{interval, timeout},
+    time::{interval, sleep, timeout},
 };
 
 use super::{
@@ -41,6 +42,8 @@ const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const FRESH: Duration = Duration::from_secs(60);
 /// The longest pause.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+/// Head start of one manager's address before the next is tried too.
+const STAGGER: Duration = Duration::from_millis(200);
 /// How long a request may wait for its answer, connecting included.
 const REQUEST: Duration = Duration::from_secs(10);
 /// Questions of a manager under way at once.
@@ -85,6 +88,9 @@ pub struct Uplink {
     keys: watch::Receiver<Vec<Key>>,
     prefer: watch::Sender<Option<SocketAddr>>,
     leader: watch::Receiver<Option<NodeId>>,
+    places: Arc<watch::Sender<BTreeMap<NodeId, SocketAddr>>>,
+    anew: Arc<Notify>,
+    also: Arc<watch::Sender<Vec<SocketAddr>>>,
 }
 
 impl Uplink {
@@ -106,6 +112,9 @@ impl Uplink {
             keys: keys.subscribe(),
             prefer: prefer.clone(),
             leader: leader.subscribe(),
+            places: Arc::default(),
+            anew: Arc::default(),
+            also: Arc::default(),
         };
         let run = Run {
             config,
@@ -117,6 +126,9 @@ impl Uplink {
             keys,
             preferred: prefer.subscribe(),
             leader,
+            places: handle.places.subscribe(),
+            anew: handle.anew.clone(),
+            also: handle.also.subscribe(),
             resync: false,
             heard: None,
             hint: None,
@@ -177,6 +189,26 @@ impl Uplink {
     /// Moves the stream to a manager, if it can be reached there.
     pub fn prefer(&self, addr: SocketAddr) {
         self.prefer.send_replace(Some(addr));
+    }
+
+    /// Managers' addresses as gossip tells them: a manager that has moved is found before the log's word can come. The
+    /// stream to one whose address changes begins anew.
+    pub fn managers_at(&self, places: BTreeMap<NodeId, SocketAddr>) {
+        self.places.send_if_modified(|old| {
+            let new = *old != places;
+            *old = places;
+            new
+        });
+    }
+
+    /// Addresses where managers may be, beside those that are known.
+    pub fn also(&self, found: Vec<SocketAddr>) {
+        self.also.send_replace(found);
+    }
+
+    /// This node's own address has changed: what hangs on the old one would only be missed after a while.
+    pub fn anew(&self) {
+        self.anew.notify_one();
     }
 
     /// Who leads the managers, as far as the one at the other end knows.
@@ -251,6 +283,9 @@ struct Run {
     keys: watch::Sender<Vec<Key>>,
     preferred: watch::Receiver<Option<SocketAddr>>,
     leader: watch::Sender<Option<NodeId>>,
+    places: watch::Receiver<BTreeMap<NodeId, SocketAddr>>,
+    anew: Arc<Notify>,
+    also: watch::Receiver<Vec<SocketAddr>>,
     /// An increment did not fit: ask for the whole intent.
     resync: bool,
     /// When a manager said something last.
@@ -301,6 +336,10 @@ impl Run {
                 () = &mut over => return true,
                 // With a new certificate or root it may go better.
                 _ = replaced.changed() => return true,
+                // Somebody is elsewhere: no need to wait.
+                () = self.anew.notified() => return true,
+                Ok(()) = self.places.changed() => return true,
+                Ok(()) = self.also.changed() => return true,
                 // This node became leader: there is somebody to talk to.
                 changed = self.config.local.changed(), if local => {
                     local = changed.is_ok();
@@ -371,7 +410,10 @@ impl Run {
             .iter()
             .filter(|(id, n)| **id != self.config.me && n.role == Role::Manager);
         let known = known.filter_map(|(_, n)| n.rpc.as_ref()?.parse().ok());
-        let all: BTreeSet<SocketAddr> = known.chain(self.config.first.iter().copied()).collect();
+        let told: Vec<SocketAddr> = self.places.borrow().values().copied().collect();
+        let also = self.also.borrow().clone();
+        let first = self.config.first.iter().copied();
+        let all: BTreeSet<SocketAddr> = known.chain(told).chain(also).chain(first).collect();
         let mut all: Vec<SocketAddr> = all.into_iter().collect();
         all.shuffle(&mut rand::rng());
         if let Some(first) = self.hint.take().or(*self.preferred.borrow_and_update()) {
@@ -384,8 +426,20 @@ impl Run {
             .and_then(|n| n.rpc.as_ref()?.parse().ok());
         all.retain(|a| Some(*a) != mine);
         let mut last = Error::new(ErrorKind::NotFound, "no manager's address is known");
-        for addr in all {
-            match open(&self.config.tls, &intent, addr, self.fresh()).await {
+        // One that does not answer is not waited for: the next is tried beside it.
+        let (tls, fresh) = (&self.config.tls, self.fresh());
+        let mut tries: FuturesUnordered<_> = (0u32..)
+            .zip(all)
+            .map(|(i, addr)| {
+                let intent = intent.clone();
+                async move {
+                    sleep(STAGGER * i).await;
+                    (addr, open(tls, &intent, addr, fresh).await)
+                }
+            })
+            .collect();
+        while let Some((addr, tried)) = tries.next().await {
+            match tried {
                 Ok(stream) => return Ok((stream, addr)),
                 Err(e) => last = Error::new(e.kind(), format!("{addr}: {e}")),
             }
@@ -426,6 +480,9 @@ impl Run {
             };
             write(&mut wr, &again).await?;
         }
+        let there = manager.as_ref().map(|(_, peer)| peer.node);
+        let at = |places: &BTreeMap<NodeId, SocketAddr>| there.and_then(|n| places.get(&n).copied());
+        let mut place = at(&self.places.borrow_and_update());
         let mut ping = interval(PING_EVERY);
         let (answers_tx, mut answers) = mpsc::channel::<(u64, Answer)>(MAX_ASKS);
         let mut better: Option<(JoinHandle<Result<Stream>>, SocketAddr)> = None;
@@ -514,6 +571,18 @@ impl Run {
                 }
                 Some((id, answer)) = answers.recv() => {
                     write(&mut wr, &ToManager::Answer { id, answer }).await?;
+                }
+                Ok(()) = self.places.changed() => {
+                    let now = at(&self.places.borrow_and_update());
+                    if now != place && place.is_some() {
+                        *pause = BACKOFF_MIN;
+                        return Err(Error::other("the manager has moved"));
+                    }
+                    place = now;
+                }
+                () = self.anew.notified() => {
+                    *pause = BACKOFF_MIN;
+                    return Err(Error::other("this node has moved"));
                 }
                 _ = ping.tick() => write(&mut wr, &ToManager::Ping).await?,
             }

@@ -4,6 +4,7 @@ mod direct;
 mod figure;
 mod gossip;
 mod mesh;
+mod raft;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -19,6 +20,8 @@ enum Name {
     Mesh,
     /// How soon all nodes know of a row and of a death; what an idle daemon costs.
     Gossip,
+    /// Writes of three managers, beside etcd's; a leader's death; a long log.
+    Raft,
 }
 
 #[derive(clap::Args)]
@@ -98,6 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             );
             mesh::run(&programs, effort, args.baseline)?
         }
+        Name::Raft => raft::run(&programs, effort)?,
         Name::Gossip => gossip::run(&programs, effort, &args.extra)?,
     };
     if figures.is_empty() {

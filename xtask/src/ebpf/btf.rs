@@ -5,10 +5,14 @@
 
 use anyhow::{Context as _, bail, ensure};
 
+use super::elf::{section, u16, u32};
+
 /// Rewrites the BTF of an ELF object in place: nothing changes its length.
 pub(super) fn fit(elf: &mut [u8]) -> anyhow::Result<()> {
-    let (start, len) = section(elf, ".BTF")?;
-    let btf = elf.get_mut(start..start + len).context(".BTF lies outside the file")?;
+    let s = section(elf, ".BTF")?;
+    let btf = elf
+        .get_mut(s.start..s.start + s.len)
+        .context(".BTF lies outside the file")?;
     ensure!(u16(btf, 0)? == 0xeb9f, "no BTF magic");
     let header = u32(btf, 4)? as usize;
     let types = header + u32(btf, 8)? as usize..header + (u32(btf, 8)? + u32(btf, 12)?) as usize;
@@ -76,37 +80,4 @@ fn sanitize(btf: &mut [u8], strings: &std::ops::Range<usize>, name: u32) -> anyh
         }
     }
     Ok(())
-}
-
-/// Offset and length of a section of a little-endian ELF64 file.
-fn section(elf: &[u8], wanted: &str) -> anyhow::Result<(usize, usize)> {
-    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "no little-endian ELF64 file");
-    let (table, size) = (u64(elf, 0x28)?, u16(elf, 0x3a)? as usize);
-    let (count, names) = (u16(elf, 0x3c)? as usize, u16(elf, 0x3e)? as usize);
-    let header = |i: usize| table + i * size;
-    let strings = u64(elf, header(names) + 0x18)?;
-    for i in 0..count {
-        let name = strings + u32(elf, header(i))? as usize;
-        let name = elf.get(name..).context("a section's name lies outside the file")?;
-        if name.split(|c| *c == 0).next() == Some(wanted.as_bytes()) {
-            return Ok((u64(elf, header(i) + 0x18)?, u64(elf, header(i) + 0x20)?));
-        }
-    }
-    bail!("no section {wanted}")
-}
-
-fn array<const N: usize>(b: &[u8], at: usize) -> anyhow::Result<[u8; N]> {
-    b.get(at..at + N).and_then(|s| s.try_into().ok()).context("cut short")
-}
-
-fn u16(b: &[u8], at: usize) -> anyhow::Result<u16> {
-    Ok(u16::from_le_bytes(array(b, at)?))
-}
-
-fn u32(b: &[u8], at: usize) -> anyhow::Result<u32> {
-    Ok(u32::from_le_bytes(array(b, at)?))
-}
-
-fn u64(b: &[u8], at: usize) -> anyhow::Result<usize> {
-    Ok(usize::try_from(u64::from_le_bytes(array(b, at)?))?)
 }

@@ -7,6 +7,7 @@ mod guards;
 mod lab;
 mod life;
 mod packets;
+mod probe;
 mod programs;
 mod talk;
 mod tunnel;

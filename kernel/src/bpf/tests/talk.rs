@@ -3,7 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::world::{World, wait};
@@ -92,6 +92,28 @@ pub(super) fn exchange(mut s: TcpStream, octets: usize) -> std::io::Result<Heard
     assert_eq!(text.len() - head, octets, "octets came back");
     assert!(text[head..] == sent[..], "the octets that came back are those sent");
     Ok(heard)
+}
+
+/// Waits until the server of a port has no connection left: its clients' last acknowledgements have arrived, and no packet
+/// is on its way any more.
+pub(super) fn closed(world: &World, netns: &str, port: u16) {
+    // linux/tcp_states.h; the server's socket is one of IPv6.
+    const LISTEN: &str = "0A";
+    let local = format!(":{port:04X}");
+    let until = Instant::now() + WAIT;
+    loop {
+        let table = world.within(netns, || std::fs::read_to_string("/proc/thread-self/net/tcp6").unwrap());
+        let open = table.lines().filter(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            let (here, state) = (fields.next(), fields.nth(1));
+            here.is_some_and(|a| a.ends_with(&local)) && state != Some(LISTEN)
+        });
+        if open.count() == 0 {
+            return;
+        }
+        assert!(Instant::now() < until, "a connection of {netns} stays:\n{table}");
+        std::thread::yield_now();
+    }
 }
 
 /// Asks by UDP from a namespace; asks again a few times, as UDP may lose the first to path MTU discovery.

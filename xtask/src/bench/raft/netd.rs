@@ -1,0 +1,158 @@
+//! Three managers.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::{Request, header};
+use hyper_util::rt::TokioIo;
+use lab::{DaemonOptions, Host, Lab, Options, eventually};
+use model::api::{MemberView, Vote};
+use tokio::net::UnixStream;
+
+use super::{Cluster, Writer};
+
+pub(super) struct Managers {
+    lab: Lab,
+}
+
+impl Managers {
+    pub(super) fn new(programs: &Path, disk: &Path) -> anyhow::Result<Managers> {
+        let daemon = DaemonOptions {
+            // Each host has its own.
+            cluster: format!("log_dir = \"{}/{{name}}\"\n", disk.display()),
+            ..DaemonOptions::default()
+        };
+        let lab = Lab::new(
+            "raft-netd",
+            Options {
+                nodes: 3,
+                clients: 0,
+                ipv6: false,
+                bin_dir: Some(programs.to_owned()),
+                daemon,
+            },
+        )?;
+        for node in lab.nodes() {
+            node.start_netd()?;
+        }
+        let n1 = lab.host("n1")?;
+        n1.netctl(&format!("cluster init --advertise-addr {}", n1.v4()))?.ok()?;
+        let token = n1.netctl("cluster token manager -q")?.ok()?.stdout.trim().to_owned();
+        for node in lab.nodes().iter().skip(1) {
+            let join = format!("cluster join {token} {} --advertise-addr {}", n1.at(2377), node.v4());
+            node.netctl(&join)?.ok()?;
+        }
+        let ours = Managers { lab };
+        ours.whole()?;
+        Ok(ours)
+    }
+
+    fn node(&self, server: usize) -> anyhow::Result<&Host> {
+        self.lab.nodes().get(server).context("no such manager")
+    }
+
+    fn members(&self) -> anyhow::Result<Vec<MemberView>> {
+        let mut last = None;
+        for node in self.lab.nodes() {
+            match node.netctl("cluster members -o json").and_then(|o| o.json()) {
+                Ok(members) => return Ok(members),
+                Err(e) => last = Some(e),
+            }
+        }
+        Err(last.context("no manager")?)
+    }
+
+    /// Waits until all three vote and one leads.
+    fn whole(&self) -> anyhow::Result<()> {
+        eventually("three voters", Duration::from_secs(30), || {
+            let members = self.members()?;
+            let votes = members
+                .iter()
+                .filter(|m| m.vote == Some(Vote::Voter) && m.reachable != Some(false));
+            ensure!(votes.count() == 3 && members.iter().any(|m| m.leader), "{members:?}");
+            Ok(true)
+        })?;
+        Ok(())
+    }
+
+    /// Who leads.
+    pub(super) fn leader(&self) -> anyhow::Result<usize> {
+        let members = self.members()?;
+        let leader = members.iter().find(|m| m.leader).context("nobody leads")?;
+        let place = self.lab.nodes().iter().position(|n| n.name() == leader.hostname);
+        place.context("the leader is none of the lab's hosts")
+    }
+
+    pub(super) fn kill(&self, server: usize) -> anyhow::Result<()> {
+        self.node(server)?.kill_netd()
+    }
+
+    /// Starts a manager again and waits until it takes part; how long it took to be ready.
+    pub(super) fn start(&self, server: usize) -> anyhow::Result<Duration> {
+        let ready = self.node(server)?.start_netd()?;
+        self.whole()?;
+        Ok(ready)
+    }
+
+    /// Memory of the largest manager, MiB.
+    pub(super) fn resident(&self) -> anyhow::Result<f64> {
+        let mut most = 0.0f64;
+        for node in self.lab.nodes() {
+            let status =
+                std::fs::read_to_string(format!("/proc/{}/status", node.netd_pid()?)).context("a manager's memory")?;
+            let kib = status
+                .lines()
+                .find_map(|l| {
+                    l.strip_prefix("VmRSS:")?
+                        .trim()
+                        .strip_suffix(" kB")?
+                        .trim()
+                        .parse::<f64>()
+                        .ok()
+                })
+                .context("no VmRSS")?;
+            most = most.max(kib / 1024.0);
+        }
+        Ok(most)
+    }
+}
+
+impl Cluster for Managers {
+    async fn writer(&self, server: usize) -> anyhow::Result<Writer> {
+        let socket: PathBuf = format!("/proc/{}/root/run/netd/netd.sock", self.node(server)?.init_pid()).into();
+        let stream = UnixStream::connect(&socket).await.context("connecting to netd")?;
+        let (send, connection) = handshake(TokioIo::new(stream)).await.context("HTTP with netd")?;
+        tokio::spawn(connection);
+        Ok(Writer::Netd(Connection { send }))
+    }
+}
+
+pub(super) struct Connection {
+    send: SendRequest<Full<Bytes>>,
+}
+
+impl Connection {
+    /// Sets a setting of the cluster: an entry of the log whose state is small.
+    pub(super) async fn write(&mut self, n: u64) -> anyhow::Result<()> {
+        let body = format!("{{\"set\":{{\"task-history-limit\":\"{}\"}}}}", n % 100 + 1);
+        let request = Request::post("/v1/cluster/update")
+            .header(header::HOST, "netd")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(body)))
+            .context("a request")?;
+        self.send.ready().await.context("netd closed the connection")?;
+        let answer = self.send.send_request(request).await.context("asking netd")?;
+        let status = answer.status();
+        let body = answer.into_body().collect().await.context("netd's answer")?.to_bytes();
+        ensure!(
+            status.is_success(),
+            "netd said {status}: {}",
+            String::from_utf8_lossy(&body)
+        );
+        Ok(())
+    }
+}
