@@ -25,6 +25,8 @@ pub struct DaemonOptions {
     pub cluster: String,
     /// Level of the log; default `info`.
     pub level: Option<String>,
+    /// No addresses in the configuration: netd finds its own.
+    pub no_addresses: bool,
 }
 
 #[derive(Debug, Default)]
@@ -210,21 +212,43 @@ impl Host {
             .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))
     }
 
+    /// Lines for the end of this host's configuration file alone, from the next start on.
+    ///
+    /// # Errors
+    ///
+    /// When another step of this lab panicked.
+    pub fn configure(&self, lines: &str) -> anyhow::Result<()> {
+        *self
+            .more_config
+            .lock()
+            .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))? = lines.to_owned();
+        Ok(())
+    }
+
+    fn more_config(&self) -> anyhow::Result<String> {
+        let more = self.more_config.lock();
+        Ok(more
+            .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))?
+            .clone())
+    }
+
     fn write_config(&self) -> anyhow::Result<PathBuf> {
         let path = self.folder().join("netd.toml");
         let state = self.folder().join("state");
         fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
         let level = self.daemon_options.level.as_deref().unwrap_or("info");
+        let v4 = self.v4();
+        let cluster = self.daemon_options.cluster.replace("{name}", self.name());
+        let addresses = match self.daemon_options.no_addresses {
+            true => String::new(),
+            false => format!("[cluster]\nlisten = \"{v4}:2377\"\n{cluster}\n[datapath]\naddress = \"{v4}\"\n\n"),
+        };
         let text = format!(
-            "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n\
-             [cluster]\nlisten = \"{v4}:2377\"\n{cluster}\n\
-             [datapath]\naddress = \"{v4}\"\n\n\
+            "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n{addresses}\
              [log]\nlevel = \"{level}\"\n{more}",
             name = self.name(),
             state = state.display(),
-            v4 = self.v4(),
-            cluster = self.daemon_options.cluster.replace("{name}", self.name()),
-            more = self.daemon_options.config,
+            more = format_args!("{}\n{}", self.daemon_options.config, self.more_config()?),
         );
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)

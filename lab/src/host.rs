@@ -61,6 +61,7 @@ pub struct Host {
     pub(crate) door: Door,
     pub(crate) daemons: Mutex<Daemons>,
     pub(crate) daemon_options: DaemonOptions,
+    pub(crate) more_config: Mutex<String>,
     pub(crate) v4: Ipv4Addr,
     v6: Ipv6Addr,
     switch: u32,
@@ -228,6 +229,7 @@ fn make(options: &Options, bin_dir: &Path, folder: &RunFolder) -> anyhow::Result
             },
             daemons: Mutex::default(),
             daemon_options: options.daemon.clone(),
+            more_config: Mutex::default(),
             v4,
             v6,
             switch: switch.unwrap_or(init),
@@ -370,6 +372,15 @@ impl Host {
     pub fn serve(&self, name: &str, argv: &[&str]) -> anyhow::Result<()> {
         let mut process = self.spawn(name, argv)?;
         process.line("ready", Duration::from_secs(10))?;
+        self.keep(process)
+    }
+
+    /// Holds a background process until the lab ends.
+    ///
+    /// # Errors
+    ///
+    /// When another step of this lab panicked.
+    pub fn keep(&self, process: Process) -> anyhow::Result<()> {
         self.background
             .lock()
             .map_err(|_| anyhow::anyhow!("another step of this lab panicked"))?

@@ -25,8 +25,17 @@ pub const STALE_HEADER: &str = "netd-stale";
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClusterInit {
-    /// Address that the others reach this node by; default: the only address that is not loopback.
+    /// Address that the others reach this node by, or the device that has it, `ADDR[:PORT]`; default: the only address
+    /// that is not loopback. It need not be this host's (NAT). The port is the managers' RPC's.
     pub advertise_addr: Option<String>,
+    /// Where the managers' RPC listens, `ADDR[:PORT]`; default: as the configuration says.
+    pub listen_addr: Option<String>,
+    /// Where the others send VXLAN to, an address or a device; default: the advertised address.
+    pub data_path_addr: Option<String>,
+    /// Port of gossip; default: as the configuration says.
+    pub gossip_port: Option<u16>,
+    /// Registry that this node is announced in while it is a manager; default: as the configuration says.
+    pub announce: Option<String>,
     /// Settings that the cluster begins with, as `POST /v1/cluster/update` takes them; default: those of the node's
     /// configuration, then those of [`ClusterSettings`].
     pub settings: BTreeMap<String, String>,
@@ -65,11 +74,27 @@ impl std::fmt::Debug for ClusterInitAnswer {
 pub struct ClusterJoin {
     /// Token with the CA's pin and a secret.
     pub token: String,
-    /// A manager, `ip[:port]`.
+    /// A manager, `host[:port]`; empty: `discover` tells.
+    #[serde(default)]
     pub addr: String,
-    /// As at init.
+    /// Where managers can be found: `nodes://`, `file://`, `dns://`, `token://`, `etcd://`, `consul://`, `zk://`.
+    #[serde(default)]
+    pub discover: Option<String>,
+    /// As at init; default: the address that leads to the manager.
     #[serde(default)]
     pub advertise_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub listen_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub data_path_addr: Option<String>,
+    /// As at init.
+    #[serde(default)]
+    pub gossip_port: Option<u16>,
+    /// As at init.
+    #[serde(default)]
+    pub announce: Option<String>,
 }
 
 impl std::fmt::Debug for ClusterJoin {
@@ -717,6 +742,21 @@ pub struct SettingView {
 pub struct ClusterUpdate {
     /// Key -> value, as people type them.
     pub set: BTreeMap<String, String>,
+}
+
+/// `POST /v1/discover`: asks a registry for managers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Discover {
+    /// URL, as for [`ClusterJoin::discover`].
+    pub url: String,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Discovered {
+    /// `host:port` of managers.
+    pub addresses: Vec<String>,
 }
 
 /// `POST /v1/cluster/token`: makes the token of a role worthless; the answer is a [`TokenAnswer`].

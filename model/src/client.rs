@@ -1,18 +1,15 @@
-//! Client of the Unix socket: one request a connection, and watch streams that reconnect.
+//! Client of the Unix socket, here or behind `ssh`: one request a connection, and watch streams that reconnect.
 //!
 //! For netctl, netd-run and tests. Every failure is an [`ApiError`], so that a caller has one shape to print: what netd
 //! answered, or [`Code::Unreachable`] with a hint when netd could not be asked.
 
+mod target;
 mod watch;
 
 #[cfg(test)]
 mod tests;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, path::PathBuf, time::Duration};
 
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
@@ -23,16 +20,18 @@ use hyper::{
 };
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
+use tokio::{task::JoinHandle, time::timeout};
 
+use self::target::Helper;
 use crate::{ApiError, Code, api::STALE_HEADER};
 
+pub use target::{Ssh, Target};
 pub use watch::{MAX_LINE, Watch, WatchEvent};
 
 /// Where netd listens when nothing else is said.
 pub const DEFAULT_SOCKET: &str = "/run/netd/netd.sock";
 
-/// Environment variable that names another socket.
+/// Environment variable that names another one: a path, or `ssh://[user@]host[:port][/path]`.
 pub const SOCKET_ENV: &str = "NETD_SOCKET";
 
 /// How long an answer is waited for, unless [`Client::with_timeout`] says otherwise.
@@ -44,7 +43,7 @@ pub const MAX_ANSWER: usize = 64 << 20;
 /// A client of one netd. Cheap to clone; holds no connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    socket: PathBuf,
+    target: Target,
     timeout: Duration,
     notice: Option<fn(&str)>,
 }
@@ -52,16 +51,16 @@ pub struct Client {
 impl Client {
     /// A client of the netd that listens on `socket`. Nothing is opened yet.
     pub fn new(socket: impl Into<PathBuf>) -> Self {
+        Client::to(Target::Unix(socket.into()))
+    }
+
+    /// A client of a netd here or behind ssh. Nothing is opened yet.
+    pub fn to(target: Target) -> Self {
         Client {
-            socket: socket.into(),
+            target,
             timeout: DEFAULT_TIMEOUT,
             notice: None,
         }
-    }
-
-    /// A client of the socket that `NETD_SOCKET` names, else of [`DEFAULT_SOCKET`].
-    pub fn from_env() -> Self {
-        Client::new(std::env::var_os(SOCKET_ENV).unwrap_or_else(|| DEFAULT_SOCKET.into()))
     }
 
     /// The same client with another limit for a whole request; a watch has it for its head alone.
@@ -76,9 +75,9 @@ impl Client {
         self
     }
 
-    /// The socket's path.
-    pub fn socket(&self) -> &Path {
-        &self.socket
+    /// Which netd is asked.
+    pub fn target(&self) -> &Target {
+        &self.target
     }
 
     /// `GET path`.
@@ -155,18 +154,18 @@ impl Client {
             .header(header::ACCEPT, "application/json")
             .body(Full::new(body))
             .map_err(|e| ApiError::new(Code::Invalid, format!("{path:?} is not a path: {e}"), ""))?;
-        let (mut sender, connection) = self.connect().await?;
-        let response = sender
-            .send_request(request)
-            .await
-            .map_err(|e| self.unreachable(format!("netd closed the connection: {e}")))?;
-        Ok((response, connection))
+        let (mut sender, mut connection) = self.connect().await?;
+        match sender.send_request(request).await {
+            Ok(response) => Ok((response, connection)),
+            Err(e) => Err(match connection.helper.complaint().await {
+                said if said.is_empty() => self.unreachable(format!("netd closed the connection: {e}")),
+                said => self.unreachable(said),
+            }),
+        }
     }
 
     async fn connect(&self) -> Result<(SendRequest<Full<Bytes>>, Connection), ApiError> {
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|e| self.no_socket(&e))?;
+        let (stream, helper) = target::connect(&self.target).await.map_err(|e| self.no_socket(&e))?;
         let (sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|e| self.unreachable(format!("no HTTP on the socket: {e}")))?;
@@ -174,11 +173,20 @@ impl Client {
             // Its error reaches the one who waits for the answer, too.
             let _ = connection.await;
         });
-        Ok((sender, Connection(task)))
+        Ok((sender, Connection { task, helper }))
     }
 
     fn no_socket(&self, e: &io::Error) -> ApiError {
-        let socket = self.socket.display();
+        let socket = match &self.target {
+            Target::Unix(path) => path.display(),
+            Target::Ssh(_) => {
+                return ApiError::new(
+                    Code::Unreachable,
+                    format!("cannot reach netd: the program ssh cannot be started: {e}"),
+                    "apt-get install openssh-client",
+                );
+            }
+        };
         match e.kind() {
             io::ErrorKind::NotFound => ApiError::new(
                 Code::Unreachable,
@@ -200,10 +208,14 @@ impl Client {
     }
 
     fn unreachable(&self, why: String) -> ApiError {
+        let hint = match &self.target {
+            Target::Unix(_) => "systemctl status netd".to_owned(),
+            Target::Ssh(ssh) => format!("ssh {} netctl status", ssh.host),
+        };
         ApiError::new(
             Code::Unreachable,
-            format!("cannot reach netd on {}: {why}", self.socket.display()),
-            "systemctl status netd",
+            format!("cannot reach netd on {}: {why}", self.target),
+            hint,
         )
     }
 
@@ -214,11 +226,14 @@ impl Client {
 
 /// Ends the task that drives a connection when the request is over or given up.
 #[derive(Debug)]
-struct Connection(JoinHandle<()>);
+struct Connection {
+    task: JoinHandle<()>,
+    helper: Helper,
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
     }
 }
 

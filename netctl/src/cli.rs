@@ -1,9 +1,9 @@
 //! The top of the command line and what every verb shares.
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
-use model::client::{Client, DEFAULT_SOCKET, SOCKET_ENV};
+use model::client::{Client, DEFAULT_SOCKET, SOCKET_ENV, Target};
 
 use crate::{
     cluster, endpoint, network, node,
@@ -54,6 +54,14 @@ pub(crate) enum Noun {
     Service(service::Verb),
     /// Everything on one screen.
     Status(status::StatusArgs),
+    /// List the managers that a registry knows.
+    Discover(cluster::Discovery),
+    /// Pass standard input and output on to netd's socket: the far end of ssh://.
+    #[command(
+        hide = true,
+        after_help = "Example:\n  printf 'GET /v1/healthz HTTP/1.1\\r\\nHost: netd\\r\\nConnection: close\\r\\n\\r\\n' | netctl dial-stdio"
+    )]
+    DialStdio,
     /// Print a completion script for a shell.
     #[command(after_help = "Example:\n  netctl completion bash > /etc/bash_completion.d/netctl")]
     Completion {
@@ -66,9 +74,10 @@ pub(crate) enum Noun {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Common options")]
 pub(crate) struct Common {
-    /// Unix socket of netd.
-    #[arg(long, global = true, env = SOCKET_ENV, default_value = DEFAULT_SOCKET, value_name = "PATH")]
-    pub(crate) socket: PathBuf,
+    /// Which netd: the path of its Unix socket, or ssh://[user@]host[:port][/path] for one on another host, where netctl
+    /// must be in PATH.
+    #[arg(long, global = true, env = SOCKET_ENV, default_value = DEFAULT_SOCKET, value_name = "PATH|ssh://HOST")]
+    pub(crate) socket: Target,
     /// How to print: table, wide (more columns), json (what netd answered) or name (names alone).
     #[arg(
         short,
@@ -119,7 +128,7 @@ impl Context {
     pub(crate) fn new(common: &Common) -> Self {
         let format = if common.quiet { Format::Name } else { common.output };
         Context {
-            client: Client::new(&common.socket).with_notice(stale),
+            client: Client::to(common.socket.clone()).with_notice(stale),
             out: Output::new(format),
         }
     }

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use ipnet::Ipv4Net;
-use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave};
+use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, Discover, Discovered};
 
 use crate::{
     Run, backup,
     cli::{Context, ListArgs, duration},
     identity, managers,
+    output::{Column, Table, cell, column},
     progress::Progress,
     settings,
 };
@@ -24,9 +25,11 @@ pub(crate) enum Verb {
         /// Begin the cluster that this manager is in anew, with this manager alone: for when most managers are lost for good.
         #[arg(long, conflicts_with_all = ["advertise_addr", "default_addr_pool", "default_addr_pool_mask_length", "set"])]
         force_new: bool,
-        /// Address that the others reach this node by; needed where it has several.
-        #[arg(long, value_name = "IP[:PORT]")]
-        advertise_addr: Option<String>,
+        #[command(flatten)]
+        addresses: Addresses,
+        /// UDP port of VXLAN on all nodes; default: 4789.
+        #[arg(long, value_name = "PORT")]
+        data_path_port: Option<u16>,
         /// Pool that networks without a subnet are cut from; default: 10.128.0.0/9.
         #[arg(long, value_name = "CIDR", alias = "default-pool")]
         default_addr_pool: Option<Ipv4Net>,
@@ -45,17 +48,24 @@ pub(crate) enum Verb {
     },
     /// Make this node a member of a cluster.
     #[command(
-        after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
+        after_help = "Example:\n  netctl cluster join TOKEN 198.51.100.1:2377\n  netctl cluster join TOKEN --discover etcd://198.51.100.9/production\n\nThe token is printed by netctl cluster token worker on a manager. It pins the cluster's CA:\nnothing secret is sent before the manager has proved that it holds it."
     )]
     Join {
         /// Token, from netctl cluster token worker; - reads it from standard input.
         token: String,
         /// A manager.
-        #[arg(value_name = "IP[:PORT]")]
-        addr: String,
-        /// Address that the others reach this node by; needed where it has several.
-        #[arg(long, value_name = "IP[:PORT]")]
-        advertise_addr: Option<String>,
+        #[arg(
+            value_name = "HOST[:PORT]",
+            required_unless_present = "discover",
+            conflicts_with = "discover"
+        )]
+        addr: Option<String>,
+        /// Where managers can be found: nodes://a,10.0.0.[1:9], file:///path, dns://name, token://host/TOKEN,
+        /// etcd://host/path, consul://host/path or zk://host/path. Each that is found is tried.
+        #[arg(long, value_name = "URL")]
+        discover: Option<String>,
+        #[command(flatten)]
+        addresses: Addresses,
         /// How long to wait for the manager.
         #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
         timeout: Duration,
@@ -121,6 +131,49 @@ pub(crate) enum Verb {
     Renew(identity::Renew),
 }
 
+/// Where a node is: options of init and join.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Addresses {
+    /// Address that the others reach this node by, or its device; needed where it has several. It may be one that only
+    /// the others see (NAT). Without it, it follows the host's address.
+    #[arg(long, value_name = "ADDR|DEVICE[:PORT]")]
+    advertise_addr: Option<String>,
+    /// Where the managers' RPC listens; default: 0.0.0.0:2377, or [cluster] listen.
+    #[arg(long, value_name = "ADDR|DEVICE[:PORT]")]
+    listen_addr: Option<String>,
+    /// Where the others send VXLAN to, IPv4; default: the advertised address.
+    #[arg(long, value_name = "ADDR|DEVICE")]
+    data_path_addr: Option<String>,
+    /// TCP and UDP port of gossip; default: 7946, or [cluster] gossip_port.
+    #[arg(long, value_name = "PORT")]
+    gossip_port: Option<u16>,
+    /// Registry that this node is announced in while it is a manager: etcd://, consul:// or zk://, with ?ttl=30s.
+    #[arg(long, value_name = "URL")]
+    announce: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Example:\n  netctl discover etcd://198.51.100.9/production\n  netctl discover nodes://10.0.0.[1:9]:2377"
+)]
+pub(crate) struct Discovery {
+    /// As for netctl cluster join --discover.
+    url: String,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+/// `netctl discover URL`.
+pub(crate) async fn discover(cx: &Context, args: Discovery) -> Run {
+    let body = Discover { url: args.url };
+    let found: Discovered = cx.client.post("/v1/discover", &body).await?;
+    let mut table = Table::new(ADDRESSES);
+    for a in &found.addresses {
+        table.row(a, vec![cell(a)], a);
+    }
+    cx.out.table(&table, &args.list.filter)
+}
+
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
         Verb::Init {
@@ -130,7 +183,8 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         } => backup::force_new(cx, timeout).await,
         Verb::Init {
             force_new: false,
-            advertise_addr,
+            addresses,
+            data_path_port,
             default_addr_pool,
             default_addr_pool_mask_length,
             autolock,
@@ -141,9 +195,14 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             set.extend(flag("default-addr-pool", default_addr_pool.map(|p| p.to_string())));
             let mask = default_addr_pool_mask_length.map(|m| m.to_string());
             set.extend(flag("default-addr-pool-mask-length", mask));
+            set.extend(flag("data-path-port", data_path_port.map(|p| p.to_string())));
             set.extend(flag("autolock", autolock.then(|| "true".to_owned())));
             let body = ClusterInit {
-                advertise_addr,
+                announce: addresses.announce,
+                advertise_addr: addresses.advertise_addr,
+                listen_addr: addresses.listen_addr,
+                data_path_addr: addresses.data_path_addr,
+                gossip_port: addresses.gossip_port,
                 settings: settings::collect(set)?,
             };
             let answer: ClusterInitAnswer = slow(cx, timeout, "making the cluster", "/v1/cluster/init", &body).await?;
@@ -161,14 +220,21 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         Verb::Join {
             token,
             addr,
-            advertise_addr,
+            discover,
+            addresses,
             timeout,
         } => {
-            let what = format!("joining at {addr}");
+            let addr = addr.unwrap_or_default();
+            let what = format!("joining at {}", discover.as_deref().unwrap_or(&addr));
             let body = ClusterJoin {
                 token: identity::typed_token(token)?,
                 addr,
-                advertise_addr,
+                discover,
+                announce: addresses.announce,
+                advertise_addr: addresses.advertise_addr,
+                listen_addr: addresses.listen_addr,
+                data_path_addr: addresses.data_path_addr,
+                gossip_port: addresses.gossip_port,
             };
             let answer: ClusterJoinAnswer = slow(cx, timeout, &what, "/v1/cluster/join", &body).await?;
             let sentence = format!(
@@ -211,3 +277,5 @@ async fn slow<T: serde::de::DeserializeOwned>(
     let client = cx.client.clone().with_timeout(timeout);
     client.post(path, body).await
 }
+
+const ADDRESSES: &[Column] = &[column("ADDRESS")];

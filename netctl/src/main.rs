@@ -7,6 +7,7 @@
 mod backup;
 mod cli;
 mod cluster;
+mod dial;
 mod endpoint;
 mod identity;
 mod managers;
@@ -42,7 +43,12 @@ fn main() -> ExitCode {
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let outcome = match runtime {
-        Ok(runtime) => runtime.block_on(run(cli)),
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(cli));
+            // Standard input may still be waited for.
+            runtime.shutdown_background();
+            outcome
+        }
         Err(e) => Err(ApiError::new(Code::Internal, format!("cannot start: {e}"), "ulimit -n")),
     };
     match outcome {
@@ -90,6 +96,8 @@ async fn run(cli: Cli) -> Run {
         Noun::Network(verb) => network::run(&context, verb).await,
         Noun::Endpoint(verb) => endpoint::run(&context, verb).await,
         Noun::Service(verb) => service::run(&context, verb).await,
+        Noun::Discover(args) => cluster::discover(&context, args).await,
+        Noun::DialStdio => dial::run(&context).await,
         Noun::Status(args) => status::run(&context, args).await,
         Noun::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "netctl", &mut io::stdout());

@@ -8,6 +8,8 @@ use std::{
 
 use serde::{Deserialize, Deserializer, de::Error as _};
 
+use crate::place::Where;
+
 /// Why the settings cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -78,8 +80,18 @@ pub struct NodeSection {
 pub struct ClusterSection {
     /// Address and TCP port of the managers' RPC. Default `0.0.0.0:2377`.
     pub listen: SocketAddr,
+    /// Address that others reach this node by, or the device that has it. Default: the only address that is not loopback,
+    /// or, of several, the one that leads to the manager joined; it is chosen anew when the host's addresses change.
+    pub advertise: Option<Where>,
     /// UDP and TCP port of gossip. Default 7946.
     pub gossip_port: u16,
+    /// Managers to join at, at first boot, with the token in `token_file`: addresses, or URLs as `netctl discover` takes
+    /// them. Each is tried, again and again. A node that is in a cluster joins none. Default: none.
+    pub join: Vec<String>,
+    /// File with the token. Default: none.
+    pub token_file: Option<PathBuf>,
+    /// Registry that this node is announced in while it is a manager: `etcd://`, `consul://` or `zk://`. Default: none.
+    pub announce: Option<String>,
     /// Folder of the managers' log: a disk of its own makes changes faster. Default `raft` in the state folder.
     pub log_dir: Option<PathBuf>,
     /// From a node's confirmed death to its slots being placed elsewhere. Default `10s`. This and the next two are what a
@@ -100,9 +112,10 @@ pub struct ClusterSection {
 pub struct DatapathSection {
     /// `auto` (eBPF until the IPVS path is built) or `ebpf`.
     pub mode: Mode,
-    /// Address that VXLAN is sent to; default: the advertised one.
-    pub address: Option<Ipv4Addr>,
-    /// UDP port of VXLAN. Default 4789 (RFC 7348).
+    /// Address that VXLAN is sent to, or the device that has it (IPv4); default: the advertised one.
+    pub address: Option<Where>,
+    /// UDP port of VXLAN in a cluster made on this node. Default 4789 (RFC 7348). Later `netctl cluster update
+    /// data-path-port=N` changes it, on all nodes.
     pub port: u16,
 }
 
@@ -165,6 +178,10 @@ impl Default for ClusterSection {
     fn default() -> Self {
         ClusterSection {
             listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 2377)),
+            advertise: None,
+            join: Vec::new(),
+            token_file: None,
+            announce: None,
             gossip_port: 7946,
             log_dir: None,
             node_grace: Duration::from_secs(10),
@@ -255,6 +272,20 @@ impl Config {
         }
         if self.datapath.port == 0 || self.cluster.gossip_port == 0 {
             return value("datapath.port / cluster.gossip_port", "is 0", "4789 and 7946");
+        }
+        if !self.cluster.join.is_empty() && self.cluster.token_file.is_none() {
+            return value(
+                "cluster.token_file",
+                "is missing beside cluster.join",
+                "token_file = \"/etc/netd/token\"",
+            );
+        }
+        for (key, text) in (self.cluster.join.iter().map(|j| ("cluster.join", j)))
+            .chain(self.cluster.announce.iter().map(|a| ("cluster.announce", a)))
+        {
+            if let Err(e) = text.parse::<crate::discover::Url>() {
+                return value(key, &e.to_string(), e.hint);
+            }
         }
         if !self.dns.address.is_loopback() || self.dns.address == Ipv4Addr::LOCALHOST {
             return value(

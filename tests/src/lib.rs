@@ -25,13 +25,25 @@ pub const SERVICE: &str = "web";
 ///
 /// When a step falls short, with the logs.
 pub fn in_lab(name: &str, nodes: u8, story: impl FnOnce(&Lab) -> anyhow::Result<()>) {
+    let options = Options {
+        nodes,
+        ..Options::default()
+    };
+    in_lab_with(name, options, story);
+}
+
+/// As [`in_lab`], with other options.
+///
+/// # Panics
+///
+/// As [`in_lab`].
+pub fn in_lab_with(name: &str, options: Options, story: impl FnOnce(&Lab) -> anyhow::Result<()>) {
     let made = programs().and_then(|bin_dir| {
         Lab::new(
             name,
             Options {
-                nodes,
                 bin_dir: Some(bin_dir),
-                ..Options::default()
+                ..options
             },
         )
     });

@@ -49,6 +49,16 @@ const STRACE: Package = Package {
     program: "strace",
     purpose: "showing that netd runs no helper",
 };
+const ZOOKEEPER: Package = Package {
+    name: "zookeeperd",
+    program: "java",
+    purpose: "another one (ZooKeeper, with its Java)",
+};
+const NFTABLES: Package = Package {
+    name: "nftables",
+    program: "nft",
+    purpose: "a router that translates addresses",
+};
 
 const SERF_PACKAGE: Package = Package {
     name: "serf",
@@ -59,7 +69,7 @@ const SERF_PACKAGE: Package = Package {
 const ETCD_SERVER: Package = Package {
     name: "etcd-server",
     program: "etcd",
-    purpose: "the contender of bench raft",
+    purpose: "a registry that managers are discovered in, and the contender of bench raft",
 };
 const ETCD_CLIENT: Package = Package {
     name: "etcd-client",
@@ -85,7 +95,17 @@ const BUSYBOX: Package = Package {
 /// What a lab needs.
 pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
 /// What the demo and the end-to-end tests need.
-pub(crate) const ALL: &[Package] = &[IPROUTE2, UTIL_LINUX, CURL, DIG, PING, STRACE];
+pub(crate) const ALL: &[Package] = &[
+    IPROUTE2,
+    UTIL_LINUX,
+    CURL,
+    DIG,
+    PING,
+    STRACE,
+    ETCD_SERVER,
+    ZOOKEEPER,
+    NFTABLES,
+];
 /// What the lane on another kernel needs.
 pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];
 

@@ -11,6 +11,7 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::SocketAddr,
     num::{NonZeroU8, NonZeroUsize},
     time::Duration,
 };
@@ -35,6 +36,8 @@ pub const SUSPICION: Duration = Duration::from_millis(1500);
 pub const LAG: Duration = Duration::from_millis(200);
 /// Octets of a SWIM message, at most: a sealed packet less the octet that tells its kind.
 pub const MAX_MESSAGE: usize = MAX_PLAIN - 1;
+/// Members that are told at once when this node's address changes; the others hear it by gossip.
+const GREETED: usize = 8;
 /// Most members that a state of [`Membership::state`] is read with.
 pub const MAX_MEMBERS: usize = 16_384;
 
@@ -240,6 +243,25 @@ impl Membership {
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<Output> {
         self.pending.out.pop_front()
+    }
+
+    /// This node is spoken to elsewhere from now on: it takes a new generation (keep it on disk) and tells the others.
+    pub fn moved(&mut self, now: Duration, addr: SocketAddr) -> Member {
+        self.at(now);
+        let me = self.me();
+        let new = Member {
+            generation: me.generation.saturating_add(1),
+            addr,
+            ..me
+        };
+        // Fails only when nothing changes, or a member cannot be encoded.
+        let _ = self.foca.change_identity(new, &mut self.pending);
+        // It probes again when somebody has answered the new one.
+        let living: Vec<Member> = self.living().take(GREETED).collect();
+        for m in living {
+            let _ = self.foca.announce(m, &mut self.pending);
+        }
+        self.me()
     }
 
     /// Makes this node known to a member (of whom only the node must be right) and asks for others.

@@ -20,7 +20,7 @@ fn member(n: u64, generation: u64) -> Member {
 struct Net {
     now: Duration,
     nodes: BTreeMap<u64, Membership>,
-    wire: BTreeMap<(Duration, u64), (u64, Vec<u8>)>,
+    wire: BTreeMap<(Duration, u64), (Member, Vec<u8>)>,
     sent: u64,
     /// Nodes whose daemon stands still.
     paused: BTreeSet<u64>,
@@ -55,7 +55,7 @@ impl Net {
                     self.sent += 1;
                     // Delays of 1 to 3 ms: messages overtake each other.
                     let delay = MS * (1 + (self.sent % 3) as u32);
-                    self.wire.insert((self.now + delay, self.sent), (to.node.0, bytes));
+                    self.wire.insert((self.now + delay, self.sent), (to, bytes));
                 }
                 other => self.log.push((self.now, i, other)),
             }
@@ -79,12 +79,12 @@ impl Net {
             self.now = at;
             if packet == Some(at) {
                 let (key, (to, bytes)) = self.wire.pop_first().unwrap();
-                if self.paused.contains(&to) {
+                if self.paused.contains(&to.node.0) {
                     // Waits in the socket.
                     self.wire.insert((end + MS, key.1), (to, bytes));
-                } else if let Some(m) = self.nodes.get_mut(&to) {
+                } else if let Some(m) = self.nodes.get_mut(&to.node.0).filter(|m| m.me().addr == to.addr) {
                     let _ = m.handle_data(at, &bytes);
-                    self.drain(to);
+                    self.drain(to.node.0);
                 }
             } else if let Some((_, i)) = timer {
                 self.nodes.get_mut(&i).unwrap().tick(at);
@@ -285,4 +285,32 @@ fn nodes_come_and_go_with_the_intent() {
     assert_eq!(h.keys().copied().collect::<Vec<_>>(), all);
     assert_eq!(h[&NodeId(4)], NodeHealth::Unknown);
     assert_eq!(w.unmet(|id| id == NodeId(3)), [NodeId(4)]);
+}
+
+#[test]
+fn a_node_that_moves_is_known_at_its_new_address_and_missed_by_nobody() {
+    for seed in 0..20 {
+        let mut net = Net::new(6, seed);
+        net.run(3000 * MS);
+        assert!(net.sees_all(6));
+        net.log.clear();
+        let now = net.now;
+        let addr = "198.18.9.3:7946".parse().unwrap();
+        let me = net.nodes.get_mut(&3).unwrap().moved(now, addr);
+        assert_eq!((me.node, me.generation, me.addr), (NodeId(3), 2, addr));
+        net.drain(3);
+        net.run(1000 * MS);
+        for (i, m) in net.nodes.iter().filter(|(i, _)| **i != 3) {
+            let seen = m.living().find(|m| m.node == NodeId(3));
+            assert_eq!(seen.map(|m| m.addr), Some(addr), "seed {seed}: as {i} sees it");
+        }
+        net.run(5000 * MS);
+        assert_eq!(net.downs(), [], "seed {seed}");
+        assert!(net.sees_all(6), "seed {seed}");
+        // It watches and is watched as before.
+        net.paused.insert(5);
+        net.run(6000 * MS);
+        let observers: BTreeSet<u64> = net.downs().iter().filter(|d| d.2 == 5).map(|d| d.1).collect();
+        assert_eq!(observers, BTreeSet::from([1, 2, 3, 4, 6]), "seed {seed}");
+    }
 }

@@ -39,6 +39,7 @@ pub use command::{
 pub use requests::{Outcome, REMEMBERED};
 pub use roles::{EPOCH, MAX_MANAGERS};
 pub use secrets::{TOKEN_MANAGER, TOKEN_WORKER};
+pub use settings::check as check_settings;
 pub use snapshot::SnapshotError;
 
 /// Highest index of a published port's mark: the mark is `0x6e000000 + index` and must stay below 0x6f000000

@@ -28,8 +28,8 @@ impl State {
     }
 }
 
-/// What a range alone does not tell.
-pub(super) fn check(s: &ClusterSettings) -> Result<(), Refusal> {
+/// Whether a cluster can have these settings: ranges, and what a range alone does not tell.
+pub fn check(s: &ClusterSettings) -> Result<(), Refusal> {
     s.check()?;
     ipam::check_v4(s.default_addr_pool, 8, 24).map_err(|e| {
         Refusal::invalid(

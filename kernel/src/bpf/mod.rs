@@ -327,6 +327,48 @@ impl DataPath {
         })
     }
 
+    /// Nodes have other data-path addresses (old to new, as on the wire): flows that came through them lead back to where
+    /// they are now. To be done before their new addresses are members: a packet that came first would be taken for
+    /// another flow. Answers how many entries changed.
+    ///
+    /// # Errors
+    /// The kernel refuses a read or a write; call it again.
+    pub fn move_nodes(&mut self, moved: &BTreeMap<u32, u32>) -> Result<usize, BpfError> {
+        let failed = |map: &'static str| {
+            move |source| BpfError::Map {
+                map,
+                what: "write",
+                source,
+            }
+        };
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        sys::read_all(self.reverse_map.as_fd(), |k: Flow, mut v: RevVal| {
+            if let Some(new) = moved.get(&v.vtep) {
+                v.vtep = *new;
+                keys.push(k);
+                values.push(v);
+            }
+        })
+        .map_err(failed("reverse"))?;
+        let (reverse, outcome) = sys::update_all(self.reverse_map.as_fd(), &keys, &values);
+        outcome.map_err(failed("reverse"))?;
+        // Here the address is part of the key.
+        let (mut old, mut new, mut values) = (Vec::new(), Vec::new(), Vec::new());
+        sys::read_all(self.forward_map.as_fd(), |k: FwdKey, v: FwdVal| {
+            if let Some(vtep) = moved.get(&k.vtep) {
+                old.push(k);
+                new.push(FwdKey { vtep: *vtep, ..k });
+                values.push(v);
+            }
+        })
+        .map_err(failed("forward"))?;
+        let (_, outcome) = sys::delete_all(self.forward_map.as_fd(), &old);
+        outcome.map_err(failed("forward"))?;
+        let (forward, outcome) = sys::update_all(self.forward_map.as_fd(), &new, &values);
+        outcome.map_err(failed("forward"))?;
+        Ok(reverse + forward)
+    }
+
     /// Takes every program off and removes every pin: the node leaves its cluster.
     ///
     /// # Errors

@@ -139,7 +139,17 @@ impl std::fmt::Display for Holder {
 /// would be taken for a published port's. Looking for processes costs one directory each, so it is done
 /// only when something does.
 pub fn holders(proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
-    let found: Vec<Listener> = sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?
+    named(sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?, proto, port)
+}
+
+/// Who listens on a port (TCP), or is bound to it without being connected (UDP; a socket of the kernel's, such as a VXLAN
+/// device's, has no process).
+pub fn listening(proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
+    named(listeners()?, proto, port)
+}
+
+fn named(all: BTreeSet<Listener>, proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
+    let found: Vec<Listener> = all
         .into_iter()
         .filter(|l| l.proto == proto && l.at.port() == port)
         .collect();

@@ -37,6 +37,8 @@ pub enum Key {
     /// `default-addr-pool6`
     #[serde(rename = "default-addr-pool6")]
     DefaultAddrPool6,
+    /// `data-path-port`
+    DataPathPort,
 }
 
 impl Key {
@@ -56,6 +58,7 @@ impl Key {
         Key::DefaultAddrPool,
         Key::DefaultAddrPoolMaskLength,
         Key::DefaultAddrPool6,
+        Key::DataPathPort,
     ];
 
     /// As it is typed.
@@ -75,6 +78,7 @@ impl Key {
             Key::DefaultAddrPool => "default-addr-pool",
             Key::DefaultAddrPoolMaskLength => "default-addr-pool-mask-length",
             Key::DefaultAddrPool6 => "default-addr-pool6",
+            Key::DataPathPort => "data-path-port",
         }
     }
 
@@ -95,6 +99,7 @@ impl Key {
             Key::DefaultAddrPool => "pool that later networks without --subnet are cut from",
             Key::DefaultAddrPoolMaskLength => "prefix length of what is cut from it",
             Key::DefaultAddrPool6 => "the same for IPv6, cut in /64s",
+            Key::DataPathPort => "UDP port of VXLAN; a change cuts the data path for a moment",
         }
     }
 
@@ -104,6 +109,7 @@ impl Key {
             Slot::Time(_, r) => format!("{} to {}", show_time(*r.start()), show_time(*r.end())),
             Slot::Count(_, r) => format!("{} to {}", r.start(), r.end()),
             Slot::Mask(_, r) => format!("{} to {}", r.start(), r.end()),
+            Slot::Port(_, r) => format!("{} to {}", r.start(), r.end()),
             Slot::Switch(_) => "true or false".to_owned(),
             Slot::Pool(_) => "an IPv4 subnet, /8 to /24".to_owned(),
             Slot::Pool6(_) => "an IPv6 subnet, /48".to_owned(),

@@ -58,6 +58,8 @@ pub struct ClusterSettings {
     pub default_addr_pool_mask_length: u8,
     /// The same for IPv6, a /48 cut in /64s. Always set in a cluster; default: a random ULA prefix (RFC 4193) at init.
     pub default_addr_pool6: Option<Ipv6Net>,
+    /// UDP port of VXLAN on all nodes; a change cuts the data path for a moment. 1024 to 65535, default 4789 (RFC 7348).
+    pub data_path_port: u16,
 }
 
 /// A signer outside of the cluster: takes a CSR by HTTPS, answers a certificate.
@@ -88,6 +90,7 @@ impl Default for ClusterSettings {
             default_addr_pool: Ipv4Net::new_assert(Ipv4Addr::new(10, 128, 0, 0), 9),
             default_addr_pool_mask_length: 16,
             default_addr_pool6: None,
+            data_path_port: 4789,
         }
     }
 }
@@ -141,6 +144,7 @@ enum Slot<'a> {
     Switch(&'a mut bool),
     Pool(&'a mut Ipv4Net),
     Mask(&'a mut u8, RangeInclusive<u8>),
+    Port(&'a mut u16, RangeInclusive<u16>),
     Pool6(&'a mut Option<Ipv6Net>),
     Signers(&'a mut Vec<ExternalCa>),
 }
@@ -162,6 +166,7 @@ impl ClusterSettings {
             Key::ExternalCa => Slot::Signers(&mut self.external_ca),
             Key::DefaultAddrPool => Slot::Pool(&mut self.default_addr_pool),
             Key::DefaultAddrPoolMaskLength => Slot::Mask(&mut self.default_addr_pool_mask_length, 8..=24),
+            Key::DataPathPort => Slot::Port(&mut self.data_path_port, 1024..=u16::MAX),
             Key::DefaultAddrPool6 => Slot::Pool6(&mut self.default_addr_pool6),
         }
     }
@@ -193,6 +198,10 @@ impl ClusterSettings {
                 Ok(v) if range.contains(&v) => *at = v,
                 _ => return wrong(&format!("{v} is not {}", key.range())),
             },
+            (Slot::Port(at, range), Value::Count(v)) => match u16::try_from(*v) {
+                Ok(v) if range.contains(&v) => *at = v,
+                _ => return wrong(&format!("{v} is not {}", key.range())),
+            },
             (Slot::Switch(at), Value::Switch(v)) => *at = *v,
             (Slot::Pool(at), Value::Pool(v)) => *at = *v,
             (Slot::Pool6(at), Value::Pool6(v)) => *at = Some(*v),
@@ -215,6 +224,7 @@ impl ClusterSettings {
                 Slot::Time(v, _) => Value::Time(*v),
                 Slot::Count(v, _) => Value::Count(*v),
                 Slot::Mask(v, _) => Value::Count(u64::from(*v)),
+                Slot::Port(v, _) => Value::Count(u64::from(*v)),
                 Slot::Switch(v) => Value::Switch(*v),
                 Slot::Pool(v) => Value::Pool(*v),
                 Slot::Pool6(Some(v)) => Value::Pool6(*v),

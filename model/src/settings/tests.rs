@@ -37,6 +37,7 @@ fn what_is_typed_is_what_is_shown() {
         ("default-addr-pool", "172.30.0.0/16", "172.30.0.0/16"),
         ("default-addr-pool-mask-length", "24", "24"),
         ("default-addr-pool6", "fd00:1:2::/48", "fd00:1:2::/48"),
+        ("data-path-port", "4790", "4790"),
     ] {
         assert_eq!(parsed(key, value).as_deref(), Ok(shown), "{key}={value}");
     }
@@ -57,6 +58,8 @@ fn a_wrong_value_is_told_its_range_and_a_wrong_key_the_keys() {
         ("cert-expiry", "99999999999999999999h", "is not 10s", "2160h"),
         ("cert-expiry", "9999999999999999999h", "is not 10s", "2160h"),
         ("dispatcher-heartbeat", "61s", "61s is not 500ms to 1m", "5s"),
+        ("data-path-port", "80", "80 is not 1024 to 65535", "4789"),
+        ("data-path-port", "70000", "70000 is not 1024 to 65535", "4789"),
         ("snapshot-interval", "9", "9 is not 10 to 10000000", "10000"),
         ("snapshot-interval", "-1", "\"-1\" is not", "10000"),
         ("task-history-limit", "0", "0 is not 1 to 100", "5"),

@@ -29,6 +29,7 @@ pub(super) fn show(slot: &Slot<'_>) -> String {
         Slot::Time(v, _) => show_time(**v),
         Slot::Count(v, _) => v.to_string(),
         Slot::Mask(v, _) => v.to_string(),
+        Slot::Port(v, _) => v.to_string(),
         Slot::Switch(v) => v.to_string(),
         Slot::Pool(v) => v.to_string(),
         Slot::Pool6(v) => v.map(|n| n.to_string()).unwrap_or_default(),
@@ -46,7 +47,7 @@ pub(super) fn show(slot: &Slot<'_>) -> String {
 pub(super) fn read(slot: &Slot<'_>, s: &str) -> Option<Value> {
     match slot {
         Slot::Time(..) => parse_time(s).map(Value::Time),
-        Slot::Count(..) | Slot::Mask(..) => s.parse().ok().map(Value::Count),
+        Slot::Count(..) | Slot::Mask(..) | Slot::Port(..) => s.parse().ok().map(Value::Count),
         Slot::Switch(_) => match s {
             "true" | "on" | "yes" => Some(Value::Switch(true)),
             "false" | "off" | "no" => Some(Value::Switch(false)),

@@ -4,8 +4,8 @@ use axum::extract::{Query, State};
 use model::{
     api::{
         AloneAnswer, Backup, BackupAnswer, CaRotate, ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer,
-        ClusterLeave, ClusterRenew, ClusterUnlock, CustodyView, MemberView, NodeHealth, QuorumView, Restore,
-        TokenAnswer, TokenRotate, Transfer, TransferAnswer, UnlockKeyAnswer, Vote,
+        ClusterLeave, ClusterRenew, ClusterUnlock, CustodyView, Discover, Discovered, MemberView, NodeHealth,
+        QuorumView, Restore, TokenAnswer, TokenRotate, Transfer, TransferAnswer, UnlockKeyAnswer, Vote,
     },
     intent::Role,
 };
@@ -29,6 +29,13 @@ pub(super) async fn join(
     Body(req): Body<ClusterJoin>,
 ) -> Result<Answer<ClusterJoinAnswer>, Fail> {
     Ok(Answer(d.join(req).await?))
+}
+
+pub(super) async fn discover(State(d): State<Shared>, Body(req): Body<Discover>) -> Result<Answer<Discovered>, Fail> {
+    let addresses = crate::discover::find(&req.url, &d.discovery())
+        .await
+        .map_err(model::ApiError::from)?;
+    Ok(Answer(Discovered { addresses }))
 }
 
 pub(super) async fn leave(

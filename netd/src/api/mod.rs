@@ -63,6 +63,7 @@ pub fn router(daemon: Shared) -> Router {
             "/v1/cluster/restore",
             post(cluster::restore).layer(axum::extract::DefaultBodyLimit::max(answer::MAX_RESTORE)),
         )
+        .route("/v1/discover", post(cluster::discover))
         .route("/v1/cluster", get(settings::inspect))
         .route("/v1/cluster/update", post(settings::update))
         .route("/v1/nodes", get(nodes::list))

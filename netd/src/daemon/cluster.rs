@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
 };
@@ -21,19 +21,22 @@ use tokio::{
 use super::{
     Daemon,
     feeds::{keep_table, meet, newest_intent},
+    follow::{everywhere, rpc_listen, where_now},
     internal,
-    kept::{Place, last_intent, open_log},
+    kept::{last_intent, open_log},
     role::{keep_view, listen},
     rows::look_who_listens,
 };
 use crate::{
     config::Config,
+    discover::{self, Announcer},
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, Gossip, GossipConfig},
     identity::{Credentials, Holding, Issued, NodeKey, Tls, Vault},
     known::Known,
     manager::{FirstCommand, Manager},
+    place::{Addresses, Place},
     reconcile::{self, Kernel, Reconciled, Reconciler},
     rpc::{self, Local, Uplink, UplinkConfig},
     view,
@@ -71,8 +74,10 @@ pub struct Cluster {
     daemon: Weak<Daemon>,
     pub(super) fatal: mpsc::Sender<String>,
     pub(super) hostname: String,
-    pub(super) advertise: IpAddr,
-    pub(super) vtep: Ipv4Addr,
+    pub(super) place: Mutex<Place>,
+    pub(super) addresses: watch::Sender<Addresses>,
+    /// The intent, with managers at the addresses that gossip tells.
+    pub(super) reach: watch::Sender<Arc<Intent>>,
     pub(super) gossip: Gossip,
     pub(super) reconciler: Reconciler,
     /// Attach and detach come one after the other.
@@ -94,6 +99,7 @@ pub struct Cluster {
     /// A certificate that this node got by a token, to be taken.
     pub(super) renewed: watch::Sender<Option<Issued>>,
     pub(super) vault: Arc<Vault>,
+    announcer: Mutex<Option<Announcer>>,
     running: Mutex<JoinSet<()>>,
 }
 
@@ -109,7 +115,10 @@ impl Cluster {
         let state = config.node.state_dir.clone();
         let me = credentials.node;
         let place = Place::load(config)?;
-        let vtep = place.vtep(config)?;
+        let config = &place.effective(config);
+        let (place, now) = where_now(place, config).await?;
+        let seeds = place.seeds.clone();
+        let addresses = watch::Sender::new(now.clone());
         let vault = enter.vault;
         let key = Arc::new(NodeKey::load_or_create(&vault)?);
         let tls = Arc::new(Tls::new(&credentials, &key)?);
@@ -120,6 +129,15 @@ impl Cluster {
                 .map_err(|e| internal("the kernel", e))??
         };
         let mut running = JoinSet::new();
+        let announcer = match &config.cluster.announce {
+            Some(url) => {
+                let context = discover::Context {
+                    resolv_conf: config.dns.resolv_conf.clone(),
+                };
+                Some(Announcer::start(url, &context)?)
+            }
+            None => None,
+        };
 
         // Intent: from this manager's own log, from a stream to another one, and at first from the disk.
         let log = open_log(config, &vault, first).await?;
@@ -131,7 +149,7 @@ impl Cluster {
         let listener = match &log {
             Some(log) => {
                 known.offer(&log.store.intent().borrow());
-                Some(listen(config.cluster.listen).await?)
+                Some(listen(rpc_listen(config, &now)).await?)
             }
             None => None,
         };
@@ -146,13 +164,13 @@ impl Cluster {
             intent: known.clone(),
         });
 
-        let gossip_addr = SocketAddr::new(place.advertise, config.cluster.gossip_port);
+        let gossip_addr = now.gossip;
         let gossip = Gossip::start(
             GossipConfig {
                 me,
                 cluster: credentials.cluster.clone(),
                 signer: key.signer(&credentials.cluster)?,
-                listen: SocketAddr::from((Ipv4Addr::UNSPECIFIED, config.cluster.gossip_port)),
+                listen: everywhere(config.cluster.gossip_port),
                 advertise: gossip_addr,
                 keys: credentials.gossip.clone(),
                 tls: tls.clone(),
@@ -173,6 +191,7 @@ impl Cluster {
             .iter()
             .filter_map(|m| m.parse::<SocketAddr>().ok())
             .map(|m| SocketAddr::new(m.ip(), config.cluster.gossip_port))
+            .chain(seeds)
             .filter(|a| *a != gossip_addr)
             .collect();
         let facts = gossip.facts();
@@ -190,7 +209,7 @@ impl Cluster {
         let inputs = reconcile::Inputs {
             me,
             config: config.clone(),
-            vtep,
+            addresses: addresses.subscribe(),
             intent: intent.clone(),
             facts: facts.clone(),
             endpoints: endpoints.clone(),
@@ -203,6 +222,7 @@ impl Cluster {
         };
         let names = DnsServer::new(table.subscribe(), forward);
         running.spawn(keep_table(table, intent.clone(), facts.clone()));
+        let reach = watch::Sender::new(intent.borrow().clone());
         let c = Arc::new(Cluster {
             me,
             config: config.clone(),
@@ -215,8 +235,9 @@ impl Cluster {
             daemon: enter.daemon,
             fatal: enter.fatal,
             hostname: hostname.to_owned(),
-            advertise: place.advertise,
-            vtep,
+            place: Mutex::new(place),
+            addresses,
+            reach,
             gossip,
             reconciled: reconciler.status(),
             reconciler,
@@ -233,12 +254,19 @@ impl Cluster {
             trouble: watch::Sender::new(None),
             renewed: watch::Sender::new(None),
             vault: vault.clone(),
+            announcer: Mutex::new(announcer),
             running: Mutex::new(running),
         });
         if let (Some(log), Some(listener)) = (log, listener) {
             c.install(log, listener);
         }
         c.publish_node();
+        c.spawn(c.clone().follow_addresses());
+        c.spawn(c.clone().follow_managers());
+        c.spawn(c.clone().follow_settings());
+        c.spawn(c.clone().look_for_managers());
+        c.spawn(c.clone().keep_announced());
+        c.spawn(c.clone().keep_told());
         c.spawn(c.clone().keep_rows());
         c.spawn(c.clone().wake_reconciler());
         c.spawn(c.clone().report());
@@ -290,6 +318,11 @@ impl Cluster {
     /// The daemon that this node's requests are answered by.
     pub fn daemon(&self) -> Option<Arc<Daemon>> {
         self.daemon.upgrade()
+    }
+
+    /// Where this node is now.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses.borrow().clone()
     }
 
     /// The newest intent known here.
@@ -404,6 +437,29 @@ impl Cluster {
         }
     }
 
+    /// Why this manager is not announced where it should be.
+    pub fn announce_problem(&self) -> Option<String> {
+        self.announcer.lock().ok()?.as_ref()?.problem()
+    }
+
+    /// A manager is announced, a worker is not: nobody can join at it.
+    pub(super) fn announce(&self) {
+        let addr = self.manager_now().map(|_| self.addresses().rpc.to_string());
+        if let Ok(a) = self.announcer.lock()
+            && let Some(a) = a.as_ref()
+        {
+            a.say(addr);
+        }
+    }
+
+    /// Takes this node out of the registry.
+    pub(super) async fn unannounce(&self) {
+        let announcer = self.announcer.lock().ok().and_then(|mut a| a.take());
+        if let Some(a) = announcer {
+            a.end().await;
+        }
+    }
+
     /// Tells managers that this node leaves.
     pub(super) async fn tell_leaving(&self) -> Result<(), String> {
         self.uplink.leave().await.map_err(|e| e.message)?;
@@ -454,6 +510,10 @@ impl Cluster {
         if let Some(m) = self.manager.send_replace(None) {
             self.local.send_replace(None);
             m.stop().await;
+        }
+        // The port is free for what comes next, whoever still looks at this cluster.
+        if let Err(e) = self.gossip.stop().await {
+            tracing::warn!("the last view of gossip is not kept: {e}");
         }
     }
 }

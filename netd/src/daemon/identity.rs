@@ -13,7 +13,7 @@ use model::{
 
 use tokio::time::timeout;
 
-use super::{Cluster, Daemon, Locked, internal, manager_addr};
+use super::{Cluster, Daemon, Locked, internal, reach};
 use crate::{
     identity::{About, Credentials, IdentityError, Issued, PeerId, UnlockKey},
     rpc,
@@ -106,6 +106,8 @@ impl Daemon {
             None => Ok(()),
         };
         self.wipe()?;
+        // Whoever watches what is to run here hears that it is nothing.
+        self.cluster.send_replace(None);
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
     }
 
@@ -115,8 +117,9 @@ impl Daemon {
         let _turn = self.changing.lock().await;
         let c = self.cluster()?;
         let token = req.token.parse()?;
-        let to = manager_addr(&req.addr, self.config.cluster.listen.port())?;
-        let (new, _) = rpc::prove_anew(&token, to, &c.key, &self.hostname, c.rpc_addr()).await?;
+        let all = reach::resolve(&[req.addr], self.config.cluster.listen.port()).await?;
+        let to = *all.first().ok_or_else(|| reach::nobody(&[]))?;
+        let (new, ..) = rpc::prove_anew(&token, to, &c.key, &self.hostname, c.rpc_addr()).await?;
         c.proved(new).await
     }
 }

@@ -1,14 +1,12 @@
-//! What this node keeps on disk beside log, identity and gossip: its address, the last intent, the log's key.
+//! What this node keeps on disk beside log, identity, gossip and place: the last intent, the log's key.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use cluster::{log::LogError, manager::ManagerError};
-use model::{ApiError, Code, Intent, intent::Role};
-use serde::{Deserialize, Serialize};
+use model::{ApiError, Intent, intent::Role};
 use tokio::sync::watch;
 
 use super::internal;
@@ -26,41 +24,6 @@ const KEEP: Duration = Duration::from_millis(200);
 const KEEP_MANAGER: Duration = Duration::from_secs(5);
 /// The last view of the intent, for a start without managers.
 const INTENT: &str = "intent.json";
-/// Addresses of this node: attributes, not identity.
-const PLACE: &str = "node.json";
-
-/// Where this node is.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(super) struct Place {
-    /// Address that others reach it by.
-    pub(super) advertise: IpAddr,
-}
-
-impl Place {
-    pub(super) fn save(&self, config: &Config) -> Result<(), ApiError> {
-        let bytes = serde_json::to_vec(self).map_err(|e| internal("this node's address", e))?;
-        crate::disk::write_atomic(&config.node.state_dir.join(PLACE), &bytes, 0o600)
-            .map_err(|e| internal("this node's address", e))
-    }
-
-    /// Where VXLAN is sent to.
-    pub(super) fn vtep(self, config: &Config) -> Result<Ipv4Addr, ApiError> {
-        match (config.datapath.address, self.advertise) {
-            (Some(a), _) => Ok(a),
-            (None, IpAddr::V4(a)) => Ok(a),
-            (None, IpAddr::V6(_)) => Err(ApiError::new(
-                Code::Unsupported,
-                "the underlay is IPv4 in this version",
-                "[datapath] address = an IPv4 address",
-            )),
-        }
-    }
-
-    pub(super) fn load(config: &Config) -> Result<Place, ApiError> {
-        let bytes = std::fs::read(config.node.state_dir.join(PLACE)).map_err(|e| internal("this node's address", e))?;
-        serde_json::from_slice(&bytes).map_err(|e| internal("this node's address", e))
-    }
-}
 
 /// An open log, and where its messages to other managers will go.
 pub(super) struct Log {

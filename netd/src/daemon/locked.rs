@@ -11,17 +11,14 @@ use std::{
 use model::{ApiError, Intent};
 use tokio::{sync::watch, task::JoinSet};
 
-use super::{
-    internal,
-    kept::{Place, last_intent},
-    rows::look_who_listens,
-};
+use super::{internal, kept::last_intent, rows::look_who_listens};
 use crate::{
     config::Config,
     dns::{DnsServer, EndpointNs, ForwardConfig},
     endpoints::Endpoints,
     gossip::{Facts, last_facts},
     identity::About,
+    place::{Addresses, Place},
     reconcile::{self, Kernel, Reconciled, Reconciler},
     view,
 };
@@ -35,12 +32,16 @@ pub(super) struct Locked {
     /// Never changed; the rooms end when they are dropped.
     _intent: watch::Sender<Arc<Intent>>,
     _facts: watch::Sender<Arc<Facts>>,
+    _addresses: watch::Sender<Addresses>,
 }
 
 impl Locked {
     pub(super) async fn start(config: &Config, about: &About) -> Result<Locked, ApiError> {
         let state = config.node.state_dir.clone();
-        let vtep = Place::load(config)?.vtep(config)?;
+        let place = Place::load(config)?;
+        let config = &place.effective(config);
+        let (_, now) = super::follow::where_now(place, config).await?;
+        let addresses = watch::Sender::new(now);
         let kernel = {
             let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
             tokio::task::spawn_blocking(move || Kernel::open(&bpffs, &state))
@@ -56,7 +57,7 @@ impl Locked {
         let inputs = reconcile::Inputs {
             me: about.node,
             config: config.clone(),
-            vtep,
+            addresses: addresses.subscribe(),
             intent: intent.subscribe(),
             facts: facts.subscribe(),
             endpoints: endpoints.clone(),
@@ -101,6 +102,7 @@ impl Locked {
             running,
             _intent: intent,
             _facts: facts,
+            _addresses: addresses,
         })
     }
 

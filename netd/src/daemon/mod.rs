@@ -4,21 +4,26 @@
 //! running room; leaving drops it whole.
 
 mod attach;
+mod autojoin;
 mod cluster;
 mod feeds;
+mod follow;
 mod identity;
 mod kept;
 mod locked;
+mod reach;
 mod recover;
 mod role;
 mod rows;
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, Mutex},
     time::Duration,
 };
 
+use futures_util::StreamExt;
 use model::{
     ApiError, ClusterSettings, Code, Intent,
     api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, RoleChange},
@@ -35,8 +40,11 @@ pub use recover::backup;
 
 use crate::{
     config::Config,
-    identity::{Credentials, Gate, IdentityError, NodeKey, Vault},
-    manager, rpc,
+    discover,
+    identity::{Credentials, Gate, IdentityError, NodeKey, Token, Vault},
+    manager,
+    place::{self, Addresses, Flags, Place, PortUse},
+    rpc,
 };
 
 /// Longest wait for this node to have heard that it is no manager any more.
@@ -56,7 +64,7 @@ pub struct Daemon {
     tries: Mutex<Gate>,
     /// Init, join and leave come one after the other.
     changing: tokio::sync::Mutex<()>,
-    problems: Mutex<Vec<String>>,
+    problems: Mutex<BTreeMap<&'static str, String>>,
     fatal: mpsc::Sender<String>,
     /// Held while netd runs: two daemons on one state would each believe their own.
     _lock: Flock<std::fs::File>,
@@ -104,7 +112,7 @@ impl Daemon {
             stands: watch::Sender::new(false),
             tries: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
-            problems: Mutex::new(Vec::new()),
+            problems: Mutex::default(),
             fatal,
             _lock: lock,
         });
@@ -118,12 +126,20 @@ impl Daemon {
                 .await
                 .map_err(|e| anyhow::anyhow!("{}; try: {}", e.message, e.hint))?;
         }
+        if !daemon.config.cluster.join.is_empty() {
+            tokio::spawn(autojoin::run(Arc::downgrade(&daemon)));
+        }
         Ok((daemon, ends))
     }
 
     /// The cluster, or why there is none.
     pub fn cluster(&self) -> Result<Arc<Cluster>, ApiError> {
         self.cluster_now().ok_or_else(|| self.why_none())
+    }
+
+    /// Whether this is a manager that waits for its unlock key.
+    pub fn is_locked(&self) -> bool {
+        self.vault.locked().is_some()
     }
 
     fn why_none(&self) -> ApiError {
@@ -163,7 +179,25 @@ impl Daemon {
 
     /// What is wrong beside the reconciler's problems.
     pub fn problems(&self) -> Vec<String> {
-        self.problems.lock().map(|p| p.clone()).unwrap_or_default()
+        let problems = self.problems.lock().map(|p| p.values().cloned().collect::<Vec<_>>());
+        let announced = self.cluster_now().and_then(|c| c.announce_problem());
+        problems.unwrap_or_default().into_iter().chain(announced).collect()
+    }
+
+    fn problem(&self, about: &'static str, what: Option<String>) {
+        if let Ok(mut p) = self.problems.lock() {
+            match what {
+                Some(what) => p.insert(about, what),
+                None => p.remove(about),
+            };
+        }
+    }
+
+    /// What registries of managers need of this host.
+    pub fn discovery(&self) -> discover::Context {
+        discover::Context {
+            resolv_conf: self.config.dns.resolv_conf.clone(),
+        }
     }
 
     /// Stops every room; the kernel keeps its state.
@@ -203,15 +237,27 @@ impl Daemon {
     pub async fn init(self: &Arc<Self>, req: ClusterInit) -> Result<ClusterInitAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
-        let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
-        let key = NodeKey::load_or_create(&self.vault)?;
-        let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
+        let flags = Flags {
+            advertise: req.advertise_addr.as_deref(),
+            listen: req.listen_addr.as_deref(),
+            data_path: req.data_path_addr.as_deref(),
+            gossip_port: req.gossip_port,
+            announce: req.announce.as_deref(),
+            discover: None,
+            toward: None,
+        };
+        let (place, now) = self.place(flags).await?;
         let settings = self.first_settings(&req)?;
+        let config = place.effective(&self.config);
+        self.refuse_taken(Some(config.cluster.listen), &config, settings.data_path_port)
+            .await?;
+        let key = NodeKey::load_or_create(&self.vault)?;
+        let rpc = now.rpc;
         let (credentials, first) = manager::found(&self.hostname, &key, rpc, settings)?;
         let unlock = first.unlock.clone();
         self.wipe_log()?;
         let entered = async {
-            kept::Place { advertise: addr }.save(&self.config)?;
+            place.save(&self.config)?;
             let c = self.enter(credentials.clone(), Some(first), None).await?;
             self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
@@ -230,30 +276,78 @@ impl Daemon {
         Ok(ClusterInitAnswer {
             cluster: c.intent().cluster.clone(),
             node: c.me,
-            addr: m.rpc().to_owned(),
+            addr: m.rpc(),
             worker_token: m.token(Role::Worker)?,
             unlock_key: unlock.map(|k| k.reveal()),
         })
     }
 
-    /// Joins the cluster of a manager.
+    /// Joins the cluster of a manager: the one at the address, or the first of those discovered that lets this node in.
     pub async fn join(self: &Arc<Self>, req: ClusterJoin) -> Result<ClusterJoinAnswer, ApiError> {
         let _turn = self.changing.lock().await;
         self.refuse_second()?;
         let token = req.token.parse()?;
-        let to = manager_addr(&req.addr, self.config.cluster.listen.port())?;
-        let advertise = match req.advertise_addr.as_deref() {
-            Some(a) => advertised(Some(a), &self.config).await?,
-            // The address that leads to the manager is the one that the others see.
-            None => source_towards(to).await?,
+        let port = self.config.cluster.listen.port();
+        let named = match (&req.discover, req.addr.as_str()) {
+            (None, addr) if !addr.is_empty() => vec![addr.to_owned()],
+            (Some(url), "") => discover::find(url, &self.discovery()).await?,
+            _ => {
+                return Err(ApiError::new(
+                    Code::Invalid,
+                    "a manager's address or a URL to discover one is needed, not both",
+                    "netctl cluster join TOKEN 192.0.2.1:2377, or netctl cluster join TOKEN --discover URL",
+                ));
+            }
         };
+        let all = reach::resolve(&named, port).await?;
+        if let [one] = all.as_slice() {
+            return self.join_at(&req, &token, *one).await;
+        }
+        let mut answering = reach::answering(all);
+        let mut why = Vec::new();
+        while let Some((addr, reached)) = answering.next().await {
+            let tried = match reached {
+                Ok(()) => self.join_at(&req, &token, addr).await.map_err(|e| e.message),
+                Err(e) => Err(e),
+            };
+            match tried {
+                Ok(joined) => return Ok(joined),
+                Err(e) => why.push(format!("{addr}: {e}")),
+            }
+        }
+        Err(reach::nobody(&why))
+    }
+
+    async fn join_at(
+        self: &Arc<Self>,
+        req: &ClusterJoin,
+        token: &Token,
+        to: SocketAddr,
+    ) -> Result<ClusterJoinAnswer, ApiError> {
+        let flags = Flags {
+            advertise: req.advertise_addr.as_deref(),
+            listen: req.listen_addr.as_deref(),
+            data_path: req.data_path_addr.as_deref(),
+            gossip_port: req.gossip_port,
+            announce: req.announce.as_deref(),
+            discover: req.discover.as_deref(),
+            toward: Some(to.ip()),
+        };
+        let (mut place, now) = self.place(flags).await?;
+        let config = place.effective(&self.config);
+        self.refuse_taken(None, &config, None).await?;
         let key = NodeKey::load_or_create(&self.vault)?;
-        let rpc = SocketAddr::new(advertise, self.config.cluster.listen.port());
         let rpc::Joined {
-            credentials, intent, ..
-        } = rpc::join(&token, to, &key, &self.hostname, rpc).await?;
+            credentials,
+            intent,
+            gossip,
+            ..
+        } = rpc::join(token, to, &key, &self.hostname, now.rpc).await?;
+        place.seeds = gossip;
+        let port = intent.settings.data_path_port;
         let entered = async {
-            kept::Place { advertise }.save(&self.config)?;
+            self.refuse_taken(None, &config, Some(port)).await?;
+            place.save(&self.config)?;
             let c = self.enter(credentials.clone(), None, Some(intent)).await?;
             self.begin_with(&credentials)?;
             Ok::<_, ApiError>(c)
@@ -261,6 +355,7 @@ impl Daemon {
         let c = match entered.await {
             Ok(c) => c,
             Err(e) => {
+                self.unjoin(&credentials, &key).await;
                 self.undo().await;
                 return Err(e);
             }
@@ -288,6 +383,7 @@ impl Daemon {
             tracing::warn!("leaving without the managers' leave: {}", e.message);
         }
         self.cluster.send_replace(None);
+        c.unannounce().await;
         let cleared = c.clear().await;
         self.wipe()?;
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
@@ -355,6 +451,31 @@ impl Daemon {
         }
     }
 
+    /// Where this node is to be, as flags and configuration say.
+    async fn place(&self, flags: Flags<'_>) -> Result<(Place, Addresses), ApiError> {
+        let mut place = Place::asked(flags, &self.config).await?;
+        let now = place.look(&place.effective(&self.config)).await?;
+        place.settle(&now);
+        Ok((place, now))
+    }
+
+    /// Says who holds the ports that this node is going to need.
+    async fn refuse_taken(
+        &self,
+        rpc: Option<SocketAddr>,
+        config: &Config,
+        vxlan: impl Into<Option<u16>>,
+    ) -> Result<(), ApiError> {
+        let ports = PortUse {
+            rpc,
+            gossip: config.cluster.gossip_port,
+            vxlan: vxlan.into(),
+        };
+        tokio::task::spawn_blocking(move || place::refuse_taken(&ports))
+            .await
+            .map_err(|e| internal("who holds the ports", e))?
+    }
+
     /// What a new cluster begins with: this node's configuration, then what the request says.
     fn first_settings(&self, req: &ClusterInit) -> Result<ClusterSettings, ApiError> {
         let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
@@ -363,12 +484,12 @@ impl Daemon {
             node_grace_ms: ms(cluster.node_grace),
             daemon_grace_ms: ms(cluster.daemon_grace),
             drain_ack_timeout_ms: ms(cluster.drain_ack_timeout),
+            data_path_port: self.config.datapath.port,
             ..ClusterSettings::default()
         };
         for (key, value) in &req.settings {
             settings.set(&Change::parse(key, value)?)?;
         }
-        settings.check()?;
         Ok(settings)
     }
 
@@ -389,6 +510,23 @@ impl Daemon {
         match Credentials::load(&self.vault)? {
             Some(newer) if newer.cluster == credentials.cluster => Ok(()),
             _ => Ok(credentials.save(&self.vault)?),
+        }
+    }
+
+    /// The log has this node already: it is asked to forget it again.
+    async fn unjoin(&self, credentials: &Credentials, key: &NodeKey) {
+        if let Some(c) = self.cluster_now() {
+            if let Err(e) = c.tell_leaving().await {
+                tracing::warn!("undoing: {e}; try: netctl node rm {} on a manager", c.me);
+            }
+            return;
+        }
+        if let Err(e) = rpc::leave(credentials, key).await {
+            tracing::warn!(
+                "undoing: {}; try: netctl node rm {} on a manager",
+                e.message,
+                credentials.node
+            );
         }
     }
 
@@ -429,90 +567,4 @@ impl Daemon {
         }
         Ok(())
     }
-}
-
-fn manager_addr(text: &str, port: u16) -> Result<SocketAddr, ApiError> {
-    text.parse::<SocketAddr>()
-        .or_else(|_| text.parse::<IpAddr>().map(|ip| SocketAddr::new(ip, port)))
-        .map_err(|_| {
-            ApiError::new(
-                Code::Invalid,
-                format!("{text:?} is no address"),
-                "netctl cluster join TOKEN 192.0.2.1:2377",
-            )
-        })
-}
-
-async fn source_towards(to: SocketAddr) -> Result<IpAddr, ApiError> {
-    let unreachable = |e| {
-        ApiError::new(
-            Code::Unavailable,
-            format!("no route leads to {to}: {e}"),
-            "ip route get, or --advertise-addr",
-        )
-    };
-    let any: SocketAddr = if to.is_ipv4() {
-        (Ipv4Addr::UNSPECIFIED, 0).into()
-    } else {
-        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
-    };
-    // Connecting a datagram socket sends nothing: the kernel only chooses the source.
-    let socket = tokio::net::UdpSocket::bind(any).await.map_err(unreachable)?;
-    socket.connect(to).await.map_err(unreachable)?;
-    Ok(socket.local_addr().map_err(unreachable)?.ip())
-}
-
-/// The address that others reach this node by: the given one, which must be here, or the only one there is.
-async fn advertised(asked: Option<&str>, config: &Config) -> Result<IpAddr, ApiError> {
-    let here = tokio::task::spawn_blocking(crate::reconcile::host::global_addresses)
-        .await
-        .map_err(|e| internal("addresses of this host", e))?
-        .map_err(|e| internal("addresses of this host", e))?;
-    let list = || here.iter().map(|a| a.to_string()).collect::<Vec<_>>().join(", ");
-    let v4: Vec<&IpAddr> = here.iter().filter(|a| a.is_ipv4()).collect();
-    let addr = match asked {
-        Some(text) => text.parse::<IpAddr>().map_err(|_| {
-            ApiError::new(
-                Code::Invalid,
-                format!("{text:?} is no IP address"),
-                format!("one of: {}", list()),
-            )
-        })?,
-        None => match (config.datapath.address, v4.as_slice()) {
-            (Some(a), _) => a.into(),
-            (None, [one]) => **one,
-            (None, []) => {
-                return Err(ApiError::new(
-                    Code::Conflict,
-                    "this host has no IPv4 address but loopback",
-                    "ip address add, then again",
-                ));
-            }
-            (None, _) => {
-                return Err(ApiError::new(
-                    Code::Ambiguous,
-                    format!("this host has several addresses: {}", list()),
-                    format!(
-                        "--advertise-addr {}",
-                        v4.first().map(|a| a.to_string()).unwrap_or_default()
-                    ),
-                ));
-            }
-        },
-    };
-    if !here.contains(&addr) {
-        return Err(ApiError::new(
-            Code::Invalid,
-            format!("{addr} is no address of this host"),
-            format!("one of: {}", list()),
-        ));
-    }
-    if addr.is_ipv6() {
-        return Err(ApiError::new(
-            Code::Unsupported,
-            "the underlay is IPv4 in this version",
-            format!("one of: {}", list()),
-        ));
-    }
-    Ok(addr)
 }

@@ -11,11 +11,12 @@ use model::{
 };
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{Daemon, advertised, internal, kept};
+use super::{Daemon, internal, kept};
 use crate::{
     backup::{self, BackupError, Content},
     identity::{ClusterSecrets, Credentials, Csr, NodeKey, Subject, Tls},
     manager::Manager,
+    place::Flags,
     store::Store,
 };
 
@@ -132,8 +133,12 @@ impl Daemon {
         let opened = tokio::task::spawn_blocking(move || backup::open(&file, &secret));
         let content = opened.await.map_err(|e| internal("the backup", e))??;
         let mut state = State::decode(&content.state).map_err(|e| internal("the backup's state", e))?;
-        let addr = advertised(req.advertise_addr.as_deref(), &self.config).await?;
-        let rpc = SocketAddr::new(addr, self.config.cluster.listen.port());
+        let flags = Flags {
+            advertise: req.advertise_addr.as_deref(),
+            ..Flags::default()
+        };
+        let (place, now) = self.place(flags).await?;
+        let rpc = now.rpc;
         let key = NodeKey::load_or_create(&self.vault)?;
         let before = state.intent();
         let former = others(&before, None);
@@ -169,7 +174,7 @@ impl Daemon {
         self.wipe_log()?;
         let (dir, log_key) = (self.config.log_dir(), kept::log_key(&self.vault)?);
         let entered = async {
-            kept::Place { advertise: addr }.save(&self.config)?;
+            place.save(&self.config)?;
             let made = tokio::task::spawn_blocking(move || Store::restore(&dir, log_key, raft, &state));
             made.await
                 .map_err(|e| internal("the log", e))?

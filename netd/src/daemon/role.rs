@@ -92,9 +92,10 @@ impl Cluster {
             store: log.store,
             transport: log.transport,
             listener,
-            rpc: self.rpc_addr().to_string(),
+            addresses: self.addresses.subscribe(),
             tls: self.tls.clone(),
             known: self.known.clone(),
+            reach: self.reach.subscribe(),
         };
         let m = Manager::start(parts, self);
         tracing::info!(raft = m.raft(), "this node is a manager");
@@ -134,9 +135,13 @@ impl Cluster {
         self.manager.send_replace(Some(m));
     }
 
+    fn rpc_listen(&self) -> SocketAddr {
+        super::follow::rpc_listen(&self.config, &self.addresses())
+    }
+
     /// Where the managers' RPC is, or would be, reached on this node.
     pub(super) fn rpc_addr(&self) -> SocketAddr {
-        SocketAddr::new(self.advertise, self.config.cluster.listen.port())
+        self.addresses().rpc
     }
 
     /// Follows the role until the cluster is left.
@@ -215,7 +220,7 @@ impl Cluster {
     async fn begin(self: &Arc<Self>, raft: u64) -> Result<(), ApiError> {
         self.certify(Role::Manager).await?;
         let id = self.uplink.raft_id(raft).await?;
-        let listener = listen(self.config.cluster.listen).await?;
+        let listener = listen(self.rpc_listen()).await?;
         let log = kept::join_log(&self.config, &self.vault, id).await?;
         self.install(log, listener);
         Ok(())
@@ -235,7 +240,7 @@ impl Cluster {
     pub(super) async fn may_listen(&self) -> Result<SocketAddr, String> {
         if self.manager_now().is_none() {
             // Taken and let go: whether it can be had is found out before anything is promised.
-            listen(self.config.cluster.listen).await.map_err(|e| e.message)?;
+            listen(self.rpc_listen()).await.map_err(|e| e.message)?;
         }
         Ok(self.rpc_addr())
     }

@@ -24,11 +24,12 @@ const CALM: Duration = Duration::from_millis(500);
 impl Cluster {
     /// Tells the others about this node.
     pub(super) fn publish_node(&self) {
+        let now = self.addresses();
         let row = NodeRow {
             hostname: self.hostname.clone(),
-            datapath_addr: self.vtep.into(),
-            datapath_port: self.config.datapath.port,
-            gossip: (self.advertise, self.config.cluster.gossip_port).into(),
+            datapath_addr: now.data_path.into(),
+            datapath_port: self.intent().settings.data_path_port,
+            gossip: now.gossip,
             mac: node_mac(self.me),
             datapath: Datapath::Ebpf,
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -28,6 +28,11 @@ pub use stats::Stats;
 use forward::Forwarder;
 use serve::{Context, Serving, Sockets};
 
+/// The host's resolvers, in order, as a resolv.conf(5) names them now.
+pub(crate) fn resolvers(file: &Path) -> Vec<std::net::SocketAddr> {
+    resolvers::Resolvers::new(file.to_owned()).get(std::time::Instant::now())
+}
+
 /// Where names are asked for inside a task's namespace.
 pub const ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 11);
 /// The same inside Docker's containers, where Docker holds [`ADDRESS`] (CONTRACTS 8).

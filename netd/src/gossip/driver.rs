@@ -1,6 +1,10 @@
 //! The task that drives `core`: datagrams in and out, timers, pings, comparisons, the disk.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
 
 use cluster::{
     membership::Outcome,
@@ -133,6 +137,14 @@ fn take(shared: &Shared, packet: &[u8]) {
     }
 }
 
+/// A socket of both families speaks to IPv4 addresses in their mapped form (RFC 4291 2.5.5.2).
+fn reach(listen: SocketAddr, to: SocketAddr) -> SocketAddr {
+    match (listen, to.ip()) {
+        (SocketAddr::V6(_), IpAddr::V4(a)) => SocketAddr::new(a.to_ipv6_mapped().into(), to.port()),
+        _ => to,
+    }
+}
+
 async fn send(shared: &Shared, udp: &UdpSocket, out: Vec<Datagram>) {
     for (addr, plain) in out {
         let sealed = random::<NONCE>()
@@ -141,7 +153,7 @@ async fn send(shared: &Shared, udp: &UdpSocket, out: Vec<Datagram>) {
         match sealed {
             Some(Ok(packet)) => {
                 // A datagram may be lost anyway: an unreachable peer is seen by its silence.
-                if let Err(e) = udp.send_to(&packet, addr).await {
+                if let Err(e) = udp.send_to(&packet, reach(shared.listen, addr)).await {
                     tracing::trace!(%addr, error = %e, "a datagram was not sent");
                 }
             }

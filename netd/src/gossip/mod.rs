@@ -305,6 +305,12 @@ impl Gossip {
         met
     }
 
+    /// This node is reached at another address from now on.
+    pub fn moved(&self, addr: SocketAddr) {
+        self.shared.lock().moved(self.shared.now(), addr);
+        self.shared.wake.notify_one();
+    }
+
     /// Tells others that this node goes for good, and forgets the view on disk.
     pub async fn leave(&self) {
         self.shared.lock().leave(self.shared.now());

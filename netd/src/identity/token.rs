@@ -65,6 +65,17 @@ impl FromStr for Token {
     }
 }
 
+impl Token {
+    /// Whether one of the certificates (PEM) is the CA's that the token pins.
+    pub fn pins(&self, ca: &str) -> bool {
+        use ring::digest::{SHA256, digest};
+        use rustls::pki_types::{CertificateDer, pem::PemObject};
+        CertificateDer::pem_slice_iter(ca.as_bytes())
+            .flatten()
+            .any(|der| digest(&SHA256, &der).as_ref() == self.pin)
+    }
+}
+
 pub(super) fn encode(bytes: &[u8]) -> String {
     let mut out = String::new();
     let (mut buffer, mut bits) = (0u32, 0);

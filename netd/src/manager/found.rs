@@ -54,6 +54,7 @@ pub fn found(
     if settings.default_addr_pool6.is_none() {
         settings.default_addr_pool6 = Some(random_ula()?);
     }
+    cluster::state::check_settings(&settings)?;
     let avoid = crate::reconcile::host::routed_subnets().map_err(|e| internal("routes of this host", e))?;
     let command = InitCluster {
         cluster,

@@ -156,6 +156,9 @@ impl Manager {
                 "netctl node promote another one first",
             ));
         }
+        if !force && let Some(why) = self.too_few_without(raft) {
+            return Err(would_break(node, &n.hostname, &why, FORCE));
+        }
         let _out = Leaving::new(self, raft);
         let until = Instant::now() + PATIENCE;
         while self.store.status().conf.contains(raft) {
@@ -170,13 +173,7 @@ impl Manager {
                 {
                     tokio::time::sleep(AGAIN).await;
                 }
-                Err(ProposeError::Refused(r)) => {
-                    return Err(ApiError::new(
-                        r.code,
-                        format!("demoting {node} ({}) would break the quorum: {}", n.hostname, r.message),
-                        r.hint,
-                    ));
-                }
+                Err(ProposeError::Refused(r)) => return Err(would_break(node, &n.hostname, &r.message, &r.hint)),
                 Err(e) => return Err(e.into()),
             }
         }
@@ -186,6 +183,21 @@ impl Manager {
             rpc: None,
         };
         Ok(self.propose(command).await?.0)
+    }
+
+    /// Why the managers that would be left without one could not agree on anything. Raft itself misses a manager only after
+    /// an election timeout; a stream that broke tells at once.
+    fn too_few_without(&self, raft: u64) -> Option<String> {
+        let (status, reached) = (self.store.status(), self.reached());
+        let left: Vec<u64> = status.conf.voters.iter().copied().filter(|v| *v != raft).collect();
+        let can = left.iter().filter(|v| **v == status.id || reached.contains(v)).count();
+        let quorum = left.len() / 2 + 1;
+        (!left.is_empty() && can < quorum).then(|| {
+            format!(
+                "of {} managers that would be left {can} can be reached, {quorum} must agree: nothing could be changed any more",
+                left.len()
+            )
+        })
     }
 
     /// A manager has no log: it is to begin one under an id that has never voted.
@@ -208,6 +220,17 @@ impl Manager {
             (_, other) => Err(internal("an id in Raft", format!("the log answered {other:?}"))),
         }
     }
+}
+
+/// How a refusal is overruled, and what that means.
+const FORCE: &str = "start the others first; --force does it all the same, and the cluster waits until they are back";
+
+fn would_break(node: NodeId, hostname: &str, why: &str, hint: &str) -> ApiError {
+    ApiError::new(
+        Code::Conflict,
+        format!("demoting {node} ({hostname}) would break the quorum: {why}"),
+        hint,
+    )
 }
 
 /// Keeps a manager from being let in again while it is taken out.

@@ -31,6 +31,7 @@ use crate::{
     identity::{ClusterSecrets, Tls},
     known::Known,
     peers::{Peers, PeersConfig},
+    place::Addresses,
     rpc::{Answer, Ask, Forwarder, Hub, Leader},
     store::{ProposeError, Store},
     tasks::TaskBoard,
@@ -61,7 +62,7 @@ pub struct Manager {
     pub(crate) clock: LogClock,
     tls: Arc<Tls>,
     board: Mutex<TaskBoard>,
-    rpc: String,
+    addresses: watch::Receiver<Addresses>,
     leader: watch::Sender<Leader>,
     /// Ids in Raft that are on their way out: they are not let in again meanwhile.
     leaving: Mutex<BTreeSet<u64>>,
@@ -76,12 +77,14 @@ pub struct Parts {
     pub transport: Arc<OnceLock<Peers>>,
     /// The managers' port.
     pub listener: TcpListener,
-    /// Where others reach it, `ip:port`.
-    pub rpc: String,
+    /// Where others reach this node.
+    pub addresses: watch::Receiver<Addresses>,
     /// This node's TLS settings.
     pub tls: Arc<Tls>,
     /// The newest intent known on this node.
     pub known: Known,
+    /// The same, with managers at the addresses that gossip tells.
+    pub reach: watch::Receiver<Arc<Intent>>,
 }
 
 impl From<ProposeError> for ApiError {
@@ -100,14 +103,15 @@ impl Manager {
             store,
             transport,
             listener,
-            rpc,
+            addresses,
             tls,
             known,
+            reach,
         } = parts;
         let peers = Peers::start(PeersConfig {
             raft: store.status().id,
             tls: tls.clone(),
-            intent: known.watch(),
+            intent: reach.clone(),
             inbox: Arc::new(store.clone()),
         });
         let _ = transport.set(peers.clone());
@@ -117,13 +121,13 @@ impl Manager {
                 Arc::downgrade(cluster),
                 known.clone(),
             ))),
-            forwarder: Forwarder::new(tls.clone(), known.watch()),
+            forwarder: Forwarder::new(tls.clone(), reach),
             peers,
             known: known.clone(),
             clock: LogClock::new(&store),
             tls: tls.clone(),
             board: Mutex::default(),
-            rpc,
+            addresses,
             leader: watch::Sender::new(Leader::Nobody),
             leaving: Mutex::default(),
             running: Mutex::default(),
@@ -196,7 +200,7 @@ impl Manager {
             };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(e.into());
+                return Err(self.no_leader(&e.to_string()));
             }
             let _ = tokio::time::timeout(left.min(AGAIN), leader.changed()).await;
         }
@@ -255,8 +259,8 @@ impl Manager {
     }
 
     /// Address that new nodes join at.
-    pub fn rpc(&self) -> &str {
-        &self.rpc
+    pub fn rpc(&self) -> String {
+        self.addresses.borrow().rpc.to_string()
     }
 
     /// How far every node has come.

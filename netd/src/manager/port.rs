@@ -1,6 +1,7 @@
 //! How the hub reaches the log and the node.
 
 use std::{
+    net::SocketAddr,
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -119,6 +120,14 @@ impl ManagerPort for Port {
                 None => (503, String::new()),
             }
         })
+    }
+
+    fn gossip_of(&self, node: NodeId) -> Option<SocketAddr> {
+        let c = self.cluster.upgrade()?;
+        match c.me == node {
+            true => Some(c.addresses().gossip),
+            false => c.node_row(&c.facts(), node).map(|r| r.gossip),
+        }
     }
 
     fn health(&self, node: NodeId) -> NodeHealth {

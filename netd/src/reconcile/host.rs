@@ -8,19 +8,36 @@ use std::{
 use ipnet::IpNet;
 use kernel::rtnl::{Address, Link, Rtnl, RtnlError};
 
+use crate::place::Local;
+
 /// Names of devices that netd makes on the host's side.
 fn ours(name: &str) -> bool {
     name == overlay::names::VXLAN || name.starts_with("nv")
 }
 
-/// Addresses that others may reach this host by: not of loopback, link scope or our own devices.
-pub fn global_addresses() -> Result<BTreeSet<IpAddr>, RtnlError> {
+/// Addresses that others may reach this host by, in the kernel's order: not of loopback, link scope or our own devices.
+pub fn local_addresses() -> Result<Vec<Local>, RtnlError> {
     let mut rtnl = Rtnl::open()?;
     let links = rtnl.links()?;
-    Ok(addresses(&links, &rtnl.addresses()?)
-        .into_iter()
-        .filter(|a| !a.is_loopback())
+    let all = rtnl.addresses()?;
+    let good = addresses(&links, &all);
+    let name = |index| links.iter().find(|l| l.index == index).map(|l| l.name.clone());
+    Ok(all
+        .iter()
+        .filter(|a| !a.tentative && !a.net.addr().is_loopback() && good.contains(&a.net.addr()))
+        .filter_map(|a| {
+            Some(Local {
+                interface: name(a.index)?,
+                address: a.net.addr(),
+            })
+        })
         .collect())
+}
+
+/// Address of this host that the kernel would choose to speak to `to`; nothing is sent.
+pub fn source_towards(to: IpAddr) -> Option<IpAddr> {
+    let way = Rtnl::open().and_then(|mut r| r.way_to(to)).ok()?;
+    way.source.filter(|s| !s.is_loopback())
 }
 
 /// Every address that a packet for this host may bear, 127.0.0.1 among them.

@@ -9,7 +9,8 @@ mod pass;
 mod reserve;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::{
         Arc, Mutex,
         mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
@@ -21,7 +22,7 @@ use kernel::rtnl::Events;
 use model::{EndpointId, Intent, NodeId, api::Writes};
 use tokio::sync::watch;
 
-use crate::{config::Config, endpoints::Endpoints, gossip::Facts};
+use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresses};
 
 pub use pass::{Kernel, KernelError};
 
@@ -38,8 +39,8 @@ pub struct Inputs {
     pub me: NodeId,
     /// Settings.
     pub config: Config,
-    /// Data-path address of this node.
-    pub vtep: std::net::Ipv4Addr,
+    /// Where this node is.
+    pub addresses: watch::Receiver<Addresses>,
     /// Intent.
     pub intent: watch::Receiver<Arc<Intent>>,
     /// Facts.
@@ -67,6 +68,8 @@ pub struct Reconciled {
     pub attached: BTreeMap<EndpointId, u32>,
     /// MTU inside the overlay, octets.
     pub mtu: u16,
+    /// Addresses of this host.
+    pub addresses: BTreeSet<IpAddr>,
 }
 
 /// The running reconciler.
@@ -415,6 +418,7 @@ impl Loop {
             endpoints: done.endpoints,
             attached: done.attached,
             mtu: done.mtu,
+            addresses: done.addresses.unwrap_or(before.addresses.clone()),
         };
         self.out.send_replace(Arc::new(status));
         self.passed = Some(intent);

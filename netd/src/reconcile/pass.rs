@@ -2,10 +2,11 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     path::Path,
 };
 
-use ebpf_abi::{Backend, NodeCfg};
+use ebpf_abi::{Backend, MemberVal, NodeCfg};
 use kernel::{
     bpf::{Attached, BpfError, DataPath, Hook},
     fabric::{self, ObserveError},
@@ -87,6 +88,8 @@ pub struct Done {
     pub attached: BTreeMap<EndpointId, u32>,
     /// MTU inside the overlay, octets.
     pub mtu: u16,
+    /// Addresses of this host, when they could be read.
+    pub addresses: Option<BTreeSet<IpAddr>>,
 }
 
 impl Kernel {
@@ -163,13 +166,14 @@ impl Kernel {
         if self.datapath.is_none() {
             self.datapath = Some(DataPath::open(&inputs.config.node.bpffs_dir)?.0);
         }
-        let seen = host::look(&mut self.rtnl, inputs.vtep)?;
+        let vtep = inputs.addresses.borrow().source;
+        let seen = host::look(&mut self.rtnl, vtep)?;
+        done.addresses = Some(seen.addresses.clone());
         let underlay_mtu = match &seen.underlay {
             Some((_, mtu)) => *mtu,
             None => {
                 done.problems.push(format!(
-                    "no device of this host holds the data-path address {}; try: ip address show, or netctl cluster leave and join with another",
-                    inputs.vtep
+                    "no device of this host holds the data-path address {vtep}; try: ip address show, then [datapath] address or [cluster] advertise in netd's configuration"
                 ));
                 1500
             }
@@ -181,8 +185,8 @@ impl Kernel {
         });
         let mut here = Here {
             me: inputs.me,
-            vtep: inputs.vtep,
-            vxlan_port: inputs.config.datapath.port,
+            vtep,
+            vxlan_port: intent.settings.data_path_port,
             underlay_mtu,
             uplinks: seen.uplinks.clone(),
             direct: !transforms,
@@ -244,6 +248,11 @@ impl Kernel {
         }
         let mut wrote = |n: kernel::bpf::SyncCount| done.writes += (n.added + n.changed + n.removed) as u64;
         wrote(dp.pools.sync(&rows.pools)?);
+        let moved = moved(dp.members.get_all(), &rows.members);
+        if !moved.is_empty() {
+            done.writes += dp.move_nodes(&moved)? as u64;
+        }
+        let mut wrote = |n: kernel::bpf::SyncCount| done.writes += (n.added + n.changed + n.removed) as u64;
         wrote(dp.members.sync(&rows.members)?);
         wrote(dp.ep_config.sync(&rows.ep_config)?);
         wrote(dp.ep_extra.sync(&rows.ep_extra)?);
@@ -272,6 +281,13 @@ impl Kernel {
         let wanted = view::mesh_wanted(intent, facts, &here, endpoints);
         balance(dp, &wanted, done)
     }
+}
+
+/// Nodes whose data-path address changes: old to new.
+fn moved(before: &BTreeMap<u32, MemberVal>, now: &BTreeMap<u32, MemberVal>) -> BTreeMap<u32, u32> {
+    let at: BTreeMap<u32, u32> = now.iter().map(|(vtep, m)| (m.node, *vtep)).collect();
+    let of = before.iter().filter_map(|(old, m)| Some((*old, *at.get(&m.node)?)));
+    of.filter(|(old, new)| old != new).collect()
 }
 
 fn refresh(dp: &mut DataPath) -> Result<(), BpfError> {
@@ -384,5 +400,24 @@ fn brief(step: &Step) -> String {
     match step {
         Step::Lut { off, cells } => format!("lut: {} cells from {off}", cells.len()),
         other => format!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_moved() {
+        let members = |all: &[(u32, u32)]| -> BTreeMap<u32, MemberVal> {
+            let of = |(vtep, node): &(u32, u32)| (*vtep, MemberVal { node: *node, flags: 0 });
+            all.iter().map(of).collect()
+        };
+        let before = members(&[(10, 1), (20, 2), (30, 3), (40, 4)]);
+        // 1 and 2 change places, 3 goes elsewhere, 4 is gone, 5 is new.
+        let now = members(&[(20, 1), (10, 2), (31, 3), (50, 5)]);
+        assert_eq!(moved(&before, &now), BTreeMap::from([(10, 20), (20, 10), (30, 31)]));
+        assert_eq!(moved(&before, &before), BTreeMap::new());
+        assert_eq!(moved(&members(&[]), &now), BTreeMap::new());
     }
 }

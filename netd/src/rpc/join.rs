@@ -11,13 +11,16 @@ use model::{
     intent::Intent,
 };
 use rustls::pki_types::pem::PemObject;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{net::TcpStream, sync::watch, time::timeout};
 
 use super::{
-    HANDSHAKE, MAX_DOWN, MAX_JOIN, frame,
-    message::{JoinAnswer, JoinRequest, Opening, ToManager, ToNode},
+    HANDSHAKE, MAX_DOWN, MAX_JOIN, Uplink, UplinkConfig, frame,
+    message::{JoinAnswer, JoinRequest, ListAnswer, Opening, ToManager, ToNode},
 };
-use crate::identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned};
+use crate::{
+    identity::{Credentials, IdentityError, NodeKey, Tls, Token, connect_pinned},
+    known::Known,
+};
 
 /// How long the log may take to let a node in, and the first snapshot to come.
 const ANSWER: Duration = Duration::from_secs(15);
@@ -70,6 +73,8 @@ pub struct Joined {
     pub intent: Arc<Intent>,
     /// This node's address as the manager sees it.
     pub seen: IpAddr,
+    /// Managers' gossip addresses, as far as the manager knows them.
+    pub gossip: Vec<SocketAddr>,
 }
 
 /// Joins the cluster of a manager; `rpc` is where this node would be one. Trying again with the same key gives the same
@@ -81,7 +86,7 @@ pub async fn join(
     hostname: &str,
     rpc: SocketAddr,
 ) -> Result<Joined, JoinError> {
-    let (mut credentials, seen) = prove_anew(token, addr, key, hostname, rpc).await?;
+    let (mut credentials, seen, gossip) = prove_anew(token, addr, key, hostname, rpc).await?;
     let tls = Tls::new(&credentials, key)?;
     let (keys, intent) = timeout(ANSWER, first(&tls, addr))
         .await
@@ -92,6 +97,7 @@ pub async fn join(
         credentials,
         intent: Arc::new(intent),
         seen,
+        gossip,
     })
 }
 
@@ -102,7 +108,7 @@ pub async fn prove_anew(
     key: &NodeKey,
     hostname: &str,
     rpc: SocketAddr,
-) -> Result<(Credentials, IpAddr), JoinError> {
+) -> Result<(Credentials, IpAddr, Vec<SocketAddr>), JoinError> {
     let connect = |why: String| JoinError::Connect { addr, why };
     let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
     let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
@@ -127,8 +133,44 @@ pub async fn prove_anew(
     if answer.cluster != manager.cluster || !pinned(&answer.issued.ca, token) {
         return Err(JoinError::Answer("it is for another cluster".into()));
     }
-    let seen = answer.seen;
-    Ok((answer.into_credentials(addr), seen))
+    let (seen, gossip) = (answer.seen, answer.gossip.clone());
+    Ok((answer.into_credentials(addr), seen, gossip))
+}
+
+/// The managers' addresses, as the one at `addr` knows them. Nothing changes there.
+pub async fn managers(token: &Token, addr: SocketAddr) -> Result<Vec<String>, JoinError> {
+    let connect = |why: String| JoinError::Connect { addr, why };
+    let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
+    let (mut stream, manager) = timeout(HANDSHAKE, connect_pinned(addr, token.pin))
+        .await
+        .map_err(late)?
+        .map_err(|e| connect(e.to_string()))?;
+    let talk = async {
+        frame::write(&mut stream, &Opening::List(token.secret.to_vec())).await?;
+        frame::read::<Result<ListAnswer, ApiError>>(&mut stream, MAX_JOIN).await
+    };
+    let answer = timeout(ANSWER, talk)
+        .await
+        .map_err(|_| JoinError::Answer("it did not come in time".into()))?
+        .map_err(|e| JoinError::Answer(e.to_string()))?
+        .map_err(JoinError::Refused)?;
+    match answer.cluster == manager.cluster {
+        true => Ok(with(answer.managers, addr)),
+        false => Err(JoinError::Answer("it is for another cluster".into())),
+    }
+}
+
+/// Asks to be taken out of a cluster that was just joined: what this node found out afterwards forbids it.
+pub async fn leave(credentials: &Credentials, key: &NodeKey) -> Result<(), ApiError> {
+    let (uplink, _asked) = Uplink::start(UplinkConfig {
+        me: credentials.node,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        tls: Arc::new(Tls::new(credentials, key)?),
+        first: credentials.managers.iter().filter_map(|m| m.parse().ok()).collect(),
+        local: watch::channel(None).1,
+        intent: Known::new(Arc::default()),
+    });
+    uplink.leave().await
 }
 
 impl JoinAnswer {

@@ -1,6 +1,9 @@
 //! The messages.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use cluster::seal::Key;
 use model::{
@@ -20,6 +23,15 @@ pub(super) enum Opening {
     Join(JoinRequest),
     /// A node that was away for too long.
     Return(ReturnRequest),
+    /// Somebody who looks for managers: the secret of a token. Answered by [`ListAnswer`].
+    List(Vec<u8>),
+}
+
+/// Who the managers are.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ListAnswer {
+    pub(super) cluster: String,
+    pub(super) managers: Vec<String>,
 }
 
 /// A certificate that counts no more is traded in for a new one.
@@ -54,6 +66,9 @@ pub(super) struct JoinAnswer {
     pub(super) node: NodeId,
     pub(super) issued: Issued,
     pub(super) managers: Vec<String>,
+    /// Managers' gossip addresses, as far as they are known.
+    #[serde(default)]
+    pub(super) gossip: Vec<SocketAddr>,
     /// Address that the node came from, as the manager sees it.
     pub(super) seen: IpAddr,
 }

@@ -20,13 +20,13 @@ mod session;
 mod tests;
 mod uplink;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use cluster::state::Secret;
 pub use forward::{Forwarded, Forwarder, serve as serve_http};
 use futures_util::future::BoxFuture;
 pub use hub::{AskError, Hub, NodeReport};
-pub use join::{JoinError, Joined, join, prove_anew};
+pub use join::{JoinError, Joined, join, leave, managers, prove_anew};
 pub use message::{Answer, Ask, Report};
 use model::{
     api::NodeHealth,
@@ -112,6 +112,10 @@ pub trait ManagerPort: Send + Sync + 'static {
     fn need_block(&self, node: NodeId, vni: Vni) -> BoxFuture<'_, Result<u32, ApiError>>;
     /// Answers a read of a path such as `/v1/services/web/tasks` for a node: HTTP status and JSON.
     fn query(&self, node: NodeId, path: String) -> BoxFuture<'_, (u16, String)>;
+    /// A node's gossip address, when it is known.
+    fn gossip_of(&self, _node: NodeId) -> Option<SocketAddr> {
+        None
+    }
     /// How a node is seen by this manager's gossip.
     fn health(&self, node: NodeId) -> NodeHealth;
     /// Who leads the managers.

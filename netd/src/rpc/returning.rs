@@ -93,6 +93,7 @@ impl Hub {
             node,
             issued,
             managers: managers.filter_map(|n| n.rpc.clone()).collect(),
+            gossip: Vec::new(),
             seen: from,
         })
     }

@@ -23,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 use super::{
     HANDSHAKE, MAX_HANDSHAKES, MAX_JOIN, MAX_STREAMS, Newcomer, frame,
     hub::Hub,
-    message::{JoinAnswer, JoinRequest, Opening, ToManager},
+    message::{JoinAnswer, JoinRequest, ListAnswer, Opening, ToManager},
     session,
 };
 use crate::identity::{Csr, Gate, PeerId, Tls, admit_manager, binding};
@@ -114,6 +114,11 @@ impl Hub {
         let answer = match opening {
             Opening::Join(request) => self.join(request, from.ip(), gate).await,
             Opening::Return(request) => self.take_back(request, bound, from.ip(), gate).await,
+            Opening::List(secret) => {
+                let answer = self.list(&secret, from.ip(), gate);
+                frame::write(&mut stream, &answer).await?;
+                return tokio::io::AsyncWriteExt::shutdown(&mut stream).await;
+            }
         };
         if let Err(e) = &answer {
             tracing::warn!(%from, error = %e, "a node was not let in");
@@ -122,12 +127,8 @@ impl Hub {
         tokio::io::AsyncWriteExt::shutdown(&mut stream).await
     }
 
-    async fn join(
-        &self,
-        r: JoinRequest,
-        from: IpAddr,
-        gate: &Mutex<Gate>,
-    ) -> std::result::Result<JoinAnswer, ApiError> {
+    /// What a token opens; wrong ones are counted.
+    fn let_in(&self, secret: &[u8], from: IpAddr, gate: &Mutex<Gate>) -> std::result::Result<Role, ApiError> {
         let gate = || gate.lock().unwrap_or_else(|e| e.into_inner());
         if !gate().open(Instant::now(), from) {
             return Err(ApiError::new(
@@ -136,15 +137,34 @@ impl Hub {
                 "again in a minute, with the token of netctl cluster token worker",
             ));
         }
-        let secrets = self.port.secrets()?;
-        let Some(role) = secrets.role_of(&r.secret) else {
+        self.port.secrets()?.role_of(secret).ok_or_else(|| {
             gate().failed(Instant::now(), from);
-            return Err(ApiError::new(
+            ApiError::new(
                 Code::Forbidden,
                 "the token's secret is not valid, or not any more",
                 "netctl cluster token worker (on a manager)",
-            ));
-        };
+            )
+        })
+    }
+
+    /// Who the managers are, for whoever holds a token.
+    fn list(&self, secret: &[u8], from: IpAddr, gate: &Mutex<Gate>) -> std::result::Result<ListAnswer, ApiError> {
+        self.let_in(secret, from, gate)?;
+        let intent = self.port.intent().borrow().clone();
+        let managers = intent.nodes.values().filter(|n| n.role == Role::Manager);
+        Ok(ListAnswer {
+            cluster: intent.cluster.clone(),
+            managers: managers.filter_map(|n| n.rpc.clone()).collect(),
+        })
+    }
+
+    async fn join(
+        &self,
+        r: JoinRequest,
+        from: IpAddr,
+        gate: &Mutex<Gate>,
+    ) -> std::result::Result<JoinAnswer, ApiError> {
+        let role = self.let_in(&r.secret, from, gate)?;
         let csr = Csr::parse(&r.csr)?;
         let good = |c: char| c.is_ascii_graphic();
         if r.hostname.is_empty() || r.hostname.len() > 253 || !r.hostname.chars().all(good) {
@@ -166,14 +186,15 @@ impl Hub {
         // The log has the last word, also on this.
         let role = intent.nodes.get(&node).map_or(role, |n| n.role);
         let issued = self.port.certify(csr, node, role).await?;
-        let managers = intent.nodes.values().filter(|n| n.role == Role::Manager);
+        let managers = || intent.nodes.iter().filter(|(_, n)| n.role == Role::Manager);
         tracing::info!(%node, %from, ?role, "a node has joined");
         Ok(JoinAnswer {
             cluster: intent.cluster.clone(),
             node,
             issued,
-            managers: managers.filter_map(|n| n.rpc.clone()).collect(),
-            seen: from,
+            gossip: managers().filter_map(|(id, _)| self.port.gossip_of(*id)).collect(),
+            managers: managers().filter_map(|(_, n)| n.rpc.clone()).collect(),
+            seen: from.to_canonical(),
         })
     }
 

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fs, os::fd::AsFd as _, path::Path};
 
-use ebpf_abi::{Addr, BACKEND_ACTIVE, Backend, NodeCfg, RouteKey, RouteVal, SvcKey, SvcVal};
+use ebpf_abi::{
+    Addr, BACKEND_ACTIVE, Backend, Flow, FwdKey, FwdVal, NodeCfg, RevVal, RouteKey, RouteVal, SvcKey, SvcVal,
+};
 
 use super::world::{World, ifindex, ip, isolated};
 use crate::bpf::{Attached, BpfError, DataPath, Hook, SyncCount, object, sys};
@@ -366,5 +368,54 @@ fn a_device_that_went_while_netd_was_away_is_no_obstacle() {
             path.unload().unwrap();
             ip("link del v0");
         }
+    });
+}
+
+#[test]
+fn flows_follow_nodes_that_move() {
+    isolated(|w| {
+        let mut path = open(w);
+        let flow = |port: u16| Flow {
+            sport: port,
+            ..Flow::default()
+        };
+        let way = |vtep| RevVal {
+            vtep,
+            ts: 9,
+            ..RevVal::default()
+        };
+        // 1 and 2 change places, 3 goes to 4, 5 stays; 0 is this node.
+        let ways: Vec<(u16, u32)> = vec![(10, 1), (11, 1), (20, 2), (30, 3), (50, 5), (60, 0)];
+        for (port, vtep) in &ways {
+            sys::update(path.reverse_map.as_fd(), &flow(*port), &way(*vtep)).unwrap();
+            let (key, value) = (
+                FwdKey {
+                    flow: flow(*port),
+                    vtep: *vtep,
+                },
+                FwdVal {
+                    sport: *port,
+                    ..FwdVal::default()
+                },
+            );
+            sys::update(path.forward_map.as_fd(), &key, &value).unwrap();
+        }
+        let moved = BTreeMap::from([(1, 2), (2, 1), (3, 4)]);
+        assert_eq!(path.move_nodes(&moved).unwrap(), 8);
+        for (port, vtep) in ways {
+            let now = moved.get(&vtep).copied().unwrap_or(vtep);
+            let found: Option<RevVal> = sys::lookup(path.reverse_map.as_fd(), &flow(port)).unwrap();
+            assert_eq!(found, Some(way(now)), "{port}");
+            let key = |vtep| FwdKey { flow: flow(port), vtep };
+            let found: Option<FwdVal> = sys::lookup(path.forward_map.as_fd(), &key(now)).unwrap();
+            assert_eq!(found.map(|v| v.sport), Some(port));
+            if now != vtep {
+                assert_eq!(
+                    sys::lookup::<_, FwdVal>(path.forward_map.as_fd(), &key(vtep)).unwrap(),
+                    None
+                );
+            }
+        }
+        assert_eq!(path.move_nodes(&BTreeMap::from([(77, 78)])).unwrap(), 0);
     });
 }

@@ -1,0 +1,96 @@
+//! Who holds the ports that a node needs: said before anything is half-made, with the flags that choose others.
+
+use std::net::{IpAddr, SocketAddr};
+
+use kernel::{
+    rtnl::Rtnl,
+    sockdiag::{self, Holder},
+};
+use model::{ApiError, Code, Proto};
+
+use crate::daemon::internal;
+
+/// Ports that are about to be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortUse {
+    /// Managers' RPC (TCP), when this node is to be a manager.
+    pub rpc: Option<SocketAddr>,
+    /// Gossip (TCP and UDP) on all addresses.
+    pub gossip: u16,
+    /// VXLAN (UDP), when the cluster's port is known.
+    pub vxlan: Option<u16>,
+}
+
+/// Refuses if somebody else holds one of them. Blocking.
+pub fn refuse_taken(ports: &PortUse) -> Result<(), ApiError> {
+    let any = |port| SocketAddr::from(([0, 0, 0, 0], port));
+    let mut taken = Vec::new();
+    if let Some(at) = ports.rpc {
+        taken.extend(held(Proto::Tcp, at, "the managers' port", |p| {
+            format!("--listen-addr 0.0.0.0:{p}")
+        })?);
+    }
+    for proto in [Proto::Tcp, Proto::Udp] {
+        let flag = |p| format!("--gossip-port {p}");
+        taken.extend(held(proto, any(ports.gossip), "gossip's port", flag)?);
+    }
+    if let Some(port) = ports.vxlan
+        && let Some(who) = vxlan_holder(port)?
+    {
+        let what = format!("the data path's port {port}/udp is held by {who}");
+        let (flag, later) = ("--data-path-port", "netctl cluster update data-path-port");
+        let free = other(port);
+        taken.push((what, format!("{flag} {free} (at init), or {later}={free} on a manager")));
+    }
+    if taken.is_empty() {
+        return Ok(());
+    }
+    let (what, mut flags): (Vec<String>, Vec<String>) = taken.into_iter().unzip();
+    flags.dedup();
+    Err(ApiError::new(Code::Conflict, what.join("\n"), flags.join("\n")))
+}
+
+/// A port beside the usual one that is most likely free.
+const fn other(port: u16) -> u16 {
+    match port.checked_add(10_000) {
+        Some(p) => p,
+        None => port - 10_000,
+    }
+}
+
+fn held(
+    proto: Proto,
+    at: SocketAddr,
+    what: &str,
+    flag: impl Fn(u16) -> String,
+) -> Result<Option<(String, String)>, ApiError> {
+    let holders = sockdiag::listening(proto, at.port()).map_err(|e| internal("who holds the ports", e))?;
+    let clash = |h: &&Holder| {
+        let same = |a: IpAddr, b: IpAddr| a.is_unspecified() || b.is_unspecified() || a == b;
+        same(at.ip(), h.at.ip().to_canonical())
+    };
+    Ok(holders.iter().find(clash).map(|h| {
+        let text = format!("{what} {}/{proto} is held by {h}", at.port());
+        (text, flag(other(at.port())))
+    }))
+}
+
+/// Who holds the port with something else than our own device.
+fn vxlan_holder(port: u16) -> Result<Option<String>, ApiError> {
+    let failed = |e| internal("who holds the ports", e);
+    let links = Rtnl::open()
+        .and_then(|mut r| r.links())
+        .map_err(|e| failed(e.to_string()))?;
+    let mut tunnels = links.iter().filter(|l| l.vxlan.is_some_and(|v| v.port == port));
+    if tunnels.clone().any(|l| l.name == overlay::names::VXLAN) {
+        return Ok(None);
+    }
+    if let Some(l) = tunnels.next() {
+        return Ok(Some(format!("the VXLAN device {}", l.name)));
+    }
+    let holders = sockdiag::listening(Proto::Udp, port).map_err(|e| failed(e.to_string()))?;
+    Ok(holders.first().map(|h| match h.pid {
+        Some(_) => h.to_string(),
+        None => "a VXLAN device in another namespace (dockerd in swarm mode makes such, flannel too)".to_owned(),
+    }))
+}
