@@ -1,6 +1,5 @@
 //! Managers, and writes whose acknowledgements the client keeps a record of.
 #![allow(clippy::disallowed_methods, reason = "acknowledgements are timed")]
-#![allow(clippy::disallowed_methods, reason = "acknowledgements are timed")]
 
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
