@@ -290,6 +290,7 @@ impl Store {
             self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
             return false;
         }
+        let message = Box::new(message);
         self.asks.send(Ask::Message { message, octets }).is_ok()
     }
 
