@@ -115,21 +115,23 @@ impl Hub {
             s.asked.insert(id, (node, tx));
             id
         };
-        let mut connected = false;
         let answer = async {
-            let to = self.session(node).await?;
-            connected = true;
-            to.send(ToNode::Ask { id, ask }).await.ok()?;
-            rx.await.ok()
+            // One that lost its manager tries again each few seconds: it is given twice the time to come.
+            let to = tokio::time::timeout(timeout * 2, self.session(node)).await;
+            let to = to.ok().flatten().ok_or(AskError::NotConnected(node))?;
+            let talk = async {
+                to.send(ToNode::Ask { id, ask }).await.ok()?;
+                rx.await.ok()
+            };
+            match tokio::time::timeout(timeout, talk).await {
+                Ok(Some(a)) => Ok(a),
+                Ok(None) => Err(AskError::NotConnected(node)),
+                Err(_) => Err(AskError::Timeout(node)),
+            }
         };
-        let got = tokio::time::timeout(timeout, answer).await;
+        let got = answer.await;
         self.lock().asked.remove(&id);
-        match got {
-            Ok(Some(a)) => Ok(a),
-            Ok(None) => Err(AskError::NotConnected(node)),
-            Err(_) if !connected => Err(AskError::NotConnected(node)),
-            Err(_) => Err(AskError::Timeout(node)),
-        }
+        got
     }
 
     /// The way to a node, as soon as there is one: after a change of leader all nodes come within a moment.
