@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use super::{
-    HEARTBEAT, Manager, MemberStatus, Output, SNAPSHOT_PATIENCE, Status, Unanswered, ask::Changing, ask::unanswered,
+    HEARTBEAT, Manager, MemberStatus, Output, SNAPSHOT_PATIENCE, Sending, Status, Unanswered, ask::Changing,
+    ask::unanswered,
 };
 use crate::{
     log::Disk,
@@ -147,24 +148,31 @@ impl<D: Disk> Manager<D> {
     }
 
     pub(super) fn snapshot_sent(&mut self, id: u64, arrived: bool) -> Result<(), RaftError> {
-        self.sending.remove(&id);
-        match self.is_stalled() {
-            true => Ok(()),
-            false => self.peer.snapshot_sent(id, arrived),
+        if self.is_stalled() {
+            // Nobody says it again, and until Raft knows it sends nothing else there: kept until there is room.
+            if let Some(s) = self.sending.get_mut(&id) {
+                s.told = Some(arrived);
+            }
+            return Ok(());
         }
+        self.sending.remove(&id);
+        self.peer.snapshot_sent(id, arrived)
     }
 
-    /// Snapshots of which the shell never told what became of them count as lost: nothing else would be sent there.
-    pub(super) fn lost_snapshots(&mut self, now: Duration) -> Result<(), RaftError> {
-        let late = |since: &Duration| now.saturating_sub(*since) >= SNAPSHOT_PATIENCE;
-        let lost: Vec<u64> = self
+    /// Tells Raft what the shell told while nothing could be taken in. Snapshots of which it never told what became of
+    /// them count as lost: nothing else would be sent there.
+    pub(super) fn settle_snapshots(&mut self, now: Duration) -> Result<(), RaftError> {
+        let fate = |s: &Sending| {
+            let late = now.saturating_sub(s.since) >= SNAPSHOT_PATIENCE;
+            s.told.or(late.then_some(false))
+        };
+        let settled: Vec<(u64, bool)> = self
             .sending
             .iter()
-            .filter(|(_, s)| late(s))
-            .map(|(id, _)| *id)
+            .filter_map(|(id, s)| Some((*id, fate(s)?)))
             .collect();
-        for id in lost {
-            self.snapshot_sent(id, false)?;
+        for (id, arrived) in settled {
+            self.snapshot_sent(id, arrived)?;
         }
         Ok(())
     }

@@ -63,8 +63,8 @@ pub struct Manager<D> {
     led: Option<u64>,
     /// When another manager was last heard.
     heard: BTreeMap<u64, Duration>,
-    /// Snapshots under way, since when.
-    sending: BTreeMap<u64, Duration>,
+    /// Snapshots under way.
+    sending: BTreeMap<u64, Sending>,
     entries_since: u64,
     octets_since: usize,
     /// A write that found no room on the disk.
@@ -75,6 +75,13 @@ pub struct Manager<D> {
     /// For a planted fault: the state before the last command.
     #[cfg(feature = "mutants")]
     before: State,
+}
+
+/// A snapshot under way to another manager.
+struct Sending {
+    since: Duration,
+    /// What the shell told while nothing could be taken in: whether it arrived.
+    told: Option<bool>,
 }
 
 /// What [`Manager::open`] found.
@@ -334,7 +341,7 @@ impl<D: Disk> Manager<D> {
         if self.is_stalled() {
             return Ok(());
         }
-        self.lost_snapshots(now)?;
+        self.settle_snapshots(now)?;
         match due {
             true => self.peer.tick(),
             false => self.peer.ping(),

@@ -1,3 +1,5 @@
+mod snapshots;
+
 use std::{cell::RefCell, collections::BTreeMap, io, rc::Rc};
 
 use model::intent::Role;
@@ -419,32 +421,6 @@ fn leadership_is_handed_over() {
         (Some(3), elections),
         "and nobody else stands"
     );
-}
-
-#[test]
-fn one_that_is_far_behind_gets_a_snapshot() {
-    let mut net = Net::three();
-    net.cut = vec![3];
-    for n in 50..80 {
-        net.propose(1, n.into(), worker(n)).unwrap();
-    }
-    let now = net.now;
-    net.managers.get_mut(&1).unwrap().snapshot().unwrap();
-    net.cut.clear();
-    let mut sent = false;
-    net.until("it has caught up", |n| {
-        if n.wire.iter().any(|w| w.1.kind == raft::Kind::Snapshot) {
-            sent = true;
-        }
-        if n.managers[&1].status(n.now).members.iter().any(|m| m.snapshot) && n.now > now + Duration::from_secs(2) {
-            n.input(1, Input::SnapshotSent { id: 3, arrived: true });
-        }
-        *n.managers[&3].read() == *n.managers[&1].read()
-    });
-    assert!(sent);
-    // Also after a restart.
-    net.reopen(3);
-    net.until("again", |n| *n.managers[&3].read() == *n.managers[&1].read());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::{Manager, ManagerError, Output, SNAPSHOT_AGAIN};
+use super::{Manager, ManagerError, Output, SNAPSHOT_AGAIN, Sending};
 use crate::{
     log::{Disk, LogError},
     mutant::{self, Mutant},
@@ -73,7 +73,8 @@ impl<D: Disk> Manager<D> {
     fn send(&mut self, now: Duration, messages: Vec<Message>, out: &mut impl FnMut(Output)) {
         for m in messages {
             if m.kind == Kind::Snapshot {
-                self.sending.insert(m.to, now);
+                let (since, told) = (now, None);
+                self.sending.insert(m.to, Sending { since, told });
             }
             out(Output::Send(m));
         }
