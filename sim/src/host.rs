@@ -59,7 +59,7 @@ pub(crate) struct Host {
     pub(crate) used: u64,
     /// It lost its disk, and does not know which ids it has used.
     pub(crate) amnesia: bool,
-    /// The id that it was known under when it asked, after it lost its log.
+    /// The highest id that it may have used as of when it asked, after it lost its log.
     pub(crate) tainted: Option<u64>,
     pub(crate) renewing: bool,
     pub(crate) changing: bool,
@@ -380,7 +380,14 @@ impl World {
                 let value = state.secret(&format!("r{register}"));
                 value.and_then(|v| v.try_into().ok()).map_or(0, u64::from_le_bytes)
             }
-            Ask::Raft(node) => state.intent().nodes.get(node).and_then(|n| n.raft).unwrap_or(0),
+            Ask::Raft(node) => {
+                let raft = state.intent().nodes.get(node).and_then(|n| n.raft).unwrap_or(0);
+                // The highest that it may have used.
+                match state.raft_is_unused(raft) {
+                    true => raft - 1,
+                    false => raft,
+                }
+            }
             Ask::Propose(_) => 0,
         }
     }

@@ -313,7 +313,7 @@ impl World {
                     self.plan(h.stopped_until - self.now, Event::Agent { host, boot });
                     return Ok(());
                 }
-                self.retry_role(host);
+                self.retry_role(host)?;
                 self.agent_round(host)
             }
             Event::Packet { from, to, packet } => {
@@ -331,11 +331,12 @@ impl World {
     }
 
     /// A manager without a log goes on asking.
-    fn retry_role(&mut self, host: usize) {
+    fn retry_role(&mut self, host: usize) -> Check {
         let h = &self.hosts[host];
-        let Some(me) = h.node else { return };
-        if h.manager.is_none() && h.view.nodes.get(&me).is_some_and(|n| n.raft.is_some()) {
-            self.lost_log(host, me);
+        let raft = h.node.and_then(|me| h.view.nodes.get(&me)?.raft);
+        match h.manager.is_none() && raft.is_some() {
+            true => self.role(host),
+            false => Ok(()),
         }
     }
 

@@ -72,6 +72,8 @@ pub struct State {
     /// Raft ids that get the log, voters or not, and those that still vote although they are leaving.
     raft_members: BTreeSet<u64>,
     raft_leaving: BTreeSet<u64>,
+    /// Raft ids of managers that took part under them and were taken out while they stayed managers: they have voted.
+    raft_spent: BTreeSet<u64>,
     vnis: Pool,
     indices: Pool,
     marks: Pool,
@@ -123,6 +125,7 @@ impl Default for State {
             next_raft: 1,
             raft_members: BTreeSet::new(),
             raft_leaving: BTreeSet::new(),
+            raft_spent: BTreeSet::new(),
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),

@@ -1,5 +1,7 @@
 //! Who is a manager, and under which id in Raft.
 
+use std::collections::BTreeSet;
+
 use model::{
     NodeId,
     intent::{Node, Role},
@@ -7,6 +9,7 @@ use model::{
 
 use super::{Applied, NewNode, Refusal, State, nodes::check_node};
 use crate::{
+    manager::FOUNDER,
     mutant::{self, Mutant},
     raft::{ConfChange, ConfStep},
 };
@@ -35,12 +38,22 @@ impl State {
 
     /// Whether a Raft id was given out and is no manager's any more: it never will be again.
     pub fn raft_is_gone(&self, raft: u64) -> bool {
-        raft < self.next_raft && !self.intent.nodes.values().any(|n| n.raft == Some(raft))
+        raft < self.next_raft && !self.is_some_raft(raft)
     }
 
     /// Whether a Raft id gets the log, as far as this state knows.
     pub fn is_raft_member(&self, raft: u64) -> bool {
         self.raft_members.contains(&raft) || self.raft_leaving.contains(&raft)
+    }
+
+    /// Whether a manager's Raft id never took part: then nobody can have voted under it, and an empty log may begin under
+    /// it. An id that did must not come back without its log, also when a demotion that did not end took it out.
+    pub fn raft_is_unused(&self, raft: u64) -> bool {
+        raft != FOUNDER && self.is_some_raft(raft) && !self.is_raft_member(raft) && !self.raft_spent.contains(&raft)
+    }
+
+    fn is_some_raft(&self, raft: u64) -> bool {
+        self.intent.nodes.values().any(|n| n.raft == Some(raft))
     }
 
     /// The entry at `index` changed who takes part in Raft.
@@ -55,9 +68,13 @@ impl State {
                     if self.raft_members.remove(id) && change.steps.len() > 1 {
                         self.raft_leaving.insert(*id);
                     }
+                    self.raft_spent.insert(*id);
                 }
             }
         }
+        // One that is no manager's is gone in any case.
+        let rafts: BTreeSet<u64> = self.intent.nodes.values().filter_map(|n| n.raft).collect();
+        self.raft_spent.retain(|id| rafts.contains(id));
     }
 
     fn managers(&self) -> usize {
@@ -196,6 +213,7 @@ impl State {
         self.applied = index;
         self.raft_members = [raft].into();
         self.raft_leaving.clear();
+        self.raft_spent.clear();
         Ok((id, raft))
     }
 }
@@ -308,6 +326,33 @@ mod tests {
         assert!(log.no(demote(3)).message.contains("still takes part"));
         let kept = State::decode(&log.state.encode().unwrap()).unwrap();
         assert!(kept.is_raft_member(3) && !kept.is_raft_member(2), "also in a snapshot");
+    }
+
+    #[test]
+    fn an_empty_log_begins_under_an_id_that_never_took_part() {
+        let mut log = Log::new(2);
+        assert!(!log.state.raft_is_unused(1), "the founder's took part from the start");
+        assert!(!log.state.raft_is_unused(2), "nobody's");
+        log.ok(promote(2));
+        assert!(log.state.raft_is_unused(2));
+        let change = |step| ConfChange { steps: vec![(step, 2)] };
+        log.state.conf_changed(90, &change(ConfStep::Learner));
+        log.state.conf_changed(91, &change(ConfStep::Voter));
+        assert!(!log.state.raft_is_unused(2));
+        // A demotion that did not end: a manager by the log, and out of Raft. It may have voted.
+        log.state.conf_changed(92, &change(ConfStep::Remove));
+        assert!(!log.state.raft_is_unused(2));
+        let kept = State::decode(&log.state.encode().unwrap()).unwrap();
+        assert!(!kept.raft_is_unused(2), "also in a snapshot");
+        // Its log was lost meanwhile.
+        let (node, old) = (NodeId(2), 2);
+        assert_eq!(log.ok(Command::RenewRaft { node, old }), Applied::Raft(3));
+        assert!(log.state.raft_is_unused(3) && !log.state.raft_is_unused(2));
+        let other = ConfChange {
+            steps: vec![(ConfStep::Learner, 3)],
+        };
+        log.state.conf_changed(95, &other);
+        assert!(log.state.raft_spent.is_empty(), "what is nobody's is not remembered");
     }
 
     #[test]

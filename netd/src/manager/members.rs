@@ -212,7 +212,8 @@ impl Manager {
             ));
         }
         let mine = self.store.intent().borrow().nodes.get(&node).and_then(|n| n.raft);
-        if mine == Some(old) && !self.store.status().conf.contains(old) {
+        let unused = self.store.with(|state| state.raft_is_unused(old));
+        if mine == Some(old) && unused && !self.store.status().conf.contains(old) {
             return Ok(old);
         }
         match self.propose(Command::RenewRaft { node, old }).await? {

@@ -23,7 +23,11 @@ impl Net {
             if self.managers[&1].is_stalled() {
                 return;
             }
-            self.ask(1, request, Command::SetSecrets(BTreeMap::from([("x".into(), secret())])));
+            self.ask(
+                1,
+                request,
+                Command::SetSecrets(BTreeMap::from([("x".into(), secret())])),
+            );
         }
         panic!("the disk is not full");
     }
