@@ -95,13 +95,19 @@ const BUSYBOX: Package = Package {
 /// What a lab needs.
 pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
 /// What the demo and the end-to-end tests need.
-<<<<<<< HEAD
-pub(crate) const ALL: &[Package] = &[IPROUTE2, UTIL_LINUX, CURL, DIG, PING, STRACE, ETCD_SERVER, ZOOKEEPER, NFTABLES];
-=======
-pub(crate) const ALL: &[Package] = &[IPROUTE2, UTIL_LINUX, CURL, DIG, PING, STRACE];
+pub(crate) const ALL: &[Package] = &[
+    IPROUTE2,
+    UTIL_LINUX,
+    CURL,
+    DIG,
+    PING,
+    STRACE,
+    ETCD_SERVER,
+    ZOOKEEPER,
+    NFTABLES,
+];
 /// What the lane on another kernel needs.
 pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];
->>>>>>> main
 
 /// Folders that hold programs even where a person's PATH leaves them out.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];
