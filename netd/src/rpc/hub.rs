@@ -54,6 +54,8 @@ pub enum AskError {
 
 /// Messages that wait for a node; when there are more, its stream is closed: it has stopped reading.
 pub(super) const MAX_WAITING: usize = 256;
+/// Before a question is asked again of a node that has come by another stream.
+const ANEW: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct State {
@@ -107,20 +109,28 @@ impl Hub {
 
     /// Asks a node something.
     pub async fn ask(&self, node: NodeId, ask: Ask, timeout: Duration) -> Result<Answer, AskError> {
-        let (tx, rx) = oneshot::channel();
         let id = {
             let mut s = self.lock();
             s.count += 1;
-            let id = s.count;
-            s.asked.insert(id, (node, tx));
-            id
+            s.count
         };
         let mut connected = false;
         let answer = async {
-            let to = self.session(node).await?;
-            connected = true;
-            to.send(ToNode::Ask { id, ask }).await.ok()?;
-            rx.await.ok()
+            loop {
+                let (tx, rx) = oneshot::channel();
+                self.lock().asked.insert(id, (node, tx));
+                let to = self.session(node).await?;
+                connected = true;
+                let ask = ask.clone();
+                if to.send(ToNode::Ask { id, ask }).await.is_ok()
+                    && let Ok(answer) = rx.await
+                {
+                    return Some(answer);
+                }
+                // The node has come by another stream meanwhile (it, or this manager, has moved), or will in a moment.
+                connected = false;
+                tokio::time::sleep(ANEW).await;
+            }
         };
         let got = tokio::time::timeout(timeout, answer).await;
         self.lock().asked.remove(&id);
@@ -167,7 +177,10 @@ impl Hub {
         let mut s = self.lock();
         s.count += 1;
         let number = s.count;
-        s.sessions.insert(node, (number, tx));
+        if s.sessions.insert(node, (number, tx)).is_some() {
+            // Nobody answers there any more.
+            s.asked.retain(|_, (of, _)| *of != node);
+        }
         let entry = s.nodes.entry(node).or_insert_with(|| NodeReport {
             report: Report::default(),
             at: Instant::now(),
