@@ -27,14 +27,13 @@ impl Cluster {
         let (mut intent, mut facts, mut endpoints) = (self.intent.clone(), self.facts.clone(), self.endpoint_changes());
         loop {
             let r = tokio::select! {
-                r = intent.changed() => r,
-                r = facts.changed() => r,
-                r = endpoints.changed() => r,
+                r = intent.changed() => r.map(|()| self.reconciler.decided()),
+                r = facts.changed() => r.map(|()| self.reconciler.look()),
+                r = endpoints.changed() => r.map(|()| self.reconciler.look()),
             };
             if r.is_err() {
                 return;
             }
-            self.reconciler.look();
         }
     }
 

@@ -82,6 +82,8 @@ pub struct Reconciler {
 
 enum Wake {
     Look,
+    /// There is a newer intent, which may ask for nothing here.
+    Decided,
     Count(SyncSender<()>),
     Stop,
     Unload(SyncSender<Result<(), String>>),
@@ -108,6 +110,7 @@ impl Reconciler {
                     counters,
                     total: 0,
                     runs: 0,
+                    passed: None,
                 }
                 .run()
             }
@@ -124,6 +127,11 @@ impl Reconciler {
     pub fn look(&self) {
         // Full: a look is waiting already.
         let _ = self.wake.try_send(Wake::Look);
+    }
+
+    /// The intent changed.
+    pub fn decided(&self) {
+        let _ = self.wake.try_send(Wake::Decided);
     }
 
     /// What the last pass came to.
@@ -236,6 +244,26 @@ struct Loop {
     counters: Arc<Mutex<BTreeMap<String, u64>>>,
     total: u64,
     runs: u64,
+    /// Intent of the last pass, if that left no problem.
+    passed: Option<Arc<Intent>>,
+}
+
+/// What a wake leads to.
+enum Heed {
+    Pass,
+    Wait,
+    End,
+}
+
+/// Whether two intents ask for the same of a kernel: settings, keys and the like leave it alone.
+fn same_kernel(a: &Intent, b: &Intent) -> bool {
+    let parts = |i: &Intent| (i.cluster.is_empty(), i.revision == 0);
+    parts(a) == parts(b)
+        && a.nodes == b.nodes
+        && a.networks == b.networks
+        && a.services == b.services
+        && a.blocks == b.blocks
+        && a.placements == b.placements
 }
 
 impl Loop {
@@ -243,6 +271,9 @@ impl Loop {
         let mut retry = RETRY.0;
         loop {
             let clean = self.pass();
+            if !clean {
+                self.passed = None;
+            }
             let pause = if clean {
                 retry = RETRY.0;
                 IDLE
@@ -262,16 +293,12 @@ impl Loop {
         let until = Instant::now() + pause;
         loop {
             match self.woken.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                Ok(Wake::Look) => break,
-                Ok(Wake::Count(tell)) => {
-                    self.count();
-                    let _ = tell.try_send(());
-                }
-                Ok(Wake::Unload(tell)) => {
-                    let _ = tell.send(self.kernel.unload().map_err(|e| e.to_string()));
-                    return false;
-                }
-                Ok(Wake::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(wake) => match self.heed(wake) {
+                    Heed::Pass => break,
+                    Heed::Wait => {}
+                    Heed::End => return false,
+                },
+                Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => {
                     self.kernel.forget_mirrors();
                     return true;
@@ -279,7 +306,46 @@ impl Loop {
             }
         }
         std::thread::sleep(GATHER);
+        // What has come meanwhile is seen by the same pass.
+        while let Ok(wake) = self.woken.try_recv() {
+            if matches!(self.heed(wake), Heed::End) {
+                return false;
+            }
+        }
         true
+    }
+
+    fn heed(&mut self, wake: Wake) -> Heed {
+        match wake {
+            Wake::Look => Heed::Pass,
+            Wake::Decided => self.decided(),
+            Wake::Count(tell) => {
+                self.count();
+                let _ = tell.try_send(());
+                Heed::Wait
+            }
+            Wake::Unload(tell) => {
+                let _ = tell.send(self.kernel.unload().map_err(|e| e.to_string()));
+                Heed::End
+            }
+            Wake::Stop => Heed::End,
+        }
+    }
+
+    /// A newer intent that asks for nothing new here is applied by saying so: a pass looks at the whole kernel.
+    fn decided(&mut self) -> Heed {
+        let now = self.inputs.intent.borrow().clone();
+        match &self.passed {
+            Some(passed) if same_kernel(passed, &now) => {}
+            _ => return Heed::Pass,
+        }
+        let revision = now.revision;
+        self.passed = Some(now);
+        self.out.send_modify(|status| {
+            let status = Arc::make_mut(status);
+            (status.applied, status.tried) = (revision, revision);
+        });
+        Heed::Wait
     }
 
     fn count(&mut self) {
@@ -355,6 +421,29 @@ impl Loop {
             addresses: done.addresses.unwrap_or(before.addresses.clone()),
         };
         self.out.send_replace(Arc::new(status));
+        self.passed = Some(intent);
         clean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_ask_nothing_of_the_kernel() {
+        let one = Intent {
+            revision: 7,
+            cluster: "c".into(),
+            ..Intent::default()
+        };
+        let mut other = one.clone();
+        other.revision = 8;
+        other.settings.task_history_limit += 1;
+        other.trust.gossip.push(2);
+        assert!(same_kernel(&one, &other));
+        other.placements.insert("web".parse().unwrap(), BTreeMap::new());
+        assert!(!same_kernel(&one, &other));
+        assert!(!same_kernel(&Intent::default(), &one), "nothing known is another thing");
     }
 }
