@@ -1,4 +1,5 @@
 //! An external signer that is one: HTTPS with a certificate of its own, cfssl's JSON, real signatures.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::{
     net::SocketAddr,

@@ -110,8 +110,24 @@ pub fn http(
     request: Option<u64>,
     body: &str,
 ) -> anyhow::Result<(u16, String)> {
+    http_within(Duration::from_secs(5), socket, method, path, request, body)
+}
+
+/// As [`http`], with a limit of its own.
+///
+/// # Errors
+///
+/// When no whole answer comes in time.
+pub fn http_within(
+    limit: Duration,
+    socket: &PathBuf,
+    method: &str,
+    path: &str,
+    request: Option<u64>,
+    body: &str,
+) -> anyhow::Result<(u16, String)> {
     let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(limit))?;
     let id = request.map(|r| format!("netd-request: {r:x}\r\n")).unwrap_or_default();
     write!(
         stream,

@@ -314,6 +314,7 @@ fn a_locked_manager_goes_on_forwarding() {
         );
 
         let load = Load::begin(lab, n1, 15)?;
+        let before = pids(n1)?;
         n1.kill_netd()?;
         canaries(n1, &[&token, &key])?;
         n1.start_netd()?;
@@ -352,6 +353,7 @@ fn a_locked_manager_goes_on_forwarding() {
         }
         running(n1, 2)?;
         ensure!(n1.join_token()? == token, "nothing was changed");
+        ensure!(pids(n1)? == before, "its tasks ran on: {before:?} {:?}", pids(n1)?);
         println!("{} requests, none lost", load.nothing_lost()?);
 
         // Another key, then none.

@@ -237,7 +237,22 @@ fn roles_change_under_writes() {
         eventually("n3's death", SETTLED, || Ok(n1.netctl("node rm n3")?.success()))?;
         ensure!(voters(n2)?.len() == 2, "two are left");
 
-        // 4. A manager leaves: it is demoted by itself.
+        // 4. It comes back with nothing on its disk, and joins anew with the managers' token: as another node.
+        std::fs::remove_dir_all(n3.folder().join("state"))?;
+        n3.start_netd()?;
+        let token = n2.netctl("cluster token manager -q")?.ok()?.stdout.trim().to_owned();
+        n3.netctl(&format!(
+            "cluster join {token} {} --advertise-addr {}",
+            n2.at(2377),
+            n3.v4()
+        ))?
+        .ok()?;
+        all_reached(n3, 3)?;
+        ensure!(voters(n1)?.contains("n3"), "it votes");
+        let said = n1.netctl("node demote n3")?.ok()?;
+        ensure!(said.stderr.contains("warning: 2 managers"), "{}", said.stderr);
+
+        // 5. A manager leaves: it is demoted by itself.
         n2.netctl("cluster leave")?.ok()?;
         ensure!(status(n2)?.me.is_none(), "n2 is out");
         ensure!(quorum(n1)?.voters == 1, "one is left");

@@ -58,8 +58,7 @@ fn a_survivor_goes_on_alone() {
         ensure!(now.revision > known, "later than all that was known: {}", now.revision);
         ensure!(now.networks.iter().any(|n| n.name.as_str() == "app"), "nothing is lost");
         address_kept(lab.client()?, None, &format!("--to {} -n 20", n4.at(80)))?;
-        n1.netctl("service scale web=3")?.ok()?;
-        running(n1, 3)?;
+        n1.netctl("service scale web=3 --detach")?.ok()?;
 
         // Those that were given up come back, together, and find that they are workers: no second cluster.
         n2.start_netd()?;
@@ -69,9 +68,10 @@ fn a_survivor_goes_on_alone() {
             eventually(&format!("{} to be a worker", host.name()), SETTLED, || {
                 let nodes: Vec<NodeView> = host.netctl("node ls -o json")?.json()?;
                 let managers = nodes.iter().filter(|n| n.role == Role::Manager).count();
-                Ok(managers == 1 && host.netctl("service scale web=3")?.stderr.contains("worker"))
+                Ok(managers == 1 && host.netctl("service scale web=3 --detach")?.stderr.contains("worker"))
             })?;
         }
+        running(n1, 3)?;
         n1.netctl("node promote n2 n3")?.ok()?;
         ensure!(voters(n1)?.len() == 3, "three again");
         ensure!(leader(lab, n4)?.name() == "n1", "n1 leads");

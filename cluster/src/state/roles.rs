@@ -160,11 +160,23 @@ impl State {
         check_node(me)?;
         check_rpc(me.rpc.as_deref().unwrap_or_default())?;
         let index = (self.applied.max(self.intent.revision) / EPOCH + 1) * EPOCH;
+        let mine = |n: &Node| n.rpc.is_some() && n.rpc == me.rpc && n.key != me.key;
+        let former: Vec<NodeId> = self
+            .intent
+            .nodes
+            .iter()
+            .filter(|(_, n)| mine(n))
+            .map(|(id, _)| *id)
+            .collect();
         // Ids that were given out since, by a log that is lost, are not given to others.
         self.next_node = (self.next_node / ID_JUMP + 1) * ID_JUMP;
         self.next_raft = (self.next_raft / ID_JUMP + 1) * ID_JUMP;
         for n in self.change(index).nodes.values_mut() {
             (n.role, n.rpc, n.raft) = (Role::Worker, None, None);
+        }
+        // Another node at this very address is what this machine was before it lost its disk.
+        for id in former {
+            self.remove_node(index, id)?;
         }
         let known = self.intent.nodes.iter().find(|(_, n)| n.key == me.key);
         let id = match known.map(|(id, _)| *id) {
@@ -336,6 +348,10 @@ mod tests {
             ..me
         };
         assert_eq!(state.alone(&stranger), Ok((NodeId(2_000), 2_000)));
+        assert!(
+            !state.intent.nodes.contains_key(&NodeId(2)),
+            "who had this address before is gone with its disk"
+        );
         assert_eq!(state.intent.revision, 2 * EPOCH);
         assert_eq!(State::default().alone(&stranger).unwrap_err().code, Code::NoCluster);
     }

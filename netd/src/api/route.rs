@@ -15,11 +15,10 @@ use axum::{
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use model::{ApiError, Code, NodeId, api::REQUEST_HEADER, api::STALE_HEADER};
+use model::{Code, NodeId, api::REQUEST_HEADER, api::STALE_HEADER};
 
 use super::{Fail, Shared, answer::MAX_BODY};
 use crate::{
-    daemon::Cluster,
     identity::admit_manager,
     manager::{Manager, REQUEST, RequestId},
     rpc::{Forwarded, Leader},
@@ -95,7 +94,7 @@ pub(super) async fn route(State(d): State<Shared>, req: Request, next: Next) -> 
     } else if req.uri().path() == super::command::PATH {
         return super::answer::unknown_path(req).await.into_response();
     }
-    let (Some(c), Some(m)) = (cluster, manager) else {
+    let Some(m) = manager else {
         return match forwarded {
             Some(_) => not_leader(),
             None => next.run(req).await,
@@ -114,7 +113,7 @@ pub(super) async fn route(State(d): State<Shared>, req: Request, next: Next) -> 
             answer
         }
         Place::Leader => match whole(req).await {
-            Ok(req) => lead(&c, &m, req, forwarded.is_some(), next).await,
+            Ok(req) => lead(&m, req, forwarded.is_some(), next).await,
             Err(e) => e.into_response(),
         },
     }
@@ -187,7 +186,7 @@ async fn whole(req: Request) -> Result<Whole, Fail> {
 
 /// Carries a request out if this manager leads, else passes it on; after a change of leader it is done again under the
 /// same id, so that what it changes is changed once.
-async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next) -> Response {
+async fn lead(m: &Manager, req: Whole, forwarded: bool, next: Next) -> Response {
     let until = Instant::now() + LEADER;
     let mut leader = m.leader();
     let mut last = String::new();
@@ -212,7 +211,7 @@ async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next)
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Fail(no_leader(c, m, &last)).into_response();
+            return Fail(m.no_leader(&last)).into_response();
         }
         let _ = tokio::time::timeout(left.min(AGAIN), leader.changed()).await;
     }
@@ -255,25 +254,6 @@ pub(super) fn not_leader() -> Response {
     let mut answer = (StatusCode::SERVICE_UNAVAILABLE, "").into_response();
     answer.headers_mut().insert(NOT_LEADER, HeaderValue::from_static("1"));
     answer
-}
-
-/// Why nothing can be changed now.
-pub(super) fn no_leader(c: &Cluster, m: &Manager, last: &str) -> ApiError {
-    let q = super::cluster::quorum_of(c, m);
-    let mut message = format!(
-        "the managers have no leader: {} of {} voters can be reached, {} must agree",
-        q.reachable, q.voters, q.quorum
-    );
-    if !last.is_empty() {
-        message.push_str(&format!(" (last tried: {last})"));
-    }
-    let hint = match q.reachable < q.quorum {
-        true => {
-            "netctl cluster members, and start the managers that are away; if they are lost for good: netctl cluster init --force-new"
-        }
-        false => "again in a moment; netctl cluster members",
-    };
-    ApiError::new(Code::Unavailable, message, hint)
 }
 
 #[cfg(test)]

@@ -204,6 +204,13 @@ pub(super) async fn watch(State(d): State<Shared>, Query(q): Query<WatchQuery>) 
             if let Some(f) = &mut facts {
                 f.mark_unchanged();
             }
+            if d.is_locked() {
+                // What is to run here is not known, which is not the same as nothing.
+                if joined.changed().await.is_err() {
+                    return None;
+                }
+                continue;
+            }
             if let Some(mut line) = known.line(c.as_deref()) {
                 line.push(b'\n');
                 return Some((Ok::<Bytes, Infallible>(Bytes::from(line)), (d, known)));

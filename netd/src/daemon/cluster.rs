@@ -511,5 +511,9 @@ impl Cluster {
             self.local.send_replace(None);
             m.stop().await;
         }
+        // The port is free for what comes next, whoever still looks at this cluster.
+        if let Err(e) = self.gossip.stop().await {
+            tracing::warn!("the last view of gossip is not kept: {e}");
+        }
     }
 }

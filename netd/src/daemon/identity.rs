@@ -106,6 +106,8 @@ impl Daemon {
             None => Ok(()),
         };
         self.wipe()?;
+        // Whoever watches what is to run here hears that it is nothing.
+        self.cluster.send_replace(None);
         cleared.map_err(|e| internal("left the cluster, but the kernel still holds objects of ours", e))
     }
 

@@ -137,6 +137,11 @@ impl Daemon {
         self.cluster_now().ok_or_else(|| self.why_none())
     }
 
+    /// Whether this is a manager that waits for its unlock key.
+    pub fn is_locked(&self) -> bool {
+        self.vault.locked().is_some()
+    }
+
     fn why_none(&self) -> ApiError {
         match self.vault.locked() {
             Some(_) => IdentityError::Locked.into(),

@@ -116,7 +116,9 @@ impl Core {
     pub(super) fn on_intent(&mut self, now: Duration, intent: Arc<Intent>) {
         let nodes = |i: &Intent| i.nodes.keys().copied().collect::<BTreeSet<_>>();
         let ids = nodes(&intent);
-        let changed = nodes(&self.intent) != ids;
+        let before = nodes(&self.intent);
+        let changed = before != ids;
+        let new: BTreeSet<NodeId> = ids.difference(&before).copied().collect();
         self.highest = self.highest.max(ids.last().copied().unwrap_or(NodeId(0)));
         self.intent = intent;
         if self.intent.revision > 0 && changed {
@@ -124,6 +126,11 @@ impl Core {
                 self.dirty.insert(gone);
             }
             self.watch.nodes(|id| ids.contains(&id), ids.iter().copied());
+            // Those that SWIM has met before the intent told of them.
+            let met = self.membership.living().map(|m| m.node);
+            for node in met.filter(|n| new.contains(n)).collect::<Vec<_>>() {
+                self.watch.up(node);
+            }
             self.news.retain(|id| ids.contains(&id));
             self.addrs.retain(|id, _| ids.contains(id));
             let highest = self.highest;

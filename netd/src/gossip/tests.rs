@@ -103,6 +103,10 @@ impl World {
     }
 
     async fn start_at(&self, i: u64, listen: SocketAddr) -> Gossip {
+        self.start_with(i, listen, self.intent.subscribe()).await
+    }
+
+    async fn start_with(&self, i: u64, listen: SocketAddr, intent: watch::Receiver<Arc<Intent>>) -> Gossip {
         let (key, c) = &self.nodes[&i];
         let config = GossipConfig {
             me: NodeId(i),
@@ -114,7 +118,7 @@ impl World {
             tls: Arc::new(Tls::new(c, key).unwrap()),
             state_dir: self.dir.join(format!("n{i}")),
         };
-        Gossip::start(config, self.intent.subscribe()).await.unwrap()
+        Gossip::start(config, intent).await.unwrap()
     }
 
     async fn start(&self, i: u64) -> Gossip {
@@ -184,6 +188,39 @@ async fn until(g: &Gossip, what: impl Fn(&Facts) -> bool) -> Arc<Facts> {
         Ok(f) => f.unwrap().clone(),
         Err(_) => panic!("not within 10 s; facts: {:#?}", g.facts().borrow()),
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_met_before_the_intent_has_it_is_ready_afterwards() {
+    let w = World::new(3);
+    let full = w.intent.borrow().clone();
+    let late = watch::Sender::new(Arc::new({
+        let mut i = (*full).clone();
+        i.nodes.remove(&NodeId(3));
+        i
+    }));
+    let any = (Ipv4Addr::LOCALHOST, 0).into();
+    let one = w.start_with(1, any, late.subscribe()).await;
+    let (two, three) = (w.start(2).await, w.start(3).await);
+    assert!(two.join(&[one.listen()]).await && three.join(&[two.listen()]).await);
+    until(&two, |f| ready(f) == 3).await;
+    // The first one hears of the third by gossip, and knows nothing of it.
+    let mut met = false;
+    for _ in 0..200 {
+        met = one.shared.lock().members().iter().any(|m| m.member.node == NodeId(3));
+        if met {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(met);
+    assert_eq!(ready(&one.facts().borrow()), 2);
+    late.send_modify(|i| {
+        let mut i2 = (*full).clone();
+        i2.revision += 1;
+        *i = Arc::new(i2);
+    });
+    until(&one, |f| ready(f) == 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -145,6 +145,26 @@ impl Manager {
         }
     }
 
+    /// Why nothing can be changed now. `last`: what the last try came to.
+    pub fn no_leader(&self, last: &str) -> ApiError {
+        let (status, peers) = (self.store.status(), self.peers.views());
+        let heard = |id: &&u64| **id == status.id || peers.get(id).is_some_and(|p| p.reached);
+        let (voters, quorum) = (status.conf.voters.len(), status.conf.quorum());
+        let reached = status.conf.voters.iter().filter(heard).count();
+        let mut message =
+            format!("the managers have no leader: {reached} of {voters} voters can be reached, {quorum} must agree");
+        if !last.is_empty() {
+            message.push_str(&format!(" (last tried: {last})"));
+        }
+        let hint = match reached < quorum {
+            true => {
+                "netctl cluster members, and start the managers that are away; if they are lost for good: netctl cluster init --force-new"
+            }
+            false => "again in a moment; netctl cluster members",
+        };
+        ApiError::new(Code::Unavailable, message, hint)
+    }
+
     /// Hands the lead to whoever can take it, before this manager stops.
     pub async fn step_down(&self) {
         if self.leads() && self.heir().is_some() {

@@ -200,7 +200,7 @@ impl Manager {
             };
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(e.into());
+                return Err(self.no_leader(&e.to_string()));
             }
             let _ = tokio::time::timeout(left.min(AGAIN), leader.changed()).await;
         }

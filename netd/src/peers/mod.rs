@@ -106,12 +106,15 @@ impl Peer {
     }
 }
 
+/// The other managers by id in Raft, each with the task that keeps its stream open.
+type Table = BTreeMap<u64, (Arc<Peer>, JoinHandle<()>)>;
+
 struct Shared {
     raft: u64,
     tls: Arc<Tls>,
     intent: watch::Receiver<Arc<Intent>>,
     inbox: Arc<dyn Inbox>,
-    peers: Mutex<BTreeMap<u64, (Arc<Peer>, JoinHandle<()>)>>,
+    peers: Mutex<Table>,
     /// Changes when a manager is reached, or not any more.
     changed: watch::Sender<u64>,
     /// A manager of a later epoch was met there: the cluster was begun anew without this one.
@@ -211,7 +214,7 @@ impl Peers {
 }
 
 impl Shared {
-    fn table(&self) -> MutexGuard<'_, BTreeMap<u64, (Arc<Peer>, JoinHandle<()>)>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.peers.lock().unwrap_or_else(|e| e.into_inner())
     }
 

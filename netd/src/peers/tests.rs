@@ -15,7 +15,7 @@ use crate::{
 /// What the log's thread was told.
 #[derive(Debug, PartialEq)]
 enum Told {
-    Message(Message),
+    Message(Box<Message>),
     Unreachable(u64),
     Snapshot(u64, bool),
 }
@@ -27,7 +27,7 @@ struct Box_ {
 
 impl Inbox for Box_ {
     fn message(&self, m: Message) -> bool {
-        self.told.lock().unwrap().send(Told::Message(m)).is_ok()
+        self.told.lock().unwrap().send(Told::Message(Box::new(m))).is_ok()
     }
     fn unreachable(&self, raft: u64) {
         let _ = self.told.lock().unwrap().send(Told::Unreachable(raft));
@@ -234,8 +234,12 @@ async fn a_snapshot_does_not_hold_heartbeats_up() {
     a.peers.send(m.clone());
     tokio::task::yield_now().await;
     a.peers.send(heartbeat(11, 12));
-    assert_eq!(next(&b), Told::Message(heartbeat(11, 12)), "the later one comes first");
-    assert_eq!(next(&b), Told::Message(m));
+    assert_eq!(
+        next(&b),
+        Told::Message(Box::new(heartbeat(11, 12))),
+        "the later one comes first"
+    );
+    assert_eq!(next(&b), Told::Message(Box::new(m)));
     assert_eq!(next(&a), Told::Snapshot(12, true));
 }
 

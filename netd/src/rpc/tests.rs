@@ -539,8 +539,13 @@ async fn a_silent_stream_ends_after_four_heartbeats_as_they_are_by_then() {
     let start = std::time::Instant::now();
     i.settings.dispatcher_heartbeat_ms = 700;
     intent.send_replace(Arc::new(i));
-    let end = tokio::time::timeout(Duration::from_secs(10), messages.recv()).await.unwrap();
+    let end = tokio::time::timeout(Duration::from_secs(10), messages.recv())
+        .await
+        .unwrap();
     assert_eq!(end.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
     let took = start.elapsed();
-    assert!((Duration::from_millis(2700)..Duration::from_secs(6)).contains(&took), "{took:?}");
+    assert!(
+        (Duration::from_millis(2700)..Duration::from_secs(6)).contains(&took),
+        "{took:?}"
+    );
 }

@@ -45,7 +45,7 @@ pub(super) enum Ask {
     },
     Input(Input),
     Message {
-        message: Message,
+        message: Box<Message>,
         octets: usize,
     },
     Stop,
@@ -200,10 +200,7 @@ impl<D: Disk> Driver<D> {
                 self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
                 // Who sent it was checked against its certificate.
                 let from = message.from;
-                self.handle(Input::Message {
-                    from,
-                    message: Box::new(message),
-                });
+                self.handle(Input::Message { from, message });
             }
             Ask::Stop => {}
         }

@@ -290,6 +290,7 @@ impl Store {
             self.shared.inbound.fetch_sub(octets, Ordering::Relaxed);
             return false;
         }
+        let message = Box::new(message);
         self.asks.send(Ask::Message { message, octets }).is_ok()
     }
 
@@ -301,6 +302,7 @@ impl Store {
         match tokio::time::timeout(PATIENCE, answered).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => unavailable(&self.why_gone()),
+            Err(_) if self.status().disk_full => unavailable("the disk of this manager's log is full"),
             Err(_) => unavailable("no majority of the managers agreed in time"),
         }
     }

@@ -327,9 +327,10 @@ async fn an_established_stream_ends_with_the_membership_and_with_the_certificate
         frame::write(&mut s, &hello).await.unwrap();
         hub_has(&m, |n| n.get(&c.node).is_some_and(|n| n.connected)).await;
         let begun = std::time::Instant::now();
-        m.port.change(|i| match change {
-            "removed" => drop(i.nodes.remove(&c.node)),
-            _ => {}
+        m.port.change(|i| {
+            if change == "removed" {
+                i.nodes.remove(&c.node);
+            }
         });
         let ended = soon(async {
             loop {

@@ -1,0 +1,101 @@
+//! The disk of a manager's log: full, and failing.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use lab::eventually;
+use tests::managers::{SETTLED, http, http_within, socket};
+use tests::{in_lab, status};
+
+#[test]
+fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
+    in_lab("disks", 1, |lab| {
+        let n1 = lab.host("n1")?;
+        let raft = n1.folder().join("state/raft").display().to_string();
+        std::fs::create_dir_all(&raft)?;
+        // Room for one segment of the log, not for two.
+        n1.sh(&format!("mount -t tmpfs -o size=24m none {raft}"))?.ok()?;
+        n1.start_netd()?;
+        n1.netctl(&format!("cluster init --advertise-addr {}", n1.v4()))?.ok()?;
+        n1.netctl("network create kept")?.ok()?;
+
+        // 1. Full: nothing is changed, all is shown, and it is said.
+        let at = socket(n1);
+        let full = fill(&at)?;
+        ensure!(full.contains("disk") && full.contains("full"), "{full}");
+        let seen = status(n1)?;
+        ensure!(
+            seen.problems
+                .iter()
+                .any(|p| p.contains("disk of the managers' log is full")),
+            "{:?}",
+            seen.problems
+        );
+        ensure!(seen.networks.iter().any(|n| n.name.as_str() == "kept"), "reads go on");
+        let members = n1.netctl("cluster members")?.ok()?;
+        ensure!(members.stderr.contains("full"), "{}", members.stderr);
+        // Room again: nothing needs to be started.
+        n1.sh(&format!("mount -o remount,size=200m {raft}"))?.ok()?;
+        eventually("changes to be taken again", SETTLED, || {
+            Ok(n1.netctl("network create after --detach")?.success())
+        })?;
+        eventually("status to be clean", SETTLED, || {
+            Ok(!status(n1)?.problems.iter().any(|p| p.contains("full")))
+        })?;
+
+        // 2. A sync fails: nothing is acknowledged, and the daemon ends at once.
+        let pid = n1.netd_pid()?;
+        let mut strace = Command::new("strace")
+            .args(["-f", "-q", "-p", &pid.to_string(), "-e", "trace=fdatasync"])
+            .args(["-e", "inject=fdatasync:error=EIO", "-o", "/dev/null"])
+            .stdin(Stdio::null())
+            .spawn()
+            .context("strace")?;
+        traced(pid)?;
+        let answer = http(&at, "PUT", "/v1/services/lost", None, "{}");
+        ensure!(!matches!(&answer, Ok((200, _))), "acknowledged: {answer:?}");
+        let took = eventually("the daemon to end", Duration::from_secs(5), || {
+            Ok(!PathBuf::from(format!("/proc/{pid}/exe")).exists())
+        })?;
+        eprintln!("a sync failed: netd ended after {took:.2?}");
+        let _ = strace.wait();
+        ensure!(n1.netd_log()?.contains("the log cannot be written"), "it says why");
+        n1.kill_netd()?;
+        n1.start_netd()?;
+        let seen = status(n1)?;
+        ensure!(
+            seen.networks.iter().any(|n| n.name.as_str() == "after"),
+            "what was acknowledged is there"
+        );
+        Ok(())
+    });
+}
+
+/// Makes and removes large services until the disk is full: what netd says then.
+fn fill(at: &PathBuf) -> anyhow::Result<String> {
+    let body = format!("{{\"env\":{{\"A\":\"{}\"}}}}", "x".repeat(700_000));
+    for _ in 0..60 {
+        for (method, body) in [("PUT", body.as_str()), ("DELETE", "")] {
+            let (code, said) = http_within(Duration::from_secs(20), at, method, "/v1/services/large", None, body)?;
+            if code != 200 {
+                return Ok(said);
+            }
+        }
+    }
+    anyhow::bail!("the disk never got full")
+}
+
+/// Waits until every thread of a process is traced.
+fn traced(pid: u32) -> anyhow::Result<()> {
+    eventually("strace to be attached", SETTLED, || {
+        let mut all = true;
+        for task in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            let text = std::fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            all &= text.lines().any(|l| l.starts_with("TracerPid:") && !l.ends_with("\t0"));
+        }
+        Ok(all)
+    })?;
+    Ok(())
+}
