@@ -92,16 +92,20 @@ impl Forwarder {
             self.put(addr, sender);
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        let (mut intent, at) = (self.intent.clone(), |i: &Intent| {
-            i.nodes.get(&node).and_then(|n| n.rpc.clone())
-        });
-        let before = at(&intent.borrow());
+        let mut intent = self.intent.clone();
+        let elsewhere = |i: &Arc<Intent>| {
+            let at = i
+                .nodes
+                .get(&node)
+                .and_then(|n| n.rpc.as_ref()?.parse::<SocketAddr>().ok());
+            at.is_some_and(|at| at != addr)
+        };
         tokio::select! {
             answer = timeout(ANSWER, exchange) => {
                 answer.unwrap_or_else(|_| Err(Error::new(ErrorKind::TimedOut, "no answer")))
             }
             // Nothing comes from there any more.
-            Ok(_) = intent.wait_for(|i| at(i) != before) => Err(Error::new(ErrorKind::NotConnected, "it has moved")),
+            Ok(_) = intent.wait_for(elsewhere) => Err(Error::new(ErrorKind::NotConnected, "it has moved")),
         }
     }
 
