@@ -61,6 +61,10 @@ mutants! {
     PlaceTwice,
     /// removes managers without demoting them first
     IgnoreRole,
+    /// replaces secrets although they were changed meanwhile
+    IgnoreSeen,
+    /// lets strangers join
+    AnyToken,
     /// lets log time go back at a new leader
     TimeGoesBack,
     /// accepts rows that their owner did not sign

@@ -30,7 +30,8 @@ impl BadValue {
     }
 }
 
-/// A node's id: a number given out by the log, never used again, written `n1`. The Raft id is the same number.
+/// A node's id: a number given out by the log, never used again, written `n1`. Its id in Raft is another
+/// one (`intent::Node::raft`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NodeId(pub u64);
 

@@ -4,12 +4,13 @@ use std::collections::VecDeque;
 
 use cluster::{
     manager::Unanswered,
-    state::{Applied, Command, NewNode, Secret, ServiceUpdate},
+    state::{Applied, Command, NewNode, Secret, ServiceUpdate, TOKEN_WORKER},
 };
 use model::{
     Name, NetworkSpec, NodeId, PortSpec, ServiceSpec,
     ids::Proto,
-    intent::{Availability, Role},
+    intent::{Availability, Role, Trust},
+    settings::{Change, Key, Value},
 };
 
 use crate::{
@@ -157,6 +158,25 @@ impl World {
             Want::Block { host, network: n } => Command::AssignBlock {
                 node: node(host)?,
                 vni: vni(n)?,
+            },
+            Want::Setting { hours } => Command::UpdateSettings(vec![Change {
+                key: Key::CertExpiry,
+                value: Value::Time(hours * 3_600_000),
+            }]),
+            Want::Swap { old } => {
+                let token = Secret(self.unique.to_be_bytes().to_vec());
+                Command::ReplaceSecrets {
+                    seen: self.oracle.state.secrets_at().saturating_sub(u64::from(old)),
+                    secrets: [(TOKEN_WORKER.into(), Some(token))].into(),
+                    trust: Trust {
+                        gossip: vec![self.unique as u32],
+                        ..Trust::default()
+                    },
+                }
+            }
+            Want::Stranger => Command::Join {
+                node: self.newcomer(usize::from(MAX_HOSTS) + 1, Role::Worker),
+                secret: Secret(b"what a stranger made up".to_vec()),
             },
             Want::Remove { host } => {
                 let node = node(host)?;

@@ -9,26 +9,20 @@ use std::{
 use cluster::{
     log::{self, LogError},
     manager::{Input, Limits, Manager, ManagerError, Options, Output},
-    raft::{ConfChange, ConfStep, Kind},
-    state::Command,
+    raft::Kind,
 };
-use model::{
-    Intent, NodeId,
-    intent::{IntentDelta, Role},
-};
+use model::{Intent, NodeId};
 
 use crate::{
     agent::{Agent, Kept},
-    client::{Job, Purpose, of_host},
+    client::of_host,
     disk::{Keep, SimDisk},
-    event::{Ask, Event, Packet, Told},
+    event::{Ask, Event, Told},
     oracle::{Check, broken, digest},
     world::World,
 };
 
-const KEY: [u8; 32] = [7; 32];
-/// Between two looks of a leader at what is to be done, µs.
-const DUTY: u64 = 100_000;
+pub(crate) const KEY: [u8; 32] = [7; 32];
 /// Intents that a manager remembers, for increments.
 const RECENT: usize = 8;
 /// Inputs that wait for a thread that stands still.
@@ -38,46 +32,46 @@ const MAX_INBOX: usize = 4096;
 #[derive(Default)]
 pub(crate) struct Host {
     /// Id, once it has joined.
-    pub node: Option<NodeId>,
+    pub(crate) node: Option<NodeId>,
     /// Place in the log at which it is known to be a member.
-    pub joined_at: u64,
+    pub(crate) joined_at: u64,
     /// It has power.
-    pub up: bool,
+    pub(crate) up: bool,
     /// It has learned that it was removed.
-    pub removed: bool,
+    pub(crate) removed: bool,
     /// How often it was started.
-    pub boot: u32,
-    pub disk: SimDisk,
-    pub manager: Option<Manager<SimDisk>>,
-    run_at: Option<u64>,
-    busy_until: u64,
+    pub(crate) boot: u32,
+    pub(crate) disk: SimDisk,
+    pub(crate) manager: Option<Manager<SimDisk>>,
+    pub(crate) run_at: Option<u64>,
+    pub(crate) busy_until: u64,
     /// The daemon stands still until then.
-    pub stopped_until: u64,
+    pub(crate) stopped_until: u64,
     /// Its clock is so much before the simulation's, µs.
-    pub offset: u64,
-    inbox: Vec<Input>,
-    proposals: BTreeMap<u128, Vec<usize>>,
-    reads: BTreeMap<u64, (usize, u128, Ask)>,
-    next_read: u64,
-    checked: u64,
-    seen: (u64, u64, u64),
+    pub(crate) offset: u64,
+    pub(crate) inbox: Vec<Input>,
+    pub(crate) proposals: BTreeMap<u128, Vec<usize>>,
+    pub(crate) reads: BTreeMap<u64, (usize, u128, Ask)>,
+    pub(crate) next_read: u64,
+    pub(crate) checked: u64,
+    pub(crate) seen: (u64, u64, u64),
     /// Highest id in Raft that it has begun a log for; on its disk before the log is.
-    used: u64,
+    pub(crate) used: u64,
     /// It lost its disk, and does not know which ids it has used.
-    amnesia: bool,
+    pub(crate) amnesia: bool,
     /// The id that it was known under when it asked, after it lost its log.
-    pub tainted: Option<u64>,
-    pub renewing: bool,
-    changing: bool,
-    duty_at: u64,
+    pub(crate) tainted: Option<u64>,
+    pub(crate) renewing: bool,
+    pub(crate) changing: bool,
+    pub(crate) duty_at: u64,
     /// What it knows of the intent, on its disk.
-    pub view: Arc<Intent>,
-    recent: VecDeque<Arc<Intent>>,
-    pub agent: Option<Agent>,
-    pub kept: Kept,
-    pub rounds: u32,
+    pub(crate) view: Arc<Intent>,
+    pub(crate) recent: VecDeque<Arc<Intent>>,
+    pub(crate) agent: Option<Agent>,
+    pub(crate) kept: Kept,
+    pub(crate) rounds: u32,
     /// What its disk keeps when its next write is torn.
-    pub keep: Option<Keep>,
+    pub(crate) keep: Option<Keep>,
 }
 
 impl Host {
@@ -86,7 +80,7 @@ impl Host {
         !self.removed && !self.amnesia && self.used == raft
     }
 
-    fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.up = false;
         self.boot += 1;
         self.manager = None;
@@ -102,7 +96,7 @@ impl Host {
 }
 
 impl World {
-    fn options(&self) -> Options {
+    pub(crate) fn options(&self) -> Options {
         Options {
             limits: Limits {
                 entries: self.script.shape.entries,
@@ -116,7 +110,7 @@ impl World {
         }
     }
 
-    fn entropy(&mut self) -> [u8; 32] {
+    pub(crate) fn entropy(&mut self) -> [u8; 32] {
         let mut out = [0; 32];
         for part in out.chunks_exact_mut(8) {
             part.copy_from_slice(&self.rng.word().to_le_bytes());
@@ -134,7 +128,7 @@ impl World {
         self.opened(0, made)
     }
 
-    fn opened(&mut self, host: usize, made: Result<Manager<SimDisk>, ManagerError>) -> Check {
+    pub(crate) fn opened(&mut self, host: usize, made: Result<Manager<SimDisk>, ManagerError>) -> Check {
         let manager = match made {
             Ok(m) => m,
             Err(ManagerError::Log(LogError::Full { .. } | LogError::Io { .. })) => {
@@ -318,7 +312,7 @@ impl World {
         Ok(())
     }
 
-    fn output(&mut self, host: usize, late: u64, output: Output) -> Check {
+    pub(crate) fn output(&mut self, host: usize, late: u64, output: Output) -> Check {
         match output {
             Output::Send(m) => {
                 self.oracle.says(&m)?;
@@ -457,199 +451,6 @@ impl World {
             self.role(host)?;
         }
         Ok(())
-    }
-
-    /// An agent asks a manager for what is new.
-    pub(crate) fn pull(&mut self, host: usize) {
-        let managers: Vec<usize> = self.managers().filter(|m| *m != host).collect();
-        if let Some(&to) = self.rng.pick(&managers) {
-            let have = self.hosts[host].view.revision;
-            self.packet(host, to, Packet::Pull(have));
-        }
-    }
-
-    /// A manager tells what is new.
-    pub(crate) fn on_pull(&mut self, from: usize, host: usize, have: u64) {
-        let h = &self.hosts[host];
-        let Some(m) = &h.manager else { return };
-        let intent = m.read().intent();
-        if intent.revision <= have {
-            return;
-        }
-        let empty = Intent::default();
-        let old = h.recent.iter().find(|i| i.revision == have).map_or(&empty, |i| i);
-        let delta = Box::new(old.delta_to(&intent));
-        self.packet(host, from, Packet::View(delta));
-    }
-
-    /// An increment has come.
-    pub(crate) fn on_view(&mut self, host: usize, delta: IntentDelta) -> Check {
-        if self.hosts[host].removed || delta.to <= self.hosts[host].view.revision {
-            return Ok(());
-        }
-        let mut view = Intent::clone(&self.hosts[host].view);
-        if !view.apply(delta) {
-            return Ok(());
-        }
-        match self.oracle.intent(view.revision) {
-            Some(i) if **i == view => {}
-            _ => {
-                return broken(
-                    2,
-                    format!(
-                        "increments lead host {host} elsewhere than the log at {}",
-                        view.revision
-                    ),
-                );
-            }
-        }
-        self.hosts[host].view = Arc::new(view);
-        self.view_changed(host);
-        self.role(host)
-    }
-
-    /// What the intent says of this host: a manager under an id, a worker, or removed.
-    fn role(&mut self, host: usize) -> Check {
-        let h = &mut self.hosts[host];
-        let Some(me) = h.node else { return Ok(()) };
-        let view = Arc::clone(&h.view);
-        let Some(node) = view.nodes.get(&me) else {
-            if view.revision >= h.joined_at {
-                h.stop();
-                h.removed = true;
-                h.disk.wipe();
-                let gone = std::mem::take(&mut h.kept);
-                for e in gone.endpoints.values() {
-                    self.addresses.retain(|at, _| *at != e.place());
-                }
-            }
-            return Ok(());
-        };
-        let id = h.manager.as_ref().map_or(0, Manager::id);
-        let Some(raft) = node.raft else {
-            if id != 0 {
-                // Demoted: the log goes, and with it the secrets.
-                h.manager = None;
-                h.disk.wipe();
-            }
-            return Ok(());
-        };
-        if raft <= id {
-            return Ok(());
-        }
-        if raft > h.used && (!h.amnesia || h.tainted.is_some_and(|t| raft > t)) {
-            h.manager = None;
-            h.disk.wipe();
-            (h.used, h.amnesia, h.tainted) = (raft, false, None);
-            let (entropy, options) = (self.entropy(), self.options());
-            let (now, disk) = (self.local(host), self.hosts[host].disk.clone());
-            let h = &mut self.hosts[host];
-            h.inbox.clear();
-            (h.seen, h.checked, h.changing) = ((0, 0, 0), 0, false);
-            h.recent.clear();
-            let made = Manager::join(now, disk, &KEY, entropy, options, raft);
-            return self.opened(host, made);
-        }
-        self.lost_log(host, me);
-        Ok(())
-    }
-
-    /// A manager without its log asks for another id in Raft: one that was used must never vote again.
-    pub(crate) fn lost_log(&mut self, host: usize, me: NodeId) {
-        let h = &mut self.hosts[host];
-        let idle = self.clients[of_host(host)].is_idle();
-        match h.tainted {
-            None if idle => {
-                let job = Job {
-                    ask: Ask::Raft(me),
-                    purpose: Purpose::WhoAmI,
-                    twice: false,
-                };
-                self.ask(of_host(host), job);
-            }
-            Some(old) if idle && !h.renewing && old > 0 => {
-                h.renewing = true;
-                self.order(of_host(host), Command::RenewRaft { node: me, old }, Purpose::Renew);
-            }
-            _ => {}
-        }
-    }
-
-    /// What a leader's daemon does besides: the members follow the intent.
-    fn duties(&mut self, host: usize) {
-        let now = self.now;
-        let h = &mut self.hosts[host];
-        if now < h.duty_at {
-            return;
-        }
-        h.duty_at = now + DUTY;
-        let Some(m) = h.manager.as_ref() else { return };
-        let trip = Duration::from_micros(self.net.weather.near_us + self.net.weather.far_us);
-        let conf = m.peer().conf().clone();
-        let id = m.id();
-        let others: Vec<u64> = conf
-            .voters
-            .iter()
-            .chain(&conf.learners)
-            .copied()
-            .filter(|o| *o != id)
-            .collect();
-        let leads = m.peer().is_settled();
-        for other in others {
-            self.input(host, Input::RoundTrip { id: other, took: trip });
-        }
-        let h = &self.hosts[host];
-        let Some(m) = h.manager.as_ref() else { return };
-        if !leads || h.changing || !conf.outgoing.is_empty() {
-            return;
-        }
-        let intent = m.read().intent();
-        let (mut wanted, mut leaving) = (Vec::new(), Vec::new());
-        for (node, n) in &intent.nodes {
-            let Some(raft) = n.raft else { continue };
-            match self.demoting.contains(node) {
-                true => leaving.push((*node, raft)),
-                false => wanted.push(raft),
-            }
-        }
-        let leaving_ids: Vec<u64> = leaving.iter().map(|l| l.1).collect();
-        let all: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();
-        let gone = all.iter().copied().find(|r| !wanted.contains(r));
-        let step = if let Some(raft) = gone {
-            if raft == id {
-                let heir = conf.voters.iter().copied().filter(|v| *v != id && wanted.contains(v));
-                let heirs: Vec<u64> = heir.collect();
-                if let Some(&to) = self.rng.pick(&heirs) {
-                    self.input(host, Input::Transfer { to });
-                }
-                None
-            } else if wanted.is_empty() && !leaving_ids.is_empty() {
-                None
-            } else {
-                Some((ConfStep::Remove, raft))
-            }
-        } else if let Some(raft) = wanted.iter().copied().find(|r| !all.contains(r)) {
-            Some((ConfStep::Learner, raft))
-        } else {
-            conf.learners
-                .iter()
-                .copied()
-                .find(|l| wanted.contains(l))
-                .map(|l| (ConfStep::Voter, l))
-        };
-        if let Some((node, _)) = leaving.into_iter().find(|l| !all.contains(&l.1)) {
-            let (role, rpc) = (Role::Worker, None);
-            if self.clients[of_host(host)].is_idle() {
-                self.order(of_host(host), Command::SetRole { node, role, rpc }, Purpose::Other);
-            }
-        }
-        if let Some(step) = step {
-            self.hosts[host].changing = true;
-            let change = ConfChange { steps: vec![step] };
-            let request = self.new_request();
-            let force = false;
-            self.input(host, Input::Change { request, change, force });
-        }
     }
 
     /// Hosts that run a manager.

@@ -2,9 +2,11 @@
 //! disks, with the invariants of FAULTS.md checked after each step. A seed makes a script, a script makes a run, and the
 //! same script makes the same run everywhere.
 
+mod act;
 mod agent;
 mod client;
 mod disk;
+mod duties;
 mod event;
 mod host;
 mod net;
@@ -12,6 +14,7 @@ mod oracle;
 mod rng;
 mod script;
 mod shrink;
+mod story;
 mod world;
 
 pub use oracle::Violation;

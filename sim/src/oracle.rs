@@ -8,7 +8,7 @@ use std::{
 use cluster::{
     ipam::{BLOCK_REST_MS, REST_MS},
     raft::{Body, Entry, Kind, Message},
-    state::{Applied, Envelope, Outcome, State},
+    state::{Applied, Command, Envelope, Outcome, State, TOKEN_WORKER},
 };
 use model::{
     Intent, Name, NodeId, Vni,
@@ -138,8 +138,23 @@ impl Oracle {
                 let Ok(envelope) = Envelope::decode(bytes) else {
                     return broken(0, format!("entry {} cannot be read", e.index));
                 };
+                let (secrets_at, token) = (
+                    self.state.secrets_at(),
+                    self.state.secret(TOKEN_WORKER).map(<[u8]>::to_vec),
+                );
                 let outcome = self.state.apply(e.index, &envelope);
-                if let cluster::state::Command::SetSecrets(s) = &envelope.command
+                if !self.requests.contains_key(&envelope.request) && outcome.is_ok() {
+                    match &envelope.command {
+                        Command::ReplaceSecrets { seen, .. } if *seen != secrets_at => {
+                            return broken(5, format!("secrets of {secrets_at} were replaced, {seen} was seen"));
+                        }
+                        Command::Join { secret, .. } if Some(&secret.0) != token.as_ref() => {
+                            return broken(17, "a stranger has joined");
+                        }
+                        _ => {}
+                    }
+                }
+                if let Command::SetSecrets(s) = &envelope.command
                     && !self.requests.contains_key(&envelope.request)
                     && outcome.is_ok()
                 {

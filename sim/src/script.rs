@@ -134,6 +134,12 @@ pub enum Want {
     Down { host: u8, down: bool },
     /// A block for a node.
     Block { host: u8, network: u8 },
+    /// Changes a setting.
+    Setting { hours: u64 },
+    /// Changes the workers' token if nobody changed a secret meanwhile; what was seen may be old.
+    Swap { old: bool },
+    /// A stranger joins with a token that is none.
+    Stranger,
     /// Removes a node that is a manager: refused.
     Remove { host: u8 },
     /// Gives a node's highest block back.
@@ -233,7 +239,12 @@ impl Want {
         let register = rng.below(3) as u8;
         match rng.below(100) {
             0..20 => Want::Write { register },
-            20..42 => Want::Read { register },
+            20..38 => Want::Read { register },
+            38..40 => Want::Swap { old: rng.chance(300) },
+            40 => Want::Setting {
+                hours: rng.range(1, 100),
+            },
+            41 => Want::Stranger,
             42..56 => Want::Create {
                 service,
                 network,

@@ -7,7 +7,7 @@ use std::{
 
 use cluster::{
     manager::Input,
-    state::{Command, InitCluster},
+    state::{Command, InitCluster, Secret, TOKEN_WORKER},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use model::{ClusterSettings, NetworkSpec, NodeId, Vni, intent::Role};
@@ -20,8 +20,8 @@ use crate::{
     host::Host,
     net::Net,
     oracle::{Check, Oracle, Violation, broken},
-    rng::{Rng, mix},
-    script::{Act, Script},
+    rng::Rng,
+    script::Script,
 };
 
 /// After the last act all is healed, and so long (µs) may pass until everybody agrees.
@@ -54,34 +54,34 @@ pub struct Report {
 
 /// See the module.
 pub(crate) struct World {
-    pub script: Script,
-    pub now: u64,
-    seq: u64,
-    queue: BinaryHeap<Planned>,
-    pub rng: Rng,
-    pub net: Net,
-    pub hosts: Vec<Host>,
-    pub clients: Vec<Client>,
-    pub oracle: Oracle,
+    pub(crate) script: Script,
+    pub(crate) now: u64,
+    pub(crate) seq: u64,
+    pub(crate) queue: BinaryHeap<Planned>,
+    pub(crate) rng: Rng,
+    pub(crate) net: Net,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) clients: Vec<Client>,
+    pub(crate) oracle: Oracle,
     /// Where ids in Raft live.
-    pub homes: BTreeMap<u64, usize>,
+    pub(crate) homes: BTreeMap<u64, usize>,
     /// Nodes that the administrator wants demoted.
-    pub demoting: BTreeSet<NodeId>,
-    removing: BTreeSet<NodeId>,
+    pub(crate) demoting: BTreeSet<NodeId>,
+    pub(crate) removing: BTreeSet<NodeId>,
     /// Who uses an address.
-    pub addresses: BTreeMap<(Vni, u32), usize>,
+    pub(crate) addresses: BTreeMap<(Vni, u32), usize>,
     /// Hashes of the rows that each node signed.
-    pub signed: BTreeMap<NodeId, BTreeSet<u64>>,
-    old: Vec<(usize, usize, Packet)>,
-    pub unique: u64,
-    requests: u64,
-    pub acknowledged: u64,
-    pub reads: u64,
-    pub looked: u64,
+    pub(crate) signed: BTreeMap<NodeId, BTreeSet<u64>>,
+    pub(crate) old: Vec<(usize, usize, Packet)>,
+    pub(crate) unique: u64,
+    pub(crate) requests: u64,
+    pub(crate) acknowledged: u64,
+    pub(crate) reads: u64,
+    pub(crate) looked: u64,
     /// No more faults: everybody may take the time that it needs.
-    pub quiet: bool,
-    trace: u64,
-    events: u64,
+    pub(crate) quiet: bool,
+    pub(crate) trace: u64,
+    pub(crate) events: u64,
     pub(crate) told: bool,
     /// What happens to the next manager that gives its vote away.
     pub(crate) voter: Option<(Keep, u64)>,
@@ -243,7 +243,7 @@ impl World {
                 ..NetworkSpec::default()
             },
             avoid: vec![],
-            secrets: BTreeMap::new(),
+            secrets: BTreeMap::from([(TOKEN_WORKER.into(), Secret(b"the token of workers".to_vec()))]),
         };
         self.order(ADMIN, Command::InitCluster(init), Purpose::Join(0));
         for host in 1..self.hosts.len() {
@@ -255,70 +255,6 @@ impl World {
             self.order(ADMIN, Command::AddNode(node), Purpose::Join(host));
         }
         Ok(())
-    }
-
-    fn note(&mut self, event: &Event) {
-        let what = match event {
-            Event::Act(i) => mix(1 + *i as u64),
-            Event::Run { host, boot } => mix(2) ^ (*host as u64) << 8 ^ u64::from(*boot) << 16,
-            Event::Raft { to, message: m } => {
-                mix(3 ^ (m.kind as u64) << 8 ^ (*to as u64) << 16)
-                    ^ mix(m.term << 32 ^ m.index << 8 ^ m.from)
-                    ^ m.commit
-            }
-            Event::Sent { id, arrived, .. } => mix(4 ^ id << 8 ^ u64::from(*arrived) << 4),
-            Event::Ask {
-                host, client, request, ..
-            } => mix(5 ^ (*host as u64) << 8 ^ (*client as u64) << 16) ^ *request as u64,
-            Event::Told { client, request, .. } => mix(6 ^ (*client as u64) << 16) ^ *request as u64,
-            Event::Try { client, request, turn } => {
-                mix(7 ^ (*client as u64) << 16 ^ u64::from(*turn) << 8) ^ *request as u64
-            }
-            Event::Boot { host, .. } => mix(8 ^ (*host as u64) << 8),
-            Event::Agent { host, .. } => mix(9 ^ (*host as u64) << 8),
-            Event::Packet { from, to, packet } => {
-                let size = match packet {
-                    Packet::Swim(b) | Packet::Rows(b) | Packet::Rest(b) | Packet::Lacks(b, _) => crate::oracle::hash(b),
-                    Packet::Pull(revision) => *revision,
-                    Packet::View(d) => d.to ^ d.from << 32,
-                    Packet::Pages(p) => p.len() as u64,
-                    Packet::Compare(s) => s.0.values().fold(0, |a, b| a ^ b),
-                };
-                mix(10 ^ (*from as u64) << 8 ^ (*to as u64) << 16) ^ size
-            }
-        };
-        self.trace = mix(self.trace.rotate_left(9) ^ what ^ mix(self.now));
-    }
-
-    /// Says what happens, for whoever looks for the reason.
-    fn tell_story(&self, event: &Event) {
-        let at = self.now / 1000;
-        match event {
-            Event::Act(i) => eprintln!("{at:>6} ms ** {:?}", self.script.acts[*i].1),
-            Event::Raft { to, message: m } => eprintln!(
-                "{at:>6} ms host {to} <- {:?} of {} to {} term {} index {}/{} commit {} entries {}{}",
-                m.kind,
-                m.from,
-                m.to,
-                m.term,
-                m.index,
-                m.log_term,
-                m.commit,
-                m.entries.len(),
-                if m.reject { " rejected" } else { "" }
-            ),
-            Event::Ask {
-                host,
-                client,
-                request,
-                ask,
-            } => {
-                eprintln!("{at:>6} ms host {host} <- client {client} {request:x} {ask:?}");
-            }
-            Event::Told { client, request, told } => eprintln!("{at:>6} ms client {client} <- {request:x} {told:?}"),
-            Event::Boot { host, .. } => eprintln!("{at:>6} ms host {host} starts"),
-            _ => {}
-        }
     }
 
     fn happen(&mut self, event: Event) -> Check {
@@ -403,182 +339,12 @@ impl World {
         }
     }
 
-    fn leader(&self) -> Option<usize> {
+    pub(crate) fn leader(&self) -> Option<usize> {
         let leaders = self.managers().filter_map(|i| {
             let peer = self.hosts[i].manager.as_ref()?.peer();
             peer.is_leader().then_some((peer.term(), i))
         });
         leaders.max().map(|l| l.1)
-    }
-
-    fn act(&mut self, act: &Act) -> Check {
-        let ok = |host: u8| usize::from(host) < self.hosts.len();
-        let count = self.hosts.len();
-        match act.clone() {
-            Act::Want { client, want, twice } => {
-                if let Some(ask) = self.asked(&want) {
-                    let purpose = Purpose::Script;
-                    self.ask(usize::from(client), crate::client::Job { ask, purpose, twice });
-                }
-            }
-            Act::Crash { host, keep, back_ms } if ok(host) => self.crash(usize::from(host), keep, back_ms * 1000),
-            Act::KillLeader { keep, back_ms } => {
-                if let Some(host) = self.leader() {
-                    self.crash(host, keep, back_ms * 1000);
-                }
-            }
-            Act::KillVoter { keep, back_ms } => self.voter = Some((keep, back_ms)),
-            Act::PowerCut { keep, back_ms } => {
-                for host in 0..count {
-                    let back = back_ms * 1000 + self.rng.below(200_000);
-                    self.crash(host, keep, back);
-                }
-            }
-            Act::Tear { host, steps, keep } if ok(host) => {
-                let h = &mut self.hosts[usize::from(host)];
-                h.keep = Some(keep);
-                h.disk.stop_after(steps);
-            }
-            Act::SyncFails { host, keep } if ok(host) => {
-                let h = &mut self.hosts[usize::from(host)];
-                h.keep = Some(keep);
-                h.disk.fail_syncs();
-            }
-            Act::Slow { host, us } if ok(host) => self.hosts[usize::from(host)].disk.set_cost(us),
-            Act::Full { host, full } if ok(host) => self.hosts[usize::from(host)].disk.set_full(full),
-            Act::Wipe { host, back_ms } if ok(host) && self.may_wipe(usize::from(host)) => {
-                self.wipe(usize::from(host), back_ms * 1000);
-            }
-            Act::Stop { host, ms } if ok(host) => self.hosts[usize::from(host)].stopped_until = self.now + ms * 1000,
-            Act::Leap { host, secs } if ok(host) => {
-                self.hosts[usize::from(host)].offset += secs * 1_000_000;
-                self.wake(usize::from(host), self.now);
-            }
-            Act::Cut { from, to } => self.net.keep(|a, b| (a, b) != (usize::from(from), usize::from(to))),
-            Act::Isolate { host } => self.net.keep(|a, b| a != usize::from(host) && b != usize::from(host)),
-            Act::Split { mask } => self.net.keep(|a, b| mask >> a & 1 == mask >> b & 1),
-            Act::Chain { first } => {
-                let place = |h: usize| (h + count - usize::from(first) % count) % count;
-                self.net.keep(|a, b| place(a % count).abs_diff(place(b % count)) <= 1);
-            }
-            Act::Heal => self.net.heal(),
-            Act::Weather(w) => self.net.weather = w,
-            Act::Promote { host } if ok(host) => {
-                let host = usize::from(host);
-                let Some(node) = self.hosts[host].node else {
-                    return Ok(());
-                };
-                if !self.removing.contains(&node) {
-                    self.demoting.remove(&node);
-                    let (role, rpc) = (Role::Manager, Some(World::rpc(host)));
-                    self.order(ADMIN, Command::SetRole { node, role, rpc }, Purpose::Other);
-                }
-            }
-            Act::Demote { host } if ok(host) => self.demote(usize::from(host)),
-            Act::Remove { host } if ok(host) && host > 0 => {
-                let host = usize::from(host);
-                if let Some(node) = self.hosts[host].node {
-                    self.removing.insert(node);
-                    self.demote(host);
-                    if !self.demoting.contains(&node) && self.is_manager(node) {
-                        self.removing.remove(&node);
-                    }
-                    self.remove_demoted();
-                }
-            }
-            Act::Transfer { host } if ok(host) => {
-                let to = self.hosts[usize::from(host)].manager.as_ref().map(|m| m.id());
-                if let (Some(leader), Some(to)) = (self.leader(), to) {
-                    self.input(leader, Input::Transfer { to });
-                }
-            }
-            Act::Snapshot { host } if ok(host) => {
-                let host = usize::from(host);
-                let h = &mut self.hosts[host];
-                if let Some(m) = h.manager.as_mut()
-                    && m.read().applied() > 0
-                    && !m.status(std::time::Duration::ZERO).disk_full
-                    && m.snapshot().is_err()
-                {
-                    let keep = h.keep.take().unwrap_or(Keep::All);
-                    self.crash(host, keep, 300_000);
-                }
-            }
-            Act::Forge { host, owner } if ok(host) && ok(owner) => self.forge(usize::from(host), usize::from(owner)),
-            Act::Replay { host, packet } if ok(host) && self.script.shape.agents && !self.old.is_empty() => {
-                let at = usize::from(packet) % self.old.len();
-                let (from, _, packet) = self.old[at].clone();
-                let to = usize::from(host);
-                self.plan(100, Event::Packet { from, to, packet });
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    pub(crate) fn is_manager(&self, node: NodeId) -> bool {
-        let intent = self.oracle.state.intent();
-        intent.nodes.get(&node).is_some_and(|n| n.role == Role::Manager)
-    }
-
-    fn demote(&mut self, host: usize) {
-        let Some(node) = self.hosts[host].node else { return };
-        let intent = self.oracle.state.intent();
-        let stay = intent
-            .nodes
-            .iter()
-            .filter(|(id, n)| n.role == Role::Manager && !self.demoting.contains(id));
-        // Somebody must be left who has the log, also while others are on their way.
-        let mut rafts = intent.nodes.values().filter_map(|n| n.raft);
-        let whole = rafts.all(|r| self.has_log(r));
-        if self.is_manager(node) && stay.count() >= 3 && self.demoting.is_empty() && whole {
-            self.demoting.insert(node);
-        }
-    }
-
-    /// Whether there is the log of an id in Raft.
-    fn has_log(&self, raft: u64) -> bool {
-        let home = self.homes.get(&raft).map(|i| &self.hosts[*i]);
-        home.is_some_and(|h| h.has_log(raft))
-    }
-
-    fn remove_demoted(&mut self) {
-        let done: Vec<NodeId> = self.demoting.iter().copied().filter(|n| !self.is_manager(*n)).collect();
-        for node in done {
-            self.demoting.remove(&node);
-        }
-        let ready: Vec<NodeId> = self.removing.iter().copied().filter(|n| !self.is_manager(*n)).collect();
-        for node in ready {
-            self.removing.remove(&node);
-            self.order(ADMIN, Command::RemoveNode { node }, Purpose::Other);
-        }
-    }
-
-    /// Whether a quorum keeps its disks when this host's is lost.
-    fn may_wipe(&self, host: usize) -> bool {
-        let Some(leader) = self.leader() else { return false };
-        let Some(m) = self.hosts[leader].manager.as_ref() else {
-            return false;
-        };
-        let conf = m.peer().conf();
-        if !conf.outgoing.is_empty()
-            || !conf.learners.is_empty()
-            || m.peer().changing()
-            || !m.peer().is_settled()
-            || !self.demoting.is_empty()
-        {
-            return false;
-        }
-        // All must know of the same members, or one that was wiped may count for some.
-        let same = |h: &Host| h.manager.as_ref().is_none_or(|m| m.peer().conf() == conf);
-        if !self.hosts.iter().all(|h| h.removed || (h.up && same(h))) {
-            return false;
-        }
-        let whole = conf.voters.iter().filter(|v| {
-            let home = self.homes.get(v).copied();
-            home.is_some_and(|i| i != host && self.hosts[i].has_log(**v))
-        });
-        whole.count() >= conf.quorum()
     }
 
     /// No more faults.

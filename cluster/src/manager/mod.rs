@@ -65,8 +65,6 @@ pub struct Manager<D> {
     heard: BTreeMap<u64, Duration>,
     /// Snapshots under way, since when.
     sending: BTreeMap<u64, Duration>,
-    /// Whom a leader that was removed hands over to next.
-    turn: usize,
     entries_since: u64,
     octets_since: usize,
     /// A write that found no room on the disk.
@@ -233,7 +231,6 @@ impl<D: Disk> Manager<D> {
             led: None,
             heard: BTreeMap::new(),
             sending: BTreeMap::new(),
-            turn: 0,
             entries_since: 0,
             octets_since: 0,
             stalled: None,

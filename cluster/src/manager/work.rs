@@ -32,7 +32,6 @@ impl<D: Disk> Manager<D> {
             let Some(mut ready) = ready else {
                 self.look_who_leads(now);
                 self.leave_joint()?;
-                self.step_down(now)?;
                 if !self.begin_round()? && !self.peer.has_ready() {
                     break;
                 }
@@ -51,13 +50,14 @@ impl<D: Disk> Manager<D> {
                 self.asked.confirmed(index, &round);
             }
             self.hurry(now, &ready.entries)?;
-            let early = self.apply(now, &ready.committed)?;
             let after = self.peer.persisted()?;
             self.send(now, after.messages, out);
+            let early = self.apply(now, &ready.committed)?;
             let late = self.apply(now, &after.committed)?;
             if let Some(index) = late.or(early) {
                 self.peer.applied(index)?;
             }
+            self.step_down(now)?;
         }
         if !self.is_stalled() {
             self.snapshot_if_due(now)?;
@@ -130,6 +130,12 @@ impl<D: Disk> Manager<D> {
         self.entries_since += entries.len() as u64;
         self.anchor(now);
         if members {
+            // A commit index may be lost; who votes may not: a power cut would bring those back who were asked before.
+            match self.log.append(Some(self.peer.hard()), &[], true) {
+                // It goes with the next record.
+                Ok(()) | Err(LogError::Full { .. }) => {}
+                Err(e) => return Err(e.into()),
+            }
             self.choose_pace();
         }
         Ok(entries.last().map(|e| e.index))
@@ -158,21 +164,18 @@ impl<D: Disk> Manager<D> {
         Ok(())
     }
 
-    /// A leader that was removed meanwhile could neither propose nor would it be replaced, because it is heard: it hands
-    /// over.
+    /// A leader that was removed meanwhile (by an entry of a leader before it) could neither propose nor would it be
+    /// replaced, because it is heard. It calls the one that has most of the log to stand for election, and leads no more.
     fn step_down(&mut self, now: Duration) -> Result<(), ManagerError> {
         let conf = self.peer.conf();
         let me = self.peer.id();
-        let stays = conf.voters.contains(&me) || conf.outgoing.contains(&me);
-        if stays || !self.peer.is_leader() || self.peer.handing_to().is_some() {
+        if !self.peer.is_leader() || conf.voters.contains(&me) || conf.outgoing.contains(&me) {
             return Ok(());
         }
-        let heard: Vec<u64> = conf.voters.iter().copied().filter(|v| self.is_heard(now, *v)).collect();
-        // By turns: one of them may not be able to.
-        self.turn = self.turn.wrapping_add(1);
-        if let Some(to) = heard.get(self.turn % heard.len().max(1)) {
-            self.peer.transfer(*to)?;
-        }
+        let progress = self.peer.progress().into_iter();
+        let heirs = progress.filter(|p| conf.voters.contains(&p.id) && self.is_heard(now, p.id));
+        let heir = heirs.max_by_key(|p| p.matched).map(|p| p.id);
+        self.peer.step_down(heir)?;
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! writes what [`Peer::ready`] says and reports it by [`Peer::persisted`].
 
 mod convert;
+mod door;
 mod memory;
 mod message;
 mod status;
@@ -79,7 +80,8 @@ pub enum RaftError {
 }
 
 /// What is to be done now, in this order: send `messages`, write `snapshot`, `entries` and `hard` (durably, if
-/// `must_sync`), read `snapshot` into the state machine, apply `committed`, call [`Peer::persisted`].
+/// `must_sync`), read `snapshot` into the state machine, call [`Peer::persisted`], apply `committed` and what came after,
+/// call [`Peer::applied`].
 #[derive(Debug, Default)]
 pub struct Ready {
     /// May be sent before the write.
@@ -275,6 +277,20 @@ impl Peer {
         Ok(())
     }
 
+    /// Leads no more, and calls `heir` to stand for election: what a leader that is no voter any more must do at once,
+    /// because the library panics when it goes on.
+    pub fn step_down(&mut self, heir: Option<u64>) -> Result<(), RaftError> {
+        self.idle()?;
+        self.leads()?;
+        let raft = &mut self.node.raft;
+        if let Some(to) = heir {
+            raft.send_timeout_now(to);
+        }
+        raft.become_follower(raft.term, 0);
+        self.settle();
+        Ok(())
+    }
+
     /// Asks for the index that a linearizable read must wait for; it comes back in [`Ready::reads`] with `context`.
     pub fn read(&mut self, context: Vec<u8>) -> Result<(), RaftError> {
         self.idle()?;
@@ -337,7 +353,7 @@ impl Peer {
         Ok(Some(out))
     }
 
-    /// What the last [`Ready`] said is written, durably if it asked for that, and its committed entries are applied.
+    /// What the last [`Ready`] said is written, durably if it asked for that.
     pub fn persisted(&mut self) -> Result<After, RaftError> {
         let Some(mut r) = self.writing.take() else {
             return Ok(After::default());
@@ -471,85 +487,6 @@ impl Peer {
         let raft = &mut self.node.raft;
         raft.set_randomized_election_timeout(self.timeout);
         self.drawn_at = (raft.term, raft.state, raft.leader_id);
-    }
-
-    /// What the library takes for granted, and panics without.
-    fn admit(&self, m: &Message) -> Result<(), &'static str> {
-        let log = &self.node.raft.raft_log;
-        if m.from == 0 || m.from == self.id || m.to != self.id {
-            return Err("it is not for this node");
-        }
-        // The library takes a message without a term for one of its own, and cannot forward a request with one.
-        if (m.term == 0) != matches!(m.kind, Kind::ReadIndex | Kind::TransferLeader) {
-            return Err("it has no term, or one where there is none");
-        }
-        const FAR: u64 = 1 << 60;
-        let numbers = [
-            m.term,
-            m.log_term,
-            m.index,
-            m.commit,
-            m.commit_term,
-            m.request_snapshot,
-            m.reject_hint,
-        ];
-        if numbers.iter().any(|n| *n > FAR) {
-            return Err("a number is out of bounds");
-        }
-        if !m.entries.is_empty() && m.kind != Kind::Append {
-            return Err("entries in a message that has none");
-        }
-        if m.snapshot.is_some() != (m.kind == Kind::Snapshot) {
-            return Err("a snapshot where there is none, or none where there is one");
-        }
-        if m.term != 0 && m.term < self.node.raft.term {
-            // Of a leader or candidate that was: late, and no longer bound by what was agreed on since. The library passes
-            // it over.
-            return Ok(());
-        }
-        let leads = self.node.raft.state == StateRole::Leader && m.term == self.node.raft.term;
-        match m.kind {
-            Kind::Append | Kind::Heartbeat | Kind::Snapshot if leads => {
-                return Err("two leaders in one term");
-            }
-            // Without a term the library would take a missing entry for a match.
-            Kind::Append if (m.index == 0) != (m.log_term == 0) || m.log_term > m.term => {
-                return Err("its place in the log contradicts itself");
-            }
-            Kind::Append => {
-                let mut last = (m.index, m.log_term);
-                for e in &m.entries {
-                    if e.index != last.0 + 1 || e.term < last.1 || e.term == 0 || e.term > m.term {
-                        return Err("its entries do not follow each other");
-                    }
-                    if e.index <= log.committed
-                        && let Ok(known) = log.term(e.index)
-                        && known != 0
-                        && known != e.term
-                    {
-                        return Err("it contradicts an entry that is committed");
-                    }
-                    last = (e.index, e.term);
-                }
-            }
-            Kind::Heartbeat if m.commit > log.last_index() => {
-                return Err("it commits what this node does not have");
-            }
-            Kind::AppendReply | Kind::HeartbeatReply if leads && (m.index.max(m.commit) > log.last_index()) => {
-                return Err("it acknowledges what was never sent");
-            }
-            Kind::Snapshot => {
-                let sound = m
-                    .snapshot
-                    .as_ref()
-                    .is_some_and(|s| s.index > 0 && s.term > 0 && s.term <= m.term && s.conf.is_sound());
-                if !sound {
-                    return Err("its snapshot contradicts itself");
-                }
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 

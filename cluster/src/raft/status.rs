@@ -2,7 +2,7 @@
 
 use raft::{ProgressState, StateRole};
 
-use super::{Entry, Peer, convert};
+use super::{Entry, HardState, Peer, convert};
 
 /// What a peer knows of itself.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -67,6 +67,11 @@ impl Peer {
     pub fn leader(&self) -> Option<u64> {
         let id = self.node.raft.leader_id;
         (id != 0).then_some(id)
+    }
+
+    /// What must not be forgotten, as of the last write.
+    pub fn hard(&self) -> HardState {
+        self.node.store().hard
     }
 
     /// Last entry that is known to be committed.
