@@ -30,6 +30,7 @@ use crate::daemon::Daemon;
 pub use answer::{Answer, Fail};
 pub(crate) use command::{PATH as COMMAND_PATH, encode as encode_command};
 pub use forwarded::query;
+pub(crate) use route::NOT_LEADER;
 pub use serve::{listen, serve};
 
 /// State of every handler.

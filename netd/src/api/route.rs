@@ -19,6 +19,7 @@ use model::{Code, NodeId, api::REQUEST_HEADER, api::STALE_HEADER};
 
 use super::{Fail, Shared, answer::MAX_BODY};
 use crate::{
+    daemon::Cluster,
     identity::admit_manager,
     manager::{Manager, REQUEST, RequestId},
     rpc::{Forwarded, Leader},
@@ -31,7 +32,7 @@ const READ: Duration = Duration::from_millis(1500);
 /// Between two tries, when nothing tells that another one makes sense.
 const AGAIN: Duration = Duration::from_millis(50);
 /// In an answer: the request must go to another manager.
-const NOT_LEADER: HeaderName = HeaderName::from_static("netd-not-leader");
+pub(crate) const NOT_LEADER: HeaderName = HeaderName::from_static("netd-not-leader");
 
 /// Where a request is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,7 +87,8 @@ pub(super) async fn route(State(d): State<Shared>, req: Request, next: Next) -> 
         // Each request is checked: the other one may have been demoted since the last.
         let admitted = cluster.as_ref().map(|c| admit_manager(&c.intent(), peer));
         if let Some(Err(e)) = admitted {
-            return Fail(e.into()).into_response();
+            // It may have been demoted while it had a client's request: that is for it to answer.
+            return elsewhere(Fail(e.into()).into_response());
         }
         if place(req.method(), req.uri().path()) != Place::Leader {
             return Fail::new(Code::Forbidden, "managers pass only changes on", "").into_response();
@@ -94,7 +96,7 @@ pub(super) async fn route(State(d): State<Shared>, req: Request, next: Next) -> 
     } else if req.uri().path() == super::command::PATH {
         return super::answer::unknown_path(req).await.into_response();
     }
-    let Some(m) = manager else {
+    let (Some(c), Some(m)) = (cluster, manager) else {
         return match forwarded {
             Some(_) => not_leader(),
             None => next.run(req).await,
@@ -113,7 +115,7 @@ pub(super) async fn route(State(d): State<Shared>, req: Request, next: Next) -> 
             answer
         }
         Place::Leader => match whole(req).await {
-            Ok(req) => lead(&m, req, forwarded.is_some(), next).await,
+            Ok(req) => lead(&c, &m, req, forwarded.is_some(), next).await,
             Err(e) => e.into_response(),
         },
     }
@@ -186,7 +188,7 @@ async fn whole(req: Request) -> Result<Whole, Fail> {
 
 /// Carries a request out if this manager leads, else passes it on; after a change of leader it is done again under the
 /// same id, so that what it changes is changed once.
-async fn lead(m: &Manager, req: Whole, forwarded: bool, next: Next) -> Response {
+async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next) -> Response {
     let until = Instant::now() + LEADER;
     let mut leader = m.leader();
     let mut last = String::new();
@@ -208,6 +210,10 @@ async fn lead(m: &Manager, req: Whole, forwarded: bool, next: Next) -> Response 
                 Err(e) => last = format!("{node} ({addr}): {e}"),
             },
             Leader::Nobody => {}
+        }
+        if let (None, Err(e)) = (c.manager_now(), c.manager()) {
+            // It was demoted meanwhile.
+            return Fail(e).into_response();
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -251,7 +257,11 @@ async fn pass(m: &Manager, node: NodeId, addr: &str, req: &Whole) -> std::io::Re
 }
 
 pub(super) fn not_leader() -> Response {
-    let mut answer = (StatusCode::SERVICE_UNAVAILABLE, "").into_response();
+    elsewhere((StatusCode::SERVICE_UNAVAILABLE, "").into_response())
+}
+
+/// Marks an answer that is none for the client.
+fn elsewhere(mut answer: Response) -> Response {
     answer.headers_mut().insert(NOT_LEADER, HeaderValue::from_static("1"));
     answer
 }

@@ -228,8 +228,9 @@ impl Manager {
         if answer.status().is_success() {
             return serde_json::from_slice(answer.body()).map_err(|e| unknown(e.to_string()));
         }
+        let elsewhere = answer.headers().contains_key(crate::api::NOT_LEADER);
         match serde_json::from_slice::<ApiError>(answer.body()) {
-            Ok(e) if !e.retryable => Err(ProposeError::Refused(Refusal {
+            Ok(e) if !e.retryable && !elsewhere => Err(ProposeError::Refused(Refusal {
                 code: e.code,
                 message: e.message,
                 hint: e.hint,

@@ -114,32 +114,29 @@ impl Hub {
             s.count += 1;
             s.count
         };
-        let mut connected = false;
-        let answer = async {
-            loop {
-                let (tx, rx) = oneshot::channel();
-                self.lock().asked.insert(id, (node, tx));
-                let to = self.session(node).await?;
-                connected = true;
+        let until = Instant::now() + timeout * 2;
+        let got = loop {
+            let (tx, rx) = oneshot::channel();
+            self.lock().asked.insert(id, (node, tx));
+            // One that lost its manager tries again each few seconds: it is given twice the time to come.
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(Some(to)) = tokio::time::timeout(left, self.session(node)).await else {
+                break Err(AskError::NotConnected(node));
+            };
+            let talk = async {
                 let ask = ask.clone();
-                if to.send(ToNode::Ask { id, ask }).await.is_ok()
-                    && let Ok(answer) = rx.await
-                {
-                    return Some(answer);
-                }
-                // The node has come by another stream meanwhile (it, or this manager, has moved), or will in a moment.
-                connected = false;
-                tokio::time::sleep(ANEW).await;
+                to.send(ToNode::Ask { id, ask }).await.ok()?;
+                rx.await.ok()
+            };
+            match tokio::time::timeout(timeout, talk).await {
+                Ok(Some(a)) => break Ok(a),
+                // It has come by another stream meanwhile (it, or this manager, has moved), or will in a moment.
+                Ok(None) => tokio::time::sleep(ANEW).await,
+                Err(_) => break Err(AskError::Timeout(node)),
             }
         };
-        let got = tokio::time::timeout(timeout, answer).await;
         self.lock().asked.remove(&id);
-        match got {
-            Ok(Some(a)) => Ok(a),
-            Ok(None) => Err(AskError::NotConnected(node)),
-            Err(_) if !connected => Err(AskError::NotConnected(node)),
-            Err(_) => Err(AskError::Timeout(node)),
-        }
+        got
     }
 
     /// The way to a node, as soon as there is one: after a change of leader all nodes come within a moment.
