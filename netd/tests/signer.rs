@@ -1,6 +1,6 @@
 //! An external signer that is one: HTTPS with a certificate of its own, cfssl's JSON, real signatures.
 #![allow(clippy::unwrap_used, reason = "a helper of tests: what fails here is a failed test")]
-#![allow(clippy::disallowed_methods, reason = "certificates have a beginning and an end")]
+#![allow(clippy::disallowed_methods, reason = "certificates are made for now")]
 
 use std::{
     net::SocketAddr,

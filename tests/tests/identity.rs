@@ -96,7 +96,7 @@ fn everything_rotates_and_no_request_is_lost() {
         n1.netctl("network create app --subnet 10.77.0.0/16")?.ok()?;
         create_web(lab, "app", 3)?;
         n1.netctl("service publish 80")?.ok()?;
-        let load = [Load::begin(lab, n1, 60)?, Load::begin(lab, n2, 60)?];
+        let load = [Load::begin(lab, n1, 45)?, Load::begin(lab, n2, 45)?];
         let begun = Instant::now();
 
         tokens(n1, n4)?;
@@ -218,8 +218,8 @@ fn removed(lab: &Lab, n1: &Host, n4: &Host) -> anyhow::Result<()> {
             .any(|n| n.hostname == "n4" && n.health != NodeHealth::Ready))
     })?;
     n1.netctl("node rm n4")?.ok()?;
-    signal(n4, "-CONT")?;
     let asked = Instant::now();
+    signal(n4, "-CONT")?;
     eventually("n4 to be refused", Duration::from_secs(5), || {
         Ok(n4.netd_log()?.contains("is not in the cluster"))
     })?;

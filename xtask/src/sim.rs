@@ -53,6 +53,19 @@ pub(crate) fn check() -> anyhow::Result<()> {
         mutants.args(["--mutants", "--seeds", &MUTANTS_SEEDS.to_string()]),
         "the search for planted faults",
     )?;
+    let mut shrinks = build::cargo();
+    shrinks.args([
+        "test",
+        "--locked",
+        "--release",
+        "-p",
+        "sim",
+        "--features",
+        "mutants",
+        "--test",
+        "mutants",
+    ]);
+    well(&mut shrinks, "the test that a failing script is cut short")?;
     well(simulator(false)?.args(["--seeds", "300"]), "the simulation")?;
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
