@@ -452,3 +452,65 @@ fn ipv6_for_control_and_a_node_behind_nat() {
         Ok(())
     });
 }
+
+#[test]
+fn managers_move_and_keep_their_quorum() {
+    in_lab_with("quorum", plain(3), |lab| {
+        form(lab)?;
+        let (n1, n2, n3) = (lab.host("n1")?, lab.host("n2")?, lab.host("n3")?);
+        for node in ["n2", "n3"] {
+            n1.netctl(&format!("node promote {node}"))?.ok()?;
+        }
+        let leads = |seen_by: &Host, name: &str| {
+            let members: Vec<MemberView> = seen_by.netctl("cluster members -o json")?.json()?;
+            anyhow::Ok(members.iter().any(|m| m.leader && m.hostname == name))
+        };
+        // The leader first, then a follower: whoever they are by then, each of the three moves.
+        let mut order = [n1, n2, n3];
+        let leader = order.iter().position(|h| leads(n1, h.name()).unwrap_or(false));
+        order.swap(0, leader.context("nobody leads")?);
+        for (i, host) in order.into_iter().enumerate() {
+            let new = format!("198.18.0.22{i}");
+            let other = order[(i + 1) % 3];
+            change(host, &host.v4().to_string(), &new)?;
+            let start = Instant::now();
+            eventually(
+                &format!("a change after {} moved", host.name()),
+                Duration::from_secs(20),
+                || {
+                    let made = other.netctl(&format!("network create net{i} --timeout 10s"))?;
+                    ensure!(made.success(), "{}", made.all());
+                    Ok(true)
+                },
+            )?;
+            let took = start.elapsed().as_millis();
+            ensure!(took < 5_000, "a change took {took} ms");
+            eprintln!(
+                "{} moved (the leader: {}): a change was made {took} ms later",
+                host.name(),
+                i == 0
+            );
+            // The log knows where it is, and so does a token; it takes part again.
+            eventually(
+                &format!("{} to be a manager at {new}", host.name()),
+                Duration::from_secs(20),
+                || {
+                    let members: Vec<MemberView> = other.netctl("cluster members -o json")?.json()?;
+                    let it = members
+                        .iter()
+                        .find(|m| m.hostname == host.name())
+                        .context("not listed")?;
+                    ensure!(it.addr.as_deref() == Some(&format!("{new}:7946")), "{it:?}");
+                    let said = host.netctl("cluster token worker")?.all();
+                    ensure!(said.contains(&format!("{new}:2377")), "{said}");
+                    Ok(true)
+                },
+            )?;
+            host.netctl(&format!("network rm net{i} --timeout 20s"))?.ok()?;
+        }
+        for node in lab.nodes() {
+            node.sees_ready(3, Duration::from_secs(20))?;
+        }
+        Ok(())
+    });
+}

@@ -22,6 +22,9 @@ const MEET: Duration = Duration::from_millis(1500);
 /// Longest wait between a manager's greeting and its first increment.
 const GREETING: Duration = Duration::from_millis(200);
 
+/// Between a change and the report of it, so that a burst is one report.
+const REPORTS_APART: Duration = Duration::from_millis(5);
+
 impl Cluster {
     pub(super) async fn wake_reconciler(self: Arc<Self>) {
         let (mut intent, mut facts, mut endpoints) = (self.intent.clone(), self.facts.clone(), self.endpoint_changes());
@@ -77,6 +80,8 @@ impl Cluster {
             if r.is_err() {
                 return;
             }
+            // Changes come in bursts: a report tells of all that came by then.
+            tokio::time::sleep(REPORTS_APART).await;
         }
     }
 

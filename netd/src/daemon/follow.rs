@@ -109,6 +109,10 @@ impl Cluster {
         self.announce();
         self.reconciler.look();
         self.uplink.anew();
+        if let Some(m) = self.manager_now() {
+            m.peers.anew();
+            m.forwarder.anew();
+        }
     }
 
     /// A manager's address is in the log: nodes that have never met it find it there.

@@ -1,7 +1,7 @@
 //! Who leads, and how the lead is handed over.
 
 use std::{
-    sync::Weak,
+    sync::{Arc, Weak},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use model::{ApiError, Code, Intent, NodeId, intent::Node};
 use tokio::sync::watch;
 
 use super::Manager;
-use crate::{known::Known, rpc::Leader};
+use crate::rpc::Leader;
 
 /// Longest wait for another manager to lead.
 const HAND_OVER: Duration = Duration::from_secs(5);
@@ -19,22 +19,22 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 /// The same when netd stops: somebody will be elected anyway.
 const IN_PASSING: Duration = Duration::from_millis(1500);
 
-pub(super) async fn follow(m: Weak<Manager>, known: Known) {
+/// `reach`: the intent, with managers where they can be reached.
+pub(super) async fn follow(m: Weak<Manager>, mut reach: watch::Receiver<Arc<Intent>>) {
     let Some(mut status) = m.upgrade().map(|m| m.store.watch_status()) else {
         return;
     };
-    let mut intent = known.watch();
     loop {
         let r = tokio::select! {
             r = status.changed() => r,
-            r = intent.changed() => r,
+            r = reach.changed() => r,
         };
         let Some(m) = m.upgrade().filter(|_| r.is_ok()) else {
             return;
         };
         status.mark_unchanged();
-        intent.mark_unchanged();
-        m.look_who_leads(&known.now());
+        let now = reach.borrow_and_update().clone();
+        m.look_who_leads(&now);
     }
 }
 

@@ -121,7 +121,7 @@ impl Manager {
                 Arc::downgrade(cluster),
                 known.clone(),
             ))),
-            forwarder: Forwarder::new(tls.clone(), reach),
+            forwarder: Forwarder::new(tls.clone(), reach.clone()),
             peers,
             known: known.clone(),
             clock: LogClock::new(&store),
@@ -133,12 +133,12 @@ impl Manager {
             running: Mutex::default(),
             store,
         });
-        m.look_who_leads(&known.now());
+        m.look_who_leads(&reach.borrow().clone());
         let weak = Arc::downgrade(&m);
         let hub = m.hub.clone();
         let mut running = m.running();
         running.spawn(async move { hub.serve(listener, tls).await });
-        running.spawn(lead::follow(weak.clone(), known.clone()));
+        running.spawn(lead::follow(weak.clone(), reach));
         running.spawn(oversee::run(weak.clone(), Arc::downgrade(cluster)));
         running.spawn(members::keep(weak.clone(), known.clone()));
         running.spawn(custodian::keep(weak, Arc::downgrade(cluster)));

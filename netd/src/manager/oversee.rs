@@ -14,6 +14,8 @@ use crate::{daemon::Cluster, gossip::Facts, rpc::Leader, tasks::TaskBoard};
 
 /// Between two looks at who is dead for how long.
 const OVERSEE: Duration = Duration::from_millis(500);
+/// Between two rounds: under many changes a round sees all that came by then.
+const ROUNDS_APART: Duration = Duration::from_millis(20);
 
 pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
     let Some((mut intents, mut reports, mut leader)) =
@@ -49,6 +51,8 @@ pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
         if let Err(e) = judge(&m, &c, &intent, &facts, &mut since, now).await {
             tracing::warn!("a node's state cannot be put into the log: {}", e.message);
         }
+        drop((m, c));
+        tokio::time::sleep(ROUNDS_APART).await;
     }
 }
 

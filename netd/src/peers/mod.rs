@@ -198,6 +198,14 @@ impl Peers {
         self.0.shared.superseded.subscribe()
     }
 
+    /// This node's own address has changed: streams that hang on the old one would only be missed after a while.
+    pub fn anew(&self) {
+        for (_, (_, task)) in std::mem::take(&mut *self.0.shared.table()) {
+            task.abort();
+        }
+        self.0.shared.follow_once();
+    }
+
     /// Ends all streams.
     pub fn stop(&self) {
         self.0.follow.abort();

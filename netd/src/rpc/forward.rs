@@ -74,6 +74,11 @@ impl Forwarder {
         self.idle.lock().unwrap_or_else(|e| e.into_inner())
     }
 
+    /// This node's own address has changed: connections that hang on the old one are of no use.
+    pub fn anew(&self) {
+        self.idle().clear();
+    }
+
     /// Sends a request to a manager and reads the whole answer. After an error nobody knows whether it was carried out.
     pub async fn send(&self, node: NodeId, addr: SocketAddr, request: Request<Full<Bytes>>) -> Result<Response<Bytes>> {
         let exchange = async {
@@ -87,9 +92,21 @@ impl Forwarder {
             self.put(addr, sender);
             Ok(Response::from_parts(head, body.to_bytes()))
         };
-        timeout(ANSWER, exchange)
-            .await
-            .unwrap_or_else(|_| Err(Error::new(ErrorKind::TimedOut, "no answer")))
+        let mut intent = self.intent.clone();
+        let elsewhere = |i: &Arc<Intent>| {
+            let at = i
+                .nodes
+                .get(&node)
+                .and_then(|n| n.rpc.as_ref()?.parse::<SocketAddr>().ok());
+            at.is_some_and(|at| at != addr)
+        };
+        tokio::select! {
+            answer = timeout(ANSWER, exchange) => {
+                answer.unwrap_or_else(|_| Err(Error::new(ErrorKind::TimedOut, "no answer")))
+            }
+            // Nothing comes from there any more.
+            Ok(_) = intent.wait_for(elsewhere) => Err(Error::new(ErrorKind::NotConnected, "it has moved")),
+        }
     }
 
     fn take(&self, addr: SocketAddr) -> Option<Sender> {

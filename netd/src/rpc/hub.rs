@@ -54,6 +54,8 @@ pub enum AskError {
 
 /// Messages that wait for a node; when there are more, its stream is closed: it has stopped reading.
 pub(super) const MAX_WAITING: usize = 256;
+/// Before a question is asked again of a node that has come by another stream.
+const ANEW: Duration = Duration::from_millis(20);
 
 #[derive(Default)]
 struct State {
@@ -107,29 +109,32 @@ impl Hub {
 
     /// Asks a node something.
     pub async fn ask(&self, node: NodeId, ask: Ask, timeout: Duration) -> Result<Answer, AskError> {
-        let (tx, rx) = oneshot::channel();
         let id = {
             let mut s = self.lock();
             s.count += 1;
-            let id = s.count;
-            s.asked.insert(id, (node, tx));
-            id
+            s.count
         };
-        let answer = async {
+        let until = Instant::now() + timeout * 2;
+        let got = loop {
+            let (tx, rx) = oneshot::channel();
+            self.lock().asked.insert(id, (node, tx));
             // One that lost its manager tries again each few seconds: it is given twice the time to come.
-            let to = tokio::time::timeout(timeout * 2, self.session(node)).await;
-            let to = to.ok().flatten().ok_or(AskError::NotConnected(node))?;
+            let left = until.saturating_duration_since(Instant::now());
+            let Ok(Some(to)) = tokio::time::timeout(left, self.session(node)).await else {
+                break Err(AskError::NotConnected(node));
+            };
             let talk = async {
+                let ask = ask.clone();
                 to.send(ToNode::Ask { id, ask }).await.ok()?;
                 rx.await.ok()
             };
             match tokio::time::timeout(timeout, talk).await {
-                Ok(Some(a)) => Ok(a),
-                Ok(None) => Err(AskError::NotConnected(node)),
-                Err(_) => Err(AskError::Timeout(node)),
+                Ok(Some(a)) => break Ok(a),
+                // It has come by another stream meanwhile (it, or this manager, has moved), or will in a moment.
+                Ok(None) => tokio::time::sleep(ANEW).await,
+                Err(_) => break Err(AskError::Timeout(node)),
             }
         };
-        let got = answer.await;
         self.lock().asked.remove(&id);
         got
     }
@@ -169,7 +174,10 @@ impl Hub {
         let mut s = self.lock();
         s.count += 1;
         let number = s.count;
-        s.sessions.insert(node, (number, tx));
+        if s.sessions.insert(node, (number, tx)).is_some() {
+            // Nobody answers there any more.
+            s.asked.retain(|_, (of, _)| *of != node);
+        }
         let entry = s.nodes.entry(node).or_insert_with(|| NodeReport {
             report: Report::default(),
             at: Instant::now(),

@@ -44,9 +44,9 @@ use crate::identity::{ClusterSecrets, Csr, Issued, PeerId};
 
 /// TCP connect, TLS handshake and first message together may take this long.
 pub const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Both sides say something at least this often.
-pub const PING_EVERY: Duration = Duration::from_secs(5);
-/// A stream on which nothing came for this long is closed.
+/// A stream on which nothing came for so many heartbeats is closed.
+pub const MISSED: u32 = 4;
+/// Longest time that writing one message may take.
 pub const IDLE: Duration = Duration::from_secs(20);
 /// Handshakes and joins under way at once; more wait in the kernel's queue.
 pub const MAX_HANDSHAKES: usize = 256;
@@ -60,6 +60,11 @@ pub const MAX_JOIN: usize = 64 << 10;
 pub const MAX_UP: usize = 4 << 20;
 /// Octets of a message to a node: a snapshot of the intent is the largest.
 pub const MAX_DOWN: usize = 64 << 20;
+
+/// Both sides say something at least this often: the cluster's `dispatcher-heartbeat`.
+fn beat(intent: &Intent) -> Duration {
+    intent.settings.dispatcher_heartbeat()
+}
 
 /// A node that asks to be let in. Its token was good here; the log looks at it again.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,12 +14,12 @@ use model::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::{Semaphore, mpsc},
-    time::{MissedTickBehavior, interval, timeout},
+    sync::{Semaphore, mpsc, watch},
+    time::{MissedTickBehavior, interval, sleep_until, timeout},
 };
 
 use super::{
-    HANDSHAKE, IDLE, Leader, MAX_REQUESTS, MAX_UP, PING_EVERY, frame,
+    HANDSHAKE, IDLE, Leader, MAX_REQUESTS, MAX_UP, MISSED, beat, frame,
     hub::Hub,
     message::{Reply, Request, ToManager, ToNode},
 };
@@ -119,8 +119,9 @@ impl Session<'_> {
         } else {
             self.send_intent(wr, now).await?;
         }
-        let mut messages = read_all(rd, MAX_UP);
-        let mut ping = interval(PING_EVERY);
+        let mut messages = read_all(rd, MAX_UP, intent.clone());
+        let mut every = beat(&intent.borrow());
+        let mut ping = interval(every);
         let mut held_tick = interval(HELD_EVERY);
         held_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held = None;
@@ -141,6 +142,10 @@ impl Session<'_> {
                 changed = intent.changed() => {
                     changed.map_err(Error::other)?;
                     let now = intent.borrow_and_update().clone();
+                    if every != beat(&now) {
+                        every = beat(&now);
+                        ping = interval(every);
+                    }
                     self.hub.retain(&now);
                     if let Err(e) = self.admit(&now) {
                         return self.farewell(wr, &mut replies, e).await;
@@ -330,17 +335,32 @@ async fn answer(hub: &Hub, node: NodeId, request: Request) -> std::result::Resul
 }
 
 /// Reads messages in a task of its own, because reading a frame must not be broken off. Ends with the stream, with
-/// silence of [`IDLE`], or when the receiver is dropped.
-pub(super) fn read_all<T>(mut rd: impl AsyncRead + Unpin + Send + 'static, max: usize) -> mpsc::Receiver<Result<T>>
+/// silence of [`MISSED`] heartbeats, or when the receiver is dropped.
+pub(super) fn read_all<T>(
+    mut rd: impl AsyncRead + Unpin + Send + 'static,
+    max: usize,
+    intent: watch::Receiver<Arc<Intent>>,
+) -> mpsc::Receiver<Result<T>>
 where
     T: serde::de::DeserializeOwned + Send + 'static,
 {
     let (tx, rx) = mpsc::channel(16);
     tokio::spawn(async move {
         loop {
-            let got = tokio::select! {
-                got = timeout(IDLE, frame::read_bytes(&mut rd, max)) => got,
-                () = tx.closed() => return,
+            let since = tokio::time::Instant::now();
+            let silent = || since + beat(&intent.borrow()) * MISSED;
+            let read = frame::read_bytes(&mut rd, max);
+            tokio::pin!(read);
+            let got = loop {
+                let until = silent();
+                tokio::select! {
+                    got = &mut read => break Ok(got),
+                    // The setting may have changed while nothing came.
+                    () = sleep_until(until) => if silent() <= until {
+                        break Err(());
+                    },
+                    () = tx.closed() => return,
+                }
             };
             let got = match got {
                 Ok(Ok(bytes)) => match serde_json::from_slice(&bytes) {
@@ -352,7 +372,7 @@ where
                     }
                 },
                 Ok(Err(e)) => Err(e),
-                Err(_) => Err(ErrorKind::TimedOut.into()),
+                Err(()) => Err(ErrorKind::TimedOut.into()),
             };
             let end = got.is_err();
             if tx.send(got).await.is_err() || end {

@@ -528,3 +528,24 @@ async fn the_managers_own_node_needs_no_socket() {
     drop(uplink);
     hub_has(&m, |s| !s[&NodeId(1)].connected).await;
 }
+
+#[tokio::test]
+async fn a_silent_stream_ends_after_four_heartbeats_as_they_are_by_then() {
+    let mut i = Intent::default();
+    i.settings.dispatcher_heartbeat_ms = 500;
+    let intent = tokio::sync::watch::Sender::new(Arc::new(i.clone()));
+    let (ours, _theirs) = tokio::io::duplex(64);
+    let mut messages = super::session::read_all::<super::message::ToNode>(ours, 64, intent.subscribe());
+    let start = std::time::Instant::now();
+    i.settings.dispatcher_heartbeat_ms = 700;
+    intent.send_replace(Arc::new(i));
+    let end = tokio::time::timeout(Duration::from_secs(10), messages.recv())
+        .await
+        .unwrap();
+    assert_eq!(end.unwrap().unwrap_err().kind(), std::io::ErrorKind::TimedOut);
+    let took = start.elapsed();
+    assert!(
+        (Duration::from_millis(2700)..Duration::from_secs(6)).contains(&took),
+        "{took:?}"
+    );
+}

@@ -26,7 +26,7 @@ use tokio::{
 
 use super::{
     super::{
-        HANDSHAKE, IDLE, MAX_DOWN, PING_EVERY, frame,
+        HANDSHAKE, IDLE, MAX_DOWN, beat, frame,
         message::{Answer, Ask, Reply, Report, Request, ToManager, ToNode},
         session::read_all,
     },
@@ -252,7 +252,7 @@ impl Run {
         let addr = manager.as_ref().map(|(addr, _)| *addr);
         let node = manager.as_ref().map_or(self.config.me, |(_, peer)| peer.node);
         let (rd, mut wr) = tokio::io::split(stream);
-        let mut messages = read_all::<ToNode>(rd, MAX_DOWN);
+        let mut messages = read_all::<ToNode>(rd, MAX_DOWN, self.config.intent.watch());
         self.reports.mark_changed();
         // It says so at once if it does not lead.
         self.leader.send_replace(Some(node));
@@ -268,7 +268,8 @@ impl Run {
         let there = manager.as_ref().map(|(_, peer)| peer.node);
         let at = |places: &BTreeMap<NodeId, SocketAddr>| there.and_then(|n| places.get(&n).copied());
         let mut place = at(&self.places.borrow_and_update());
-        let mut ping = interval(PING_EVERY);
+        let mut every = beat(&self.config.intent.now());
+        let mut ping = interval(every);
         let (answers_tx, mut answers) = mpsc::channel::<(u64, Answer)>(MAX_ASKS);
         let mut better: Option<(JoinHandle<Result<Stream>>, SocketAddr)> = None;
         let mut local = true;
@@ -287,6 +288,10 @@ impl Run {
                             self.delta(&mut base, *delta)?;
                             // It may tell that the one at the other end is no manager any more.
                             let now = self.config.intent.now();
+                            if every != beat(&now) {
+                                every = beat(&now);
+                                ping = interval(every);
+                            }
                             manager.as_ref().map_or(Ok(()), |(_, m)| manages(&now, m)).map_err(Error::other)?;
                         }
                         ToNode::Held { version } => {
