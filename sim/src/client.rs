@@ -321,7 +321,10 @@ impl World {
                     }
                     Ask::Raft(_) => {
                         let host = client - of_host(0);
-                        self.hosts[host].tainted = Some(value);
+                        let h = &mut self.hosts[host];
+                        if h.used == h.asked_with {
+                            h.tainted = Some(value);
+                        }
                     }
                     Ask::Propose(_) => {}
                 }

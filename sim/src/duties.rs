@@ -103,7 +103,11 @@ impl World {
         if raft <= id {
             return Ok(());
         }
-        if raft > h.used && (!h.amnesia || h.tainted.is_some_and(|t| raft > t)) {
+        let unused = match h.tainted {
+            Some(used) => raft > used,
+            None => !h.amnesia && raft > h.used,
+        };
+        if unused {
             h.manager = None;
             h.disk.wipe();
             (h.used, h.amnesia, h.tainted) = (raft, false, None);
@@ -126,6 +130,7 @@ impl World {
         let idle = self.clients[of_host(host)].is_idle();
         match h.tainted {
             None if idle => {
+                h.asked_with = h.used;
                 let job = Job {
                     ask: Ask::Raft(me),
                     purpose: Purpose::WhoAmI,

@@ -61,6 +61,8 @@ pub(crate) struct Host {
     pub(crate) amnesia: bool,
     /// The highest id that it may have used as of when it asked, after it lost its log.
     pub(crate) tainted: Option<u64>,
+    /// The highest id that it knew to be used when it asked: an answer from before it began another log is none.
+    pub(crate) asked_with: u64,
     pub(crate) renewing: bool,
     pub(crate) changing: bool,
     pub(crate) duty_at: u64,

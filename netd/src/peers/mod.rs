@@ -231,6 +231,11 @@ impl Shared {
             let stays = wanted.get(raft) == Some(&(peer.node, peer.addr));
             if !stays {
                 task.abort();
+                // Else Raft would wait for word of it for minutes, and send nothing to the manager's new address. One that
+                // the link has taken is told by the link.
+                if peer.queue().snapshot.take().is_some() {
+                    self.inbox.snapshot_sent(*raft, false);
+                }
             }
             stays
         });

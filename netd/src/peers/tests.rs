@@ -244,6 +244,27 @@ async fn a_snapshot_does_not_hold_heartbeats_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_waits_for_a_manager_that_moves_is_told_to_be_lost() {
+    let place = place(2).await;
+    let a = end(&place, 1);
+    // Nobody accepts: the stream is being opened for as long as this takes.
+    let mut m = heartbeat(11, 12);
+    m.kind = Kind::Snapshot;
+    m.snapshot = Some(Snapshot {
+        index: 7,
+        term: 1,
+        conf: Conf::single(11),
+        data: vec![1],
+    });
+    a.peers.send(m);
+    a.intent.send_modify(|i| {
+        let n = Arc::make_mut(i).nodes.get_mut(&NodeId(2)).unwrap();
+        n.rpc = Some("127.0.0.1:9".into());
+    });
+    assert_eq!(next(&a), Told::Snapshot(12, false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_no_manager_any_more_is_cut_off() {
     let mut place = place(2).await;
     let (a, b) = (end(&place, 1), end(&place, 2));
