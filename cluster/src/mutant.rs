@@ -49,6 +49,8 @@ mutants! {
     ForgetRequest,
     /// gives an id in Raft out again
     ReuseRaftId,
+    /// begins an empty log under an id in Raft that took part
+    BeginUsedId,
     /// listens to managers that were removed
     HearRemoved,
     /// frees a VIP when the leader changes

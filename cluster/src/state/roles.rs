@@ -49,7 +49,8 @@ impl State {
     /// Whether a manager's Raft id never took part: then nobody can have voted under it, and an empty log may begin under
     /// it. An id that did must not come back without its log, also when a demotion that did not end took it out.
     pub fn raft_is_unused(&self, raft: u64) -> bool {
-        raft != FOUNDER && self.is_some_raft(raft) && !self.is_raft_member(raft) && !self.raft_spent.contains(&raft)
+        let took_part = raft == FOUNDER || self.is_raft_member(raft) || self.raft_spent.contains(&raft);
+        self.is_some_raft(raft) && (!took_part || mutant::on(Mutant::BeginUsedId))
     }
 
     fn is_some_raft(&self, raft: u64) -> bool {
