@@ -1,0 +1,119 @@
+//! Any commands in any order.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// Commands that mostly make sense, on few names, so that they meet.
+fn any_command() -> impl Strategy<Value = Command> {
+    let n = 0usize..4;
+    let services = ["a", "b", "c", "d"];
+    let nets = ["default", "red", "blue", "nope"];
+    let svc = n.clone().prop_map(move |i| name(services[i]));
+    let net = n.prop_map(move |i| name(nets[i]));
+    let port = (80u16..84, 80u16..82, any::<bool>()).prop_map(|(published, target, udp)| model::PortSpec {
+        published,
+        target,
+        proto: if udp { model::Proto::Udp } else { model::Proto::Tcp },
+    });
+    let id = (1u64..6).prop_map(NodeId);
+    let avail = prop::sample::select(vec![
+        model::intent::Availability::Active,
+        model::intent::Availability::Pause,
+        model::intent::Availability::Drain,
+    ]);
+    let spec = (
+        prop::collection::vec(net.clone(), 0..3),
+        0u32..9,
+        any::<bool>(),
+        prop::collection::vec(port.clone(), 0..3),
+    )
+        .prop_map(|(networks, replicas, cmd, publish)| model::ServiceSpec {
+            networks,
+            replicas,
+            command: if cmd { vec!["x".into()] } else { vec![] },
+            publish,
+            ..Default::default()
+        });
+    let net_spec = (any::<bool>(), prop::option::of(0u8..3)).prop_map(|(ipv6, third)| model::NetworkSpec {
+        subnet: third.map(|t| format!("10.77.{t}.0/24").parse().unwrap()),
+        ipv6,
+        ..Default::default()
+    });
+    let vni = (4096u32..4100).prop_map(|v| Vni::try_from(v).unwrap());
+    prop_oneof![
+        (1u8..9).prop_map(|n| Command::AddNode(node(n, if n == 1 { Role::Manager } else { Role::Worker }))),
+        id.clone().prop_map(|node| Command::RemoveNode { node }),
+        (id.clone(), any::<bool>()).prop_map(|(node, manager)| Command::SetRole {
+            node,
+            role: if manager { Role::Manager } else { Role::Worker },
+            rpc: manager.then(|| "198.18.0.9:2377".to_owned()),
+        }),
+        (id.clone(), 1u64..4).prop_map(|(node, old)| Command::RenewRaft { node, old }),
+        (id.clone(), any::<bool>()).prop_map(|(node, down)| Command::SetNodeDown { node, down }),
+        (id.clone(), avail).prop_map(|(node, availability)| Command::SetAvailability { node, availability }),
+        (net.clone(), net_spec).prop_map(|(name, spec)| Command::CreateNetwork {
+            name,
+            spec,
+            avoid: vec![]
+        }),
+        net.prop_map(|name| Command::RemoveNetwork { name }),
+        (svc.clone(), spec.clone()).prop_map(|(name, spec)| Command::CreateService { name, spec }),
+        (svc.clone(), spec).prop_map(|(name, s)| Command::UpdateService {
+            name,
+            update: ServiceUpdate {
+                networks: Some(s.networks),
+                replicas: Some(s.replicas),
+                command: Some(s.command),
+                publish: Some(s.publish),
+                ..Default::default()
+            },
+        }),
+        (svc.clone(), 0u32..20).prop_map(|(name, replicas)| Command::Scale { name, replicas }),
+        svc.clone().prop_map(|name| Command::RemoveService { name }),
+        (svc.clone(), port.clone()).prop_map(|(service, port)| Command::Publish { service, port }),
+        (svc, port).prop_map(|(service, port)| Command::Unpublish { service, port }),
+        (id.clone(), vni.clone()).prop_map(|(node, vni)| Command::AssignBlock { node, vni }),
+        (id, vni, prop::collection::vec(0u32..20, 0..4)).prop_map(|(node, vni, blocks)| Command::ReleaseBlocks {
+            node,
+            vni,
+            blocks
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    /// Whatever the order: the invariants hold after each entry, refusals change nothing, a second machine that reads a
+    /// snapshot in the middle ends in the same state, and deltas of the intent add up to it.
+    #[test]
+    fn any_order(commands in prop::collection::vec((any_command(), 0u64..200_000), 1..60), cut in 0usize..60) {
+        let mut log = Log::new(2);
+        let mut other = log.state.clone();
+        let mut follower = (*log.state.intent()).clone();
+        for (at, (command, step)) in commands.into_iter().enumerate() {
+            log.time += step;
+            let outcome = log.run(command.clone());
+            let envelope = Envelope { request: log.index.into(), time_ms: log.time, command };
+            prop_assert_eq!(other.apply(log.index, &envelope), outcome);
+            if at == cut {
+                other = State::decode(&other.encode().unwrap()).unwrap();
+            }
+            let delta = follower.delta_to(&log.state.intent());
+            prop_assert!(follower.apply(delta));
+            prop_assert_eq!(&follower, &*log.state.intent());
+        }
+        prop_assert_eq!(other, log.state);
+    }
+
+    /// Octets from outside are read or refused, never worse.
+    #[test]
+    fn garbage_is_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Envelope::decode(&bytes);
+        let _ = State::decode(&bytes);
+        bytes.insert(0, 1);
+        let _ = Envelope::decode(&bytes);
+        let _ = State::decode(&bytes);
+    }
+}
