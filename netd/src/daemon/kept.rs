@@ -156,8 +156,16 @@ pub(super) async fn keep_intent(
                 written = 0;
             }
         }
-        // A burst of changes is one write; a manager's disk has the log to sync.
-        tokio::time::sleep(if managed() { KEEP_MANAGER } else { KEEP }).await;
+        // A burst of changes is one write. A manager's disk has the log to sync, and its log has all of it; but what a
+        // locked manager has is this view alone.
+        let written_at = tokio::time::Instant::now();
+        loop {
+            tokio::time::sleep(KEEP).await;
+            let late = written_at.elapsed() >= KEEP_MANAGER;
+            if late || !managed() || intent.borrow().settings.autolock {
+                break;
+            }
+        }
         if intent.changed().await.is_err() {
             return;
         }
