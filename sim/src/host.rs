@@ -294,6 +294,7 @@ impl World {
             self.output(host, late, output)?;
         }
         if done.is_err() {
+            self.last_words(host)?;
             let keep = self.hosts[host].keep.take().unwrap_or(Keep::All);
             let back = self.rng.range(100_000, 600_000);
             self.crash(host, keep, back);
@@ -392,6 +393,18 @@ impl World {
             }
             Ask::Propose(_) => 0,
         }
+    }
+
+    /// What a manager has applied was agreed on, also if it dies of a later write: its disk may begin with a snapshot of it.
+    fn last_words(&mut self, host: usize) -> Check {
+        let h = &self.hosts[host];
+        let Some(m) = h.manager.as_ref() else { return Ok(()) };
+        for index in h.checked + 1..=m.read().applied() {
+            if let Some(e) = m.peer().entry(index) {
+                self.oracle.commits(m.id(), &e)?;
+            }
+        }
+        Ok(())
     }
 
     /// What must be true of a manager by itself and beside the others.
