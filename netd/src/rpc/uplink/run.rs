@@ -43,6 +43,8 @@ const FRESH: Duration = Duration::from_secs(60);
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 /// Head start of one manager's address before the next is tried too.
 const STAGGER: Duration = Duration::from_millis(200);
+/// Until a leader that was not reached is tried again, while another manager serves.
+const APPROACH_AGAIN: Duration = Duration::from_millis(300);
 
 /// A stream, and the manager at its end.
 type Stream = (tokio_rustls::client::TlsStream<TcpStream>, PeerId);
@@ -272,6 +274,7 @@ impl Run {
         let mut ping = interval(every);
         let (answers_tx, mut answers) = mpsc::channel::<(u64, Answer)>(MAX_ASKS);
         let mut better: Option<(JoinHandle<Result<Stream>>, SocketAddr)> = None;
+        let mut again: Option<tokio::time::Instant> = None;
         let mut local = true;
         loop {
             tokio::select! {
@@ -335,7 +338,18 @@ impl Run {
                     match reached {
                         // What was asked here is asked there again.
                         Ok((stream, to)) => return Ok(End::Move(Box::new(stream), to)),
-                        Err(e) => tracing::debug!(error = %e, "the leader is not reached"),
+                        Err(e) => {
+                            tracing::debug!(error = %e, "the leader is not reached");
+                            again = Some(tokio::time::Instant::now() + APPROACH_AGAIN);
+                        }
+                    }
+                }
+                // It may not have known this node's new certificate yet, or have been busy: it is not told of twice.
+                () = tokio::time::sleep_until(again.unwrap_or_else(tokio::time::Instant::now)), if again.is_some() => {
+                    again = None;
+                    let to = self.hint.or(*self.preferred.borrow());
+                    if let Some(to) = to {
+                        self.approach(to, addr, &mut better);
                     }
                 }
                 w = self.waiting.recv() => {
