@@ -21,7 +21,10 @@ use netd::{
     known::Known,
     rpc::{JoinError, Joined, Report, Uplink, UplinkConfig, join},
 };
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
+use nix::sys::{
+    resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit},
+    time::TimeValLike,
+};
 use tokio::sync::{mpsc, watch};
 
 /// Where these nodes would be managers: nobody asks.
@@ -118,7 +121,8 @@ async fn all(args: Args) -> anyhow::Result<()> {
     joined.sort();
     let complete = seen.iter().map(|t| t.complete).max().unwrap_or_default();
     let used = getrusage(UsageWho::RUSAGE_SELF).context("reading the CPU time")?;
-    let cpu = Duration::from(used.user_time()) + Duration::from(used.system_time());
+    let micros = used.user_time().num_microseconds() + used.system_time().num_microseconds();
+    let cpu = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
     let answer = serde_json::json!({
         "nodes": nodes,
         "joined_s": joined.last().copied().unwrap_or_default().as_secs_f64(),
