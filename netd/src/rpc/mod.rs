@@ -14,6 +14,7 @@ mod join;
 pub(crate) mod message;
 mod renew;
 mod returning;
+mod rounds;
 mod server;
 mod session;
 #[cfg(test)]
@@ -106,7 +107,7 @@ pub trait ManagerPort: Send + Sync + 'static {
     /// The newest intent.
     fn intent(&self) -> watch::Receiver<Arc<Intent>>;
     /// What managers keep secret.
-    fn secrets(&self) -> Result<ClusterSecrets, ApiError>;
+    fn secrets(&self) -> Result<Arc<ClusterSecrets>, ApiError>;
     /// Certifies a node that the intent has.
     fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>>;
     /// Lets a node in; done when the log has it. The same key twice gives the same id.

@@ -28,6 +28,7 @@ use crate::known::Known;
 
 mod fresh;
 mod peers;
+mod told;
 
 /// Where these nodes would be managers.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
@@ -59,8 +60,8 @@ impl ManagerPort for Port {
     fn intent(&self) -> watch::Receiver<Arc<Intent>> {
         self.intent.subscribe()
     }
-    fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
-        Ok(self.now())
+    fn secrets(&self) -> Result<Arc<ClusterSecrets>, ApiError> {
+        Ok(Arc::new(self.now()))
     }
     fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>> {
         Box::pin(async move {
