@@ -111,6 +111,9 @@ mod tests {
             down: false,
             rpc: None,
             raft: None,
+            labels: Default::default(),
+            max_tasks: None,
+            machine: Default::default(),
         };
         Intent {
             revision: 1,
