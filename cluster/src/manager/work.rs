@@ -141,6 +141,8 @@ impl<D: Disk> Manager<D> {
                 Err(e) => return Err(e.into()),
             }
             self.choose_pace();
+            // Who was alone has ticked slowly until now.
+            self.next_tick = self.next_tick.min(now + self.pace.draw());
         }
         Ok(entries.last().map(|e| e.index))
     }
