@@ -164,6 +164,9 @@ mod tests {
                 down: down && n != on,
                 rpc: None,
                 raft: None,
+                labels: Default::default(),
+                max_tasks: None,
+                machine: Default::default(),
             };
             i.nodes.insert(NodeId(n), node);
         }
@@ -174,6 +177,8 @@ mod tests {
             vips: BTreeMap::new(),
             ports: BTreeMap::new(),
             generation: 1,
+            previous: None,
+            rollout: None,
             problem: None,
         };
         i.services.insert(web.clone(), service);
@@ -188,10 +193,8 @@ mod tests {
         let mut b = TaskBoard::default();
         b.place(&intent(1, false), t0);
         let running = TaskStatus {
-            state: TaskState::Running,
-            message: String::new(),
             pid: Some(7),
-            restarts: 0,
+            ..TaskStatus::of(TaskState::Running)
         };
         let web1: EndpointId = "web.1".parse().unwrap();
         b.reported(NodeId(1), &BTreeMap::from([(web1.clone(), running.clone())]), t0);

@@ -167,6 +167,8 @@ impl State {
             vips,
             ports,
             generation,
+            previous: None,
+            rollout: None,
             problem: old.and_then(|o| o.problem),
         };
         self.change(index).services.insert(name.clone(), service);
@@ -226,6 +228,7 @@ impl State {
         if spec.stop_grace_ms > MAX_WAIT_MS || spec.drain_timeout_ms > MAX_WAIT_MS {
             return Err(Refusal::invalid("a grace or drain time is longer than a day", "10s"));
         }
+        super::task::check(name, spec)?;
         self.check_ports(name, spec)
     }
 

@@ -145,6 +145,8 @@ mod tests {
             vips: BTreeMap::new(),
             ports: BTreeMap::new(),
             generation: 1,
+            previous: None,
+            rollout: None,
             problem: None,
         };
         intent.services.insert("web".parse().unwrap(), service);
@@ -159,6 +161,8 @@ mod tests {
             service: Some("web".parse().unwrap()),
             slot: Some(1),
             draining: false,
+            healthy: None,
+            running: None,
             listening: Default::default(),
             attached: false,
             problem: None,

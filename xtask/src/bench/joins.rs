@@ -14,7 +14,8 @@ use serde::Deserialize;
 
 use super::Effort;
 use super::figure::Figure;
-use super::process::{cpu_seconds, resident};
+use super::mib;
+use super::process::cpu_seconds;
 use super::raft::Disk;
 use super::raft::netd::Managers;
 use crate::ui;
@@ -80,7 +81,7 @@ pub(super) fn run(programs: &Path, effort: Effort, nodes: u32) -> anyhow::Result
         figure("leader_cpu_s", "CPU s", |r| r.leader_s),
         figure("follower_cpu_s", "CPU s", |r| r.follower_s),
         figure("nodes_cpu_s", "CPU s", |r| r.told.cpu_s),
-        figure("leader_rss_mib", "MiB", |r| r.resident / f64::from(1 << 20)),
+        figure("leader_rss_mib", "MiB", |r| r.resident),
         figure("leader_idle_pct", "% of a core", |r| r.idle * 100.0),
     ])
 }
@@ -140,7 +141,7 @@ fn one(programs: &Path, nodes: u32, effort: Effort) -> anyhow::Result<Round> {
         managers.node(managers.leader()?)?.name() == leader.name(),
         "the lead has changed meanwhile"
     );
-    let resident = resident(pid)?;
+    let resident = mib(lab::resident(pid)?);
     let (time, from) = (effort.idle(), Instant::now());
     let quiet = cpu_seconds(pid)?;
     std::thread::sleep(time);

@@ -66,6 +66,12 @@ impl Extra {
     }
 }
 
+fn mib(octets: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "memory of a process, for people")]
+    let mib = octets as f64 / f64::from(1 << 20);
+    mib
+}
+
 /// How much to measure.
 #[derive(Debug, Clone, Copy)]
 struct Effort {
@@ -77,9 +83,10 @@ struct Effort {
 }
 
 impl Effort {
-    /// How long something idle is looked at.
+    /// How long something idle is looked at. The kernel counts CPU time in hundredths of a second: in less time one of them
+    /// is a large part of what a daemon may take.
     fn idle(self) -> std::time::Duration {
-        std::time::Duration::from_secs(if self.quick { 5 } else { 30 })
+        std::time::Duration::from_secs(if self.quick { 20 } else { 30 })
     }
 }
 

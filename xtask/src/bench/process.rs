@@ -21,27 +21,6 @@ pub(super) fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     Ok((ticks(11) + ticks(12)) / 100.0)
 }
 
-/// Octets of memory that it holds now.
-///
-/// # Errors
-///
-/// When there is no such process.
-pub(super) fn resident(pid: u32) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading a process's memory")?;
-    let kib = status
-        .lines()
-        .find_map(|l| {
-            l.strip_prefix("VmRSS:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .trim()
-                .parse::<f64>()
-                .ok()
-        })
-        .context("no VmRSS")?;
-    Ok(kib * 1024.0)
-}
-
 #[cfg(test)]
 mod tests {
     #[test]
@@ -54,7 +33,6 @@ mod tests {
             std::hint::spin_loop();
         }
         assert!(super::cpu_seconds(me).unwrap() > before);
-        assert!(super::resident(me).unwrap() > 100_000.0);
         assert!(super::cpu_seconds(u32::MAX).is_err());
     }
 }

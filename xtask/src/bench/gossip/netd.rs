@@ -14,8 +14,7 @@ use model::api::{EndpointsSeen, NodeHealth, NodesSeen};
 
 use super::limit::Limits;
 use super::{Side, Told, Word};
-use crate::bench::figure::Figure;
-use crate::bench::process;
+use crate::bench::{figure::Figure, mib, process};
 
 /// Share of a CPU that a slow node has.
 const SLOW: f64 = 0.05;
@@ -83,21 +82,16 @@ impl Cluster {
         let most = |all: Vec<f64>| all.into_iter().fold(0.0, f64::max);
         Ok(vec![
             Figure::own("gossip", "idle_cpu_pct", "% of a core", &[most(rate(|c| c.0)) * 100.0]),
-            Figure::own(
-                "gossip",
-                "rss_mib",
-                "MiB",
-                &[most(after.iter().map(|c| c.1).collect()) / f64::from(1 << 20)],
-            ),
+            Figure::own("gossip", "rss_mib", "MiB", &[most(after.iter().map(|c| c.1).collect())]),
             Figure::own("gossip", "bytes_s", "octets/s", &[most(rate(|c| c.2))]),
         ])
     }
 }
 
-/// CPU seconds, octets of memory, octets sent by a node's daemon since its start.
+/// CPU seconds, MiB of memory, octets sent by a node's daemon since its start.
 fn cost(node: &Host) -> anyhow::Result<(f64, f64, f64)> {
     let pid = node.netd_pid()?;
-    let (cpu, resident) = (process::cpu_seconds(pid)?, process::resident(pid)?);
+    let cpu = process::cpu_seconds(pid)?;
     let devices = std::fs::read_to_string(format!("/proc/{}/net/dev", node.init_pid())).context("reading counters")?;
     let sent = devices
         .lines()
@@ -110,7 +104,7 @@ fn cost(node: &Host) -> anyhow::Result<(f64, f64, f64)> {
                 .ok()
         })
         .context("no eth0")?;
-    Ok((cpu, resident, sent))
+    Ok((cpu, mib(lab::resident(pid)?), sent))
 }
 
 impl Side for Cluster {

@@ -14,7 +14,7 @@ use model::api::{MemberView, Vote};
 use tokio::net::UnixStream;
 
 use super::{Cluster, Writer};
-use crate::bench::process;
+use crate::bench::mib;
 
 pub(in crate::bench) struct Managers {
     lab: Lab,
@@ -109,7 +109,7 @@ impl Managers {
     pub(super) fn resident(&self) -> anyhow::Result<f64> {
         let mut most = 0.0f64;
         for node in self.lab.nodes() {
-            most = most.max(process::resident(node.netd_pid()?)? / f64::from(1 << 20));
+            most = most.max(mib(lab::resident(node.netd_pid()?)?));
         }
         Ok(most)
     }
