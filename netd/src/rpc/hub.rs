@@ -1,7 +1,7 @@
 //! The manager's side: what nodes reported, and who can be asked.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard},
     time::{Duration, Instant},
@@ -66,6 +66,54 @@ struct State {
     held: Held,
     /// The last increment of the intent, encoded once for all nodes.
     delta: Option<(u64, u64, Arc<[u8]>)>,
+    recent: Recent,
+}
+
+/// Octets of increments that are kept for nodes that were away.
+const MAX_RECENT: usize = 4 << 20;
+
+/// The last increments that were sent, each beginning where the one before it ends.
+#[derive(Default)]
+struct Recent {
+    chain: VecDeque<(u64, u64, Arc<[u8]>)>,
+    octets: usize,
+    /// What a node has that took the last one.
+    tip: Arc<Intent>,
+}
+
+impl Recent {
+    /// One more was made. Streams that are looked at at other moments step otherwise: the chain goes on from wherever this
+    /// one begins.
+    fn push(&mut self, from: u64, to: &Arc<Intent>, frame: &Arc<[u8]>) {
+        if from == 0 || to.revision <= self.tip.revision {
+            return;
+        }
+        while self.chain.back().is_some_and(|(_, end, _)| *end != from) {
+            self.drop_one(VecDeque::pop_back);
+        }
+        self.chain.push_back((from, to.revision, frame.clone()));
+        self.octets += frame.len();
+        self.tip = to.clone();
+        while self.octets > MAX_RECENT {
+            self.drop_one(VecDeque::pop_front);
+        }
+        if self.chain.is_empty() {
+            self.tip = Arc::default();
+        }
+    }
+
+    fn drop_one(&mut self, pop: impl FnOnce(&mut VecDeque<(u64, u64, Arc<[u8]>)>) -> Option<(u64, u64, Arc<[u8]>)>) {
+        if let Some((_, _, frame)) = pop(&mut self.chain) {
+            self.octets -= frame.len();
+        }
+    }
+
+    /// What leads from a revision to the tip.
+    fn since(&self, revision: u64) -> Option<(Vec<Arc<[u8]>>, Arc<Intent>)> {
+        let at = self.chain.iter().position(|(from, _, _)| *from == revision)?;
+        let frames = self.chain.iter().skip(at).map(|(_, _, frame)| frame.clone());
+        Some((frames.collect(), self.tip.clone()))
+    }
 }
 
 /// Shared by all streams; clones are the same hub.
@@ -262,7 +310,7 @@ impl Hub {
     }
 
     /// The step between two intents as a frame, made once for all streams that take it.
-    pub(super) fn delta(&self, from: &Intent, to: &Intent) -> std::io::Result<Arc<[u8]>> {
+    pub(super) fn delta(&self, from: &Intent, to: &Arc<Intent>) -> std::io::Result<Arc<[u8]>> {
         if let Some((a, b, frame)) = &self.lock().delta
             && (*a, *b) == (from.revision, to.revision)
         {
@@ -270,11 +318,73 @@ impl Hub {
         }
         let delta = ToNode::Delta(Box::new(from.delta_to(to)));
         let frame: Arc<[u8]> = frame::encode(&delta)?.into();
-        self.lock().delta = Some((from.revision, to.revision, frame.clone()));
+        let mut s = self.lock();
+        s.delta = Some((from.revision, to.revision, frame.clone()));
+        s.recent.push(from.revision, to, &frame);
         Ok(frame)
+    }
+
+    /// Increments for a node that was away since a revision, and the intent that they lead to; `None`: too long ago.
+    pub(super) fn missed(&self, revision: u64) -> Option<(Vec<Arc<[u8]>>, Arc<Intent>)> {
+        self.lock().recent.since(revision)
     }
 
     fn bump(&self) {
         self.changed.send_modify(|n| *n += 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(revision: u64) -> Arc<Intent> {
+        Arc::new(Intent {
+            revision,
+            ..Intent::default()
+        })
+    }
+
+    fn frame(octets: usize) -> Arc<[u8]> {
+        vec![0; octets].into()
+    }
+
+    #[test]
+    fn increments_are_kept_as_one_chain() {
+        let mut r = Recent::default();
+        r.push(0, &at(5), &frame(100));
+        assert!(r.since(0).is_none(), "all of it is no increment");
+        r.push(5, &at(6), &frame(10));
+        r.push(5, &at(7), &frame(11));
+        let lengths = |r: &Recent, from| r.since(from).map(|(f, tip)| (f.iter().map(|f| f.len()).collect(), tip.revision));
+        assert_eq!(lengths(&r, 5), Some((vec![11], 7)), "the newer one counts");
+        r.push(7, &at(8), &frame(12));
+        r.push(8, &at(9), &frame(13));
+        assert_eq!(lengths(&r, 5), Some((vec![11, 12, 13], 9)));
+        assert_eq!(lengths(&r, 8), Some((vec![13], 9)));
+        assert_eq!(lengths(&r, 6), None, "nobody can tell what led on from there");
+        r.push(7, &at(8), &frame(12));
+        assert_eq!(lengths(&r, 8), Some((vec![13], 9)), "an older one changes nothing");
+        // A stream that stands at 7 goes on in one step.
+        r.push(7, &at(12), &frame(14));
+        assert_eq!(lengths(&r, 5), Some((vec![11, 14], 12)));
+        // One from elsewhere begins anew.
+        r.push(20, &at(21), &frame(15));
+        assert_eq!((lengths(&r, 7), lengths(&r, 20)), (None, Some((vec![15], 21))));
+        assert_eq!(r.octets, 15);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let mut r = Recent::default();
+        for n in 1..=10 {
+            r.push(n, &at(n + 1), &frame(MAX_RECENT / 4));
+        }
+        assert_eq!(r.chain.len(), 4);
+        assert!(r.since(6).is_none() && r.since(7).is_some());
+        r.push(11, &at(12), &frame(MAX_RECENT + 1));
+        assert!(r.chain.is_empty() && r.octets == 0 && r.since(11).is_none());
+        r.push(12, &at(13), &frame(1));
+        assert!(r.since(12).is_some());
     }
 }

@@ -117,6 +117,12 @@ impl Session<'_> {
         if now.revision == revision {
             self.sent = now;
         } else {
+            if let Some((missed, tip)) = self.hub.missed(revision) {
+                for frame in missed {
+                    send(wr, &frame).await?;
+                }
+                self.sent = tip;
+            }
             self.send_intent(wr, now).await?;
         }
         let mut messages = read_all(rd, MAX_UP, intent.clone());
