@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{Name, NodeId, Vni},
     settings::ClusterSettings,
-    spec::{PortSpec, ServiceSpec},
+    spec::{PortSpec, Resources, ServiceSpec},
 };
 
 /// What the cluster should be, as of `revision`.
@@ -33,6 +33,10 @@ pub struct Intent {
     pub blocks: BTreeMap<Vni, BTreeMap<u32, NodeId>>,
     /// Placement: service -> node -> slots.
     pub placements: BTreeMap<Name, BTreeMap<NodeId, SlotSet>>,
+    /// Slots that go on at an earlier place until the new one is ready: service -> node -> slots. An orderly move has
+    /// both, and the old one ends when the managers take it out here.
+    #[serde(default)]
+    pub leaving: BTreeMap<Name, BTreeMap<NodeId, SlotSet>>,
     /// Which certificates and keys count.
     #[serde(default)]
     pub trust: Trust,
@@ -92,6 +96,26 @@ pub struct Node {
     /// Its id in Raft, managers only; given out by the log, never twice: a manager whose disk was wiped gets a new one.
     #[serde(default)]
     pub raft: Option<u64>,
+    /// For constraints; given by people.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Most tasks of all services on it; none: no limit.
+    #[serde(default)]
+    pub max_tasks: Option<u32>,
+    /// What it has told of itself.
+    #[serde(default)]
+    pub machine: Machine,
+}
+
+/// What a node tells of its machine, for placement: it changes with the hardware, not with the load.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Machine {
+    /// `linux`.
+    pub os: String,
+    /// `x86_64`, `aarch64`.
+    pub arch: String,
+    /// What there is in all; zeros: not told yet.
+    pub capacity: Resources,
 }
 
 /// A network as the log knows it.
@@ -161,10 +185,69 @@ pub struct Service {
     pub vips: BTreeMap<Name, Vip>,
     /// Published ports with their fwmark index (CONTRACTS, IPVS numbers).
     pub ports: BTreeMap<PortKey, PublishedPort>,
-    /// Revision at which the command or environment last changed: a running task of another one is replaced.
+    /// Revision at which what tasks are made from last changed: a running task of another one is replaced.
     pub generation: u64,
+    /// What `rollback` goes back to.
+    #[serde(default)]
+    pub previous: Option<Box<ServiceSpec>>,
+    /// The change that is being carried out, or how the last one ended.
+    #[serde(default)]
+    pub rollout: Option<Rollout>,
     /// What the log could not give it (an address pool used up, no node to place on), for the user's eyes.
     pub problem: Option<String>,
+}
+
+impl Service {
+    /// What a slot's task is made from now, and its generation: while a change is carried out, slots that it has not
+    /// reached stay with what was.
+    pub fn template(&self, slot: u32) -> (&ServiceSpec, u64) {
+        match &self.rollout {
+            Some(r) if r.is_open() && !r.updated.contains(slot) => (&r.old, r.old_generation),
+            _ => (&self.spec, self.generation),
+        }
+    }
+}
+
+/// A change of what tasks are made from, carried out some slots at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollout {
+    /// How far it is.
+    pub state: RolloutState,
+    /// What slots that are not in `updated` run.
+    pub old: Box<ServiceSpec>,
+    /// Its generation.
+    pub old_generation: u64,
+    /// Slots that run the new one.
+    pub updated: SlotSet,
+    /// Slots beyond those asked for, that take over while others are replaced (start-first).
+    pub surge: SlotSet,
+    /// Why it is paused or was rolled back; empty: nothing to say.
+    pub message: String,
+}
+
+impl Rollout {
+    /// Whether some slots still run what was.
+    pub fn is_open(&self) -> bool {
+        !matches!(self.state, RolloutState::Completed | RolloutState::RollbackCompleted)
+    }
+}
+
+/// How far a change is (Swarm's words).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RolloutState {
+    /// Slots are being replaced.
+    Updating,
+    /// Stopped by failures; `service update` or `rollback` goes on.
+    Paused,
+    /// Every slot runs the new one.
+    Completed,
+    /// Slots go back to what was.
+    RollbackStarted,
+    /// Stopped by failures on the way back.
+    RollbackPaused,
+    /// Every slot runs what was.
+    RollbackCompleted,
 }
 
 /// `80/tcp`: a published port is unique in the cluster.
@@ -255,6 +338,9 @@ pub struct IntentDelta {
     pub blocks: BTreeMap<Vni, Option<BTreeMap<u32, NodeId>>>,
     /// As above, per service.
     pub placements: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
+    /// As above, per service.
+    #[serde(default)]
+    pub leaving: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
     /// If it has changed.
     #[serde(default)]
     pub trust: Option<Trust>,
@@ -293,6 +379,7 @@ impl Intent {
             services: diff(&self.services, &new.services),
             blocks: diff(&self.blocks, &new.blocks),
             placements: diff(&self.placements, &new.placements),
+            leaving: diff(&self.leaving, &new.leaving),
             trust: (self.trust != new.trust).then(|| new.trust.clone()),
             // Also the defaults are told once: another version may have others.
             settings: (self.revision == 0 || self.settings != new.settings).then(|| new.settings.clone()),
@@ -315,6 +402,7 @@ impl Intent {
         patch(&mut self.services, delta.services);
         patch(&mut self.blocks, delta.blocks);
         patch(&mut self.placements, delta.placements);
+        patch(&mut self.leaving, delta.leaving);
         if let Some(trust) = delta.trust {
             self.trust = trust;
         }

@@ -163,6 +163,8 @@ pub(crate) fn service() -> ServiceView {
             )]),
             ports: BTreeMap::from([published("443:8443", 2), published("80:8080", 1)]),
             generation: 40,
+            previous: None,
+            rollout: None,
             problem: None,
         },
         ready: 1,

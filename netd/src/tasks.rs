@@ -164,6 +164,9 @@ mod tests {
                 down: down && n != on,
                 rpc: None,
                 raft: None,
+                labels: Default::default(),
+                max_tasks: None,
+                machine: Default::default(),
             };
             i.nodes.insert(NodeId(n), node);
         }
@@ -174,6 +177,8 @@ mod tests {
             vips: BTreeMap::new(),
             ports: BTreeMap::new(),
             generation: 1,
+            previous: None,
+            rollout: None,
             problem: None,
         };
         i.services.insert(web.clone(), service);

@@ -41,6 +41,9 @@ fn intent() -> Intent {
             down: false,
             rpc: None,
             raft: None,
+            labels: Default::default(),
+            max_tasks: None,
+            machine: Default::default(),
         };
         i.nodes.insert(NodeId(n.into()), node);
     }
@@ -63,6 +66,8 @@ fn intent() -> Intent {
         vips: BTreeMap::new(),
         ports: BTreeMap::new(),
         generation: 1,
+        previous: None,
+        rollout: None,
         problem: None,
     };
     i.services.insert(name("web"), service);

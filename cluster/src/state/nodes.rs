@@ -97,6 +97,9 @@ impl State {
                 down: false,
                 rpc: node.rpc.clone(),
                 raft,
+                labels: Default::default(),
+                max_tasks: None,
+                machine: Default::default(),
             },
         );
         id

@@ -167,6 +167,8 @@ impl State {
             vips,
             ports,
             generation,
+            previous: None,
+            rollout: None,
             problem: old.and_then(|o| o.problem),
         };
         self.change(index).services.insert(name.clone(), service);

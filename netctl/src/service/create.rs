@@ -1,38 +1,20 @@
 //! `netctl service create`
 
-use std::{collections::BTreeMap, str::FromStr, time::Duration};
-
 use clap::Args;
-use model::{ApiError, Code, Name, PortSpec, ServiceSpec, api::Changed};
+use model::{ApiError, Name, ServiceSpec, api::Changed};
 
-use super::settle;
+use super::{flags::SpecFlags, settle};
 use crate::{
     Run,
-    cli::{Context, WaitArgs, duration},
+    cli::{Context, WaitArgs},
 };
 
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Name: a DNS label; tasks find the service by it.
     name: Name,
-    /// Network to join; may be repeated; default: the network `default`.
-    #[arg(long = "network", value_name = "NAME")]
-    networks: Vec<Name>,
-    /// Number of tasks.
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1_000_000))]
-    replicas: u32,
-    /// Port to publish on every node, e.g. 80, 80:8080, 53/udp; may be repeated.
-    #[arg(short, long, value_name = "PORT[:TARGET][/PROTO]")]
-    publish: Vec<PortSpec>,
-    /// Environment of the command; may be repeated.
-    #[arg(short, long, value_name = "NAME=VALUE")]
-    env: Vec<Env>,
-    /// Between SIGTERM and SIGKILL.
-    #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
-    stop_grace: Duration,
-    /// How long established flows may go on after a task was asked to stop.
-    #[arg(long, default_value = "10s", value_parser = duration, value_name = "TIME")]
-    drain_timeout: Duration,
+    #[command(flatten)]
+    flags: SpecFlags,
     #[command(flatten)]
     wait: WaitArgs,
     /// Command that each task runs, with its arguments; none: endpoints are attached by hand or by an orchestrator.
@@ -40,46 +22,13 @@ pub(crate) struct Create {
     command: Vec<String>,
 }
 
-/// `NAME=VALUE`.
-#[derive(Debug, Clone)]
-struct Env(String, String);
-
-impl FromStr for Env {
-    type Err = String;
-    fn from_str(s: &str) -> Result<Self, String> {
-        match s.split_once('=') {
-            Some((k, v)) if !k.is_empty() => Ok(Env(k.to_owned(), v.to_owned())),
-            _ => Err(format!("{s:?} is not NAME=VALUE; try: --env LEVEL=debug")),
-        }
-    }
-}
-
-/// Milliseconds; the parser's bound of a year keeps them far below the limit.
-fn ms(d: Duration) -> u64 {
-    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
-}
-
 fn spec(args: &Create) -> Result<ServiceSpec, ApiError> {
-    let mut env = BTreeMap::new();
-    for Env(k, v) in &args.env {
-        if env.insert(k.clone(), v.clone()).is_some() {
-            return Err(ApiError::new(
-                Code::Invalid,
-                format!("--env {k} is given twice"),
-                format!("--env {k}={v}"),
-            ));
-        }
-    }
-    Ok(ServiceSpec {
-        networks: args.networks.clone(),
-        replicas: args.replicas,
+    let mut spec = ServiceSpec {
         command: args.command.clone(),
-        env,
-        publish: args.publish.clone(),
-        stop_grace_ms: ms(args.stop_grace),
-        drain_timeout_ms: ms(args.drain_timeout),
         ..ServiceSpec::default()
-    })
+    };
+    args.flags.apply(&mut spec)?;
+    Ok(spec)
 }
 
 pub(super) async fn run(cx: &Context, args: Create) -> Run {

@@ -1,6 +1,7 @@
 //! `netctl service ...`
 
 mod create;
+mod flags;
 mod publish;
 
 use std::str::FromStr;

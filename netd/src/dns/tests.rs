@@ -134,6 +134,8 @@ fn table(endpoints: u8) -> Arc<Table> {
         vips: BTreeMap::from([("app".parse().unwrap(), vip)]),
         ports: BTreeMap::new(),
         generation: 0,
+        previous: None,
+        rollout: None,
         problem: None,
     };
     i.services.insert("web".parse().unwrap(), service);

@@ -78,6 +78,9 @@ impl World {
                 down: false,
                 rpc: None,
                 raft: None,
+                labels: Default::default(),
+                max_tasks: None,
+                machine: Default::default(),
             };
             intent.nodes.insert(NodeId(i), node);
             let block = 512 + u32::try_from(i).unwrap();

@@ -181,6 +181,9 @@ fn the_intent_decides_who_is_a_member() {
         down: false,
         rpc: None,
         raft: None,
+        labels: Default::default(),
+        max_tasks: None,
+        machine: Default::default(),
     };
     i.nodes.insert(NodeId(3), node);
     let peer = PeerId {

@@ -273,6 +273,9 @@ mod tests {
                 down: false,
                 rpc: None,
                 raft: Some(*raft),
+                labels: Default::default(),
+                max_tasks: None,
+                machine: Default::default(),
             };
             i.nodes.insert(NodeId(n), node);
         }

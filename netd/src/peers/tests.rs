@@ -80,6 +80,9 @@ async fn place(n: u64) -> Place {
             down: false,
             rpc: Some(listener.local_addr().unwrap().to_string()),
             raft: Some(10 + i),
+            labels: Default::default(),
+            max_tasks: None,
+            machine: Default::default(),
         };
         intent.nodes.insert(NodeId(i), node);
         keys.push(key);

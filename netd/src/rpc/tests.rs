@@ -130,6 +130,9 @@ fn node(role: Role, key: &[u8], hostname: &str) -> Node {
         down: false,
         rpc: None,
         raft: None,
+        labels: Default::default(),
+        max_tasks: None,
+        machine: Default::default(),
     }
 }
 

@@ -145,6 +145,8 @@ mod tests {
             vips: BTreeMap::new(),
             ports: BTreeMap::new(),
             generation: 1,
+            previous: None,
+            rollout: None,
             problem: None,
         };
         intent.services.insert("web".parse().unwrap(), service);
