@@ -55,7 +55,11 @@ pub fn once(door: &Door, input: &[u8]) -> Option<String> {
     TRYING.with(|t| *t.borrow_mut() = false);
     let took = begun.elapsed();
     match done {
-        Err(_) => Some(PANIC.with(|p| p.borrow_mut().take()).unwrap_or_else(|| "a panic".into())),
+        Err(_) => Some(
+            PANIC
+                .with(|p| p.borrow_mut().take())
+                .unwrap_or_else(|| "a panic".into()),
+        ),
         // Looked at again: something else may have had the processor.
         Ok(()) if took > SLOW => {
             let begun = Instant::now();
@@ -94,11 +98,11 @@ fn place(what: &str) -> &str {
 }
 
 fn shortest(door: &Door, mut input: Vec<u8>, mut what: String) -> Fault {
-    let mut left = CUTS;
-    // One that takes its time is not tried so often.
-    if !what.starts_with("panicked") {
-        left = 20;
-    }
+    let mut left = match what.starts_with("panicked") {
+        true => CUTS,
+        // One that takes its time is told as it was found.
+        false => 0,
+    };
     let mut step = input.len().div_ceil(2);
     while step > 0 {
         let mut at = 0;

@@ -29,7 +29,12 @@ pub fn found(door: &Door) -> io::Result<Vec<(String, Vec<u8>)>> {
 /// Keeps one more; answers the file.
 pub fn keep(door: &Door, input: &[u8]) -> io::Result<PathBuf> {
     fs::create_dir_all(folder(door))?;
-    let name: String = digest(&SHA256, input).as_ref().iter().take(6).map(|b| format!("{b:02x}")).collect();
+    let name: String = digest(&SHA256, input)
+        .as_ref()
+        .iter()
+        .take(6)
+        .map(|b| format!("{b:02x}"))
+        .collect();
     let path = folder(door).join(name);
     fs::write(&path, input)?;
     Ok(path)

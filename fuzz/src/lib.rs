@@ -11,6 +11,6 @@ pub mod drive;
 mod found;
 mod mutate;
 
-pub use doors::all;
+pub use doors::{all, raft_kinds};
 pub use found::{found, keep};
 pub use netd::doors::Door;

@@ -1,5 +1,8 @@
 //! Tries the doors: `cargo xtask fuzz`.
-#![allow(clippy::disallowed_methods, reason = "a tool around the cores: it asks the clock for a seed")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "a tool around the cores: it asks the clock for a seed"
+)]
 
 use std::{
     path::PathBuf,
@@ -74,7 +77,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         }
         return Ok(());
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
     let seed = cli.seed.unwrap_or(now.as_secs());
     println!("seed {seed}");
     let each = Duration::from_secs_f64(cli.seconds / doors.len() as f64);

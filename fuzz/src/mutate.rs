@@ -32,10 +32,45 @@ const EDGES: &[u64] = &[
 
 /// Pieces of text that parsers trip over.
 const WORDS: &[&str] = &[
-    "null", "true", "[]", "{}", "\"\"", "-1", "0", "1e999", "18446744073709551615", "18446744073709551616",
-    "4294967295", "65535", "65536", "\\u0000", "\\ud800", "\u{fffd}", "::", "::ffff:0:0", "0.0.0.0/0", "255.255.255.255",
-    "::/0", "[", "]", "{", "}", ",", ":", "/", "%", "[1:99999999]", "-----BEGIN CERTIFICATE-----", "\n", "\0", " ",
-    "\"\":", "0.0.0.0/32", "::/128", "999999999999h", "é",
+    "null",
+    "true",
+    "[]",
+    "{}",
+    "\"\"",
+    "-1",
+    "0",
+    "1e999",
+    "18446744073709551615",
+    "18446744073709551616",
+    "4294967295",
+    "65535",
+    "65536",
+    "\\u0000",
+    "\\ud800",
+    "\u{fffd}",
+    "::",
+    "::ffff:0:0",
+    "0.0.0.0/0",
+    "255.255.255.255",
+    "::/0",
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    ":",
+    "/",
+    "%",
+    "[1:99999999]",
+    "-----BEGIN CERTIFICATE-----",
+    "\n",
+    "\0",
+    " ",
+    "\"\":",
+    "0.0.0.0/32",
+    "::/128",
+    "999999999999h",
+    "é",
 ];
 
 /// A changed copy of one of `seeds`.
@@ -160,7 +195,9 @@ fn number_in_text(out: &mut Vec<u8>, rng: &mut StdRng) {
     let Some(&from) = digits.choose(rng) else {
         return;
     };
-    let end = (from..out.len()).find(|i| !out[*i].is_ascii_digit()).unwrap_or(out.len());
+    let end = (from..out.len())
+        .find(|i| !out[*i].is_ascii_digit())
+        .unwrap_or(out.len());
     let edge = EDGES.choose(rng).copied().unwrap_or(0).to_string();
     out.splice(from..end, edge.into_bytes());
 }

@@ -95,7 +95,11 @@ pub fn all() -> Vec<Door> {
 pub(crate) fn pem(label: &str, der: &[u8]) -> String {
     use base64::{Engine, engine::general_purpose::STANDARD};
     let text = STANDARD.encode(der);
-    let lines: Vec<&str> = text.as_bytes().chunks(64).filter_map(|l| std::str::from_utf8(l).ok()).collect();
+    let lines: Vec<&str> = text
+        .as_bytes()
+        .chunks(64)
+        .filter_map(|l| std::str::from_utf8(l).ok())
+        .collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
@@ -156,7 +160,9 @@ fn backup(octets: &[u8]) {
     }
     // With the right digest what is behind it is read too.
     let end = file.len().saturating_sub(32);
-    let sum = file.get(..end).map(|body| ring::digest::digest(&ring::digest::SHA256, body));
+    let sum = file
+        .get(..end)
+        .map(|body| ring::digest::digest(&ring::digest::SHA256, body));
     if let (Some(sum), Some(place)) = (sum, file.get_mut(end..)) {
         let n = place.len();
         place.copy_from_slice(sum.as_ref().get(..n).unwrap_or_default());
@@ -203,9 +209,9 @@ pub(crate) fn example_intent() -> Intent {
     let json = serde_json::json!({
         "revision": 9, "cluster": "c1",
         "nodes": {
-            "n1": { "hostname": "host1", "role": "manager", "availability": "active", "key": [1, 2], "down": false,
+            "1": { "hostname": "host1", "role": "manager", "availability": "active", "key": [1, 2], "down": false,
                     "rpc": "198.18.0.1:2377", "raft": 1 },
-            "n2": { "hostname": "host2", "role": "worker", "availability": "drain", "key": [3], "down": false, "rpc": null },
+            "2": { "hostname": "host2", "role": "worker", "availability": "drain", "key": [3], "down": false, "rpc": null },
         },
         "networks": {
             "app": { "vni": 4096, "subnet": "10.77.0.0/16", "subnet6": "fd00:77::/64", "internal": false, "mtu": 1400 },
@@ -217,8 +223,8 @@ pub(crate) fn example_intent() -> Intent {
             "ports": { "80/tcp": { "spec": { "published": 80, "target": 8080, "proto": "tcp" }, "mark": 1 } },
             "generation": 1, "problem": null,
         } },
-        "blocks": { "4096": { "256": "n1", "257": "n2" } },
-        "placements": { "web": { "n1": [[1, 2]], "n2": [[3, 3]] } },
+        "blocks": { "4096": { "256": 1, "257": 2 } },
+        "placements": { "web": { "1": [[1, 2]], "2": [[3, 3]] } },
     });
     // A test says that it reads.
     serde_json::from_value(json).unwrap_or_default()

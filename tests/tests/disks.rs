@@ -124,7 +124,10 @@ fn the_log_has_a_folder_of_its_own() {
         n1.start_netd()?;
         n1.netctl(&format!("cluster init --advertise-addr {}", n1.v4()))?.ok()?;
         n1.netctl("network create kept")?.ok()?;
-        ensure!(holds_log(&fast) && !holds_log(&n1.folder().join("state/raft")), "the log is not where it was to be");
+        ensure!(
+            holds_log(&fast) && !holds_log(&n1.folder().join("state/raft")),
+            "the log is not where it was to be"
+        );
         n1.kill_netd()?;
         n1.start_netd()?;
         kept()?;
@@ -136,7 +139,12 @@ fn the_log_has_a_folder_of_its_own() {
             Ok(_) => anyhow::bail!("netd began without its log"),
             Err(e) => format!("{e:#}"),
         };
-        for part in [&fast.display().to_string(), &other.display().to_string(), "log_dir", "move the folder"] {
+        for part in [
+            &fast.display().to_string(),
+            &other.display().to_string(),
+            "log_dir",
+            "move the folder",
+        ] {
             ensure!(why.contains(part), "{part} is not in: {why}");
         }
         ensure!(!other.exists(), "nothing was made there");
@@ -151,5 +159,7 @@ fn the_log_has_a_folder_of_its_own() {
 
 fn holds_log(dir: &Path) -> bool {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    files.into_iter().any(|f| f.file_name().to_string_lossy().starts_with("log-"))
+    files
+        .into_iter()
+        .any(|f| f.file_name().to_string_lossy().starts_with("log-"))
 }

@@ -399,7 +399,10 @@ fn a_locked_manager_goes_on_forwarding() {
 fn forget_services(host: &Host) -> anyhow::Result<()> {
     let path = host.folder().join("state/intent.json");
     let mut view: serde_json::Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
-    ensure!(view.pointer("/services/web").is_some(), "the view has a service: {view}");
+    ensure!(
+        view.pointer("/services/web").is_some(),
+        "the view has a service: {view}"
+    );
     for part in ["services", "placements"] {
         view[part] = serde_json::json!({});
     }

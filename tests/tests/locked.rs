@@ -39,7 +39,9 @@ fn managers_are_locked_and_opened_one_by_one() {
         one.start_netd()?;
         is_locked(one)?;
         address_kept(client, None, &format!("--to {} -n 30", one.at(80)))?;
-        eventually("two of three to be reached", SETTLED, || Ok(quorum(leads)?.reachable == 2))?;
+        eventually("two of three to be reached", SETTLED, || {
+            Ok(quorum(leads)?.reachable == 2)
+        })?;
         leads.netctl("network create meanwhile --detach")?.ok()?;
         unlock(one, &first)?.ok()?;
         all_reached(leads, 3)?;
@@ -48,10 +50,17 @@ fn managers_are_locked_and_opened_one_by_one() {
         })?;
 
         // The key is changed at one that does not lead; it opens all, and the old one none.
-        let second = two.netctl("cluster unlock-key --rotate -q")?.ok()?.stdout.trim().to_owned();
+        let second = two
+            .netctl("cluster unlock-key --rotate -q")?
+            .ok()?
+            .stdout
+            .trim()
+            .to_owned();
         ensure!(second != first, "another key");
         for m in &managers {
-            eventually(&format!("{} to be sealed anew", m.name()), SETTLED, || Ok(key(m)? == second))?;
+            eventually(&format!("{} to be sealed anew", m.name()), SETTLED, || {
+                Ok(key(m)? == second)
+            })?;
         }
         for m in &managers {
             m.kill_netd()?;
@@ -67,7 +76,9 @@ fn managers_are_locked_and_opened_one_by_one() {
         let refused = leads.netctl("network create too-early --detach")?;
         ensure!(refused.code == 1 && refused.stderr.contains("1 of 3"), "{refused:?}");
         unlock(one, &second)?.ok()?;
-        eventually("a majority", SETTLED, || Ok(leads.netctl("network create again --detach")?.success()))?;
+        eventually("a majority", SETTLED, || {
+            Ok(leads.netctl("network create again --detach")?.success())
+        })?;
         unlock(two, &second)?.ok()?;
         for m in &managers {
             all_reached(m, 3)?;
@@ -84,7 +95,11 @@ fn key(host: &Host) -> anyhow::Result<String> {
 
 fn is_locked(host: &Host) -> anyhow::Result<()> {
     let said = host.netctl("status")?;
-    ensure!(said.code == 1 && said.stderr.contains("locked"), "{}: {said:?}", host.name());
+    ensure!(
+        said.code == 1 && said.stderr.contains("locked"),
+        "{}: {said:?}",
+        host.name()
+    );
     Ok(())
 }
 

@@ -63,7 +63,9 @@ fn every_certificate_comes_from_a_signer_outside() {
         leads.kill_netd()?;
         let other = lab.nodes().iter().take(3).find(|n| n.name() != leads.name());
         let other = other.context("no other manager")?;
-        eventually("another leader", SETTLED, || Ok(other.netctl("network create later --detach")?.success()))?;
+        eventually("another leader", SETTLED, || {
+            Ok(other.netctl("network create later --detach")?.success())
+        })?;
         join(other, n5, &other.join_token()?)?.ok()?;
         ensure!(is_outside(n5)?, "n5's certificate is from elsewhere");
         leads.start_netd()?;
@@ -87,14 +89,22 @@ fn custody(host: &Host) -> anyhow::Result<CustodyView> {
 }
 
 fn join(manager: &Host, node: &Host, token: &str) -> anyhow::Result<lab::Output> {
-    let line = format!("cluster join {token} {} --advertise-addr {}", manager.at(2377), node.v4());
+    let line = format!(
+        "cluster join {token} {} --advertise-addr {}",
+        manager.at(2377),
+        node.v4()
+    );
     node.netctl(&line)
 }
 
 fn credentials(host: &Host, what: &str) -> anyhow::Result<String> {
     let text = fs::read_to_string(host.folder().join("state/identity/credentials.json"))?;
     let json: serde_json::Value = serde_json::from_str(&text)?;
-    Ok(json.get(what).and_then(|v| v.as_str()).context("no such credential")?.to_owned())
+    Ok(json
+        .get(what)
+        .and_then(|v| v.as_str())
+        .context("no such credential")?
+        .to_owned())
 }
 
 fn root_of(host: &Host) -> anyhow::Result<String> {
@@ -105,7 +115,9 @@ fn root_of(host: &Host) -> anyhow::Result<String> {
 fn is_outside(host: &Host) -> anyhow::Result<bool> {
     let file = host.folder().join("leaf.pem");
     fs::write(&file, credentials(host, "certificate")?)?;
-    let said = host.sh(&format!("openssl x509 -noout -issuer -in {}", file.display()))?.ok()?;
+    let said = host
+        .sh(&format!("openssl x509 -noout -issuer -in {}", file.display()))?
+        .ok()?;
     Ok(said.stdout.contains("CN = Outside"))
 }
 
@@ -115,12 +127,12 @@ fn make_ca(lab: &Lab) -> anyhow::Result<()> {
     let dir = client.folder().display();
     let key = "ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes";
     let line = format!(
-            "cd {dir} && openssl req -x509 -newkey {key} -keyout ca.key -out ca.pem -subj /CN=Outside -days 2 \
+        "cd {dir} && openssl req -x509 -newkey {key} -keyout ca.key -out ca.pem -subj /CN=Outside -days 2 \
              && openssl req -newkey {key} -keyout server.key -out server.csr -subj /CN=signer \
              && echo subjectAltName=IP:{ip} > server.ext \
              && openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -set_serial 1 -days 2 -extfile server.ext \
                 -out server.pem",
-            ip = client.v4()
+        ip = client.v4()
     );
     client.run(&["sh", "-c", &line])?.ok()?;
     Ok(())

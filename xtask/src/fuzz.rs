@@ -60,18 +60,37 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// libFuzzer's corpus and what it finds are in `<target>/fuzz/<door>`.
 fn guided(args: &Args) -> anyhow::Result<()> {
     let target = build::target_dir()?.join("fuzz");
-    let build = ["build", "--locked", "--release", "-p", "fuzz", "--features", "guided", "--bins"];
+    let build = [
+        "build",
+        "--locked",
+        "--release",
+        "-p",
+        "fuzz",
+        "--features",
+        "guided",
+        "--bins",
+    ];
     let mut cargo = build::cargo();
     // A target is named so that build scripts and macros are built without.
     let host = "x86_64-unknown-linux-gnu";
-    cargo.args(build).args(["--target", host]).arg("--target-dir").arg(&target);
+    cargo
+        .args(build)
+        .args(["--target", host])
+        .arg("--target-dir")
+        .arg(&target);
     well(cargo.env("RUSTFLAGS", COVERAGE))?;
     let programs = target.join(host).join("release");
     let doors: Vec<String> = match &args.door {
         Some(door) => vec![door.clone()],
         None => {
-            let listed = Command::new(programs.join("fuzz")).arg("--list").output().context("listing the doors")?;
-            String::from_utf8_lossy(&listed.stdout).lines().map(str::to_owned).collect()
+            let listed = Command::new(programs.join("fuzz"))
+                .arg("--list")
+                .output()
+                .context("listing the doors")?;
+            String::from_utf8_lossy(&listed.stdout)
+                .lines()
+                .map(str::to_owned)
+                .collect()
         }
     };
     let each = (args.seconds / doors.len() as f64).ceil().max(1.0);
@@ -86,7 +105,12 @@ fn guided(args: &Args) -> anyhow::Result<()> {
             .context("writing the examples")?;
         let mut fuzzer = Command::new(programs.join("guided"));
         fuzzer.env("NETD_DOOR", &door).current_dir(&dir).arg("corpus");
-        fuzzer.args([&format!("-max_total_time={each}"), "-timeout=5", "-rss_limit_mb=1024", "-print_final_stats=1"]);
+        fuzzer.args([
+            &format!("-max_total_time={each}"),
+            "-timeout=5",
+            "-rss_limit_mb=1024",
+            "-print_final_stats=1",
+        ]);
         println!("== {door}, {each} s");
         if !seeded.success() || well(&mut fuzzer).is_err() {
             broken.push(door);

@@ -130,7 +130,9 @@ impl Pool {
         };
         if half <= SMALL {
             let near = (0..half).map(|by| ahead(self.next, by));
-            let near: Vec<u32> = near.filter(|n| !self.used.contains(n) && !self.rests.contains(n)).collect();
+            let near: Vec<u32> = near
+                .filter(|n| !self.used.contains(n) && !self.rests.contains(n))
+                .collect();
             for n in near {
                 self.resting.push_back((now_ms.saturating_add(rest_ms), n));
                 self.rests.insert(n);

@@ -69,7 +69,10 @@ mod tests {
         // A busy half minute: far more than the fewest.
         fill(&mut r, 0, 0..10_000);
         fill(&mut r, REMEMBERED_MS, 10_000..20_000);
-        assert!(r.get(0).is_some() && r.get(19_999).is_some(), "sent again after {REMEMBERED_MS} ms");
+        assert!(
+            r.get(0).is_some() && r.get(19_999).is_some(),
+            "sent again after {REMEMBERED_MS} ms"
+        );
         // A moment later the first ones go, down to the fewest.
         fill(&mut r, REMEMBERED_MS + 1, 20_000..20_001);
         assert!(r.get(9_999).is_none() && r.get(10_000).is_some());

@@ -79,7 +79,7 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         r#"{"secret":"c2VjcmV0","file":"AAAA","force":false}"#,
         r#"{"url":"etcd://192.0.2.1/netd"}"#,
         r#"{"set":{"cert-expiry":"10s","autolock":"true","default-addr-pool":"10.0.0.0/8"}}"#,
-        r#"{"from":0,"to":9,"cluster":"c1","nodes":{"n1":null},"networks":{},"services":{},"blocks":{},"placements":{}}"#,
+        r#"{"from":0,"to":9,"cluster":"c1","nodes":{"1":null},"networks":{},"services":{},"blocks":{},"placements":{}}"#,
     ];
     out.extend(texts.map(|t| t.as_bytes().to_vec()));
     out
@@ -92,7 +92,7 @@ pub(super) fn open_text(octets: &[u8]) {
     let _ = text.parse::<model::NodeId>();
     let _ = text.parse::<model::EndpointId>();
     let _ = text.parse::<model::Mac>();
-    let _ = text.parse::<model::Vni>();
+    let _ = text.parse::<u32>().map(model::Vni::try_from);
     let _ = text.parse::<PortSpec>().map(|p| p.to_string());
     let _ = model::settings::parse_time(&text).map(model::settings::show_time);
     if let Some((key, value)) = text.split_once('=')
@@ -106,8 +106,18 @@ pub(super) fn open_text(octets: &[u8]) {
 
 pub(super) fn text_seeds() -> Vec<Vec<u8>> {
     let mut out: Vec<Vec<u8>> = [
-        "web", "n12", "web.1", "02:00:00:00:00:01", "4096", "80:8080/tcp", "53/udp", "1h30m", "90d", "250ms",
-        "external-ca=protocol=cfssl,url=https://ca.example:8888/sign,ca=x", "default-addr-pool=10.0.0.0/8,fd00::/48",
+        "web",
+        "n12",
+        "web.1",
+        "02:00:00:00:00:01",
+        "4096",
+        "80:8080/tcp",
+        "53/udp",
+        "1h30m",
+        "90d",
+        "250ms",
+        "external-ca=protocol=cfssl,url=https://ca.example:8888/sign,ca=x",
+        "default-addr-pool=10.0.0.0/8,fd00::/48",
     ]
     .map(|t| t.as_bytes().to_vec())
     .into();

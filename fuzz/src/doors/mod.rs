@@ -7,6 +7,8 @@ mod raft;
 mod rows;
 mod state;
 
+pub use raft::raft_kinds;
+
 use crate::Door;
 
 /// Every door.

@@ -86,7 +86,7 @@ pub(super) fn open_upstream(octets: &[u8]) {
         let Some(foreign) = Foreign::parse(query, transport) else {
             return;
         };
-        if let dns::foreign::Reaction::Take(a) = foreign.judge(0x1234, message) {
+        if let dns::foreign::Reaction::Answer(a) = foreign.judge(0x1234, message) {
             let mut out = Vec::new();
             let _ = (a.ttl(), a.truncated(), a.size());
             foreign.reply(&a, 1, &mut out);

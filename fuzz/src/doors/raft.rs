@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cluster::raft::{Body, Conf, Message, Options, Peer, Snapshot, Start};
+use cluster::raft::{Body, Conf, Kind, Message, Options, Peer, Snapshot, Start};
 
 use super::{join, pieces, sure};
 
@@ -114,7 +114,7 @@ fn lead(node: &mut Node) -> Option<()> {
 }
 
 /// What manager 1 hears while three of them elect, write, and change who votes.
-pub(super) fn seeds() -> Vec<Vec<u8>> {
+fn heard() -> Vec<Vec<u8>> {
     let mut nodes: BTreeMap<u64, Node> = [1, 2, 3].map(|id| (id, Node::new(id))).into();
     let mut wire: Vec<Message> = Vec::new();
     let mut heard: Vec<Vec<u8>> = Vec::new();
@@ -152,11 +152,21 @@ pub(super) fn seeds() -> Vec<Vec<u8>> {
         ..sure(Message::decode(heard.first().map_or(&[][..], |m| m)))
     };
     let snapshot = Message {
-        kind: cluster::raft::Kind::Snapshot,
+        kind: Kind::Snapshot,
         term: 9,
         ..snapshot
     };
     heard.push(sure(snapshot.encode()));
+    heard
+}
+
+/// Which kinds of messages are among the examples.
+pub fn raft_kinds() -> Vec<Kind> {
+    heard().iter().map(|m| sure(Message::decode(m)).kind).collect()
+}
+
+pub(super) fn seeds() -> Vec<Vec<u8>> {
+    let heard = heard();
     let mut out: Vec<Vec<u8>> = Vec::new();
     for what in 0..4u8 {
         for some in heard.chunks(6).take(12).chain(heard.chunks(6).last()) {

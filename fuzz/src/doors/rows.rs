@@ -142,7 +142,7 @@ pub(super) fn open(octets: &[u8]) {
 fn intent() -> Intent {
     let json = serde_json::json!({
         "revision": 9, "cluster": "c1",
-        "nodes": { "n2": {
+        "nodes": { "2": {
             "hostname": "host2", "role": "worker", "availability": "active",
             "key": signer(2).public(), "down": false, "rpc": null,
         } },
@@ -175,5 +175,8 @@ pub(super) fn open_sealed(octets: &[u8]) {
 }
 
 pub(super) fn sealed_seeds() -> Vec<Vec<u8>> {
-    [&b""[..], b"hello", &[0; 1000]].into_iter().map(|plain| sure(ring().seal([1; 12], plain))).collect()
+    [&b""[..], b"hello", &[0; 1000]]
+        .into_iter()
+        .map(|plain| sure(ring().seal([1; 12], plain)))
+        .collect()
 }

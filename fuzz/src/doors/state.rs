@@ -150,8 +150,12 @@ pub(super) fn open(octets: &[u8]) {
 
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let all = commands();
-    let encoded: Vec<Vec<u8>> =
-        all.iter().cloned().enumerate().map(|(i, c)| sure(envelope(i + 100, c).encode())).collect();
+    let encoded: Vec<Vec<u8>> = all
+        .iter()
+        .cloned()
+        .enumerate()
+        .map(|(i, c)| sure(envelope(i + 100, c).encode()))
+        .collect();
     let mut out: Vec<Vec<u8>> = Vec::new();
     for (i, e) in encoded.iter().enumerate() {
         let what = u8::try_from(i.min(17)).unwrap_or(0);

@@ -96,7 +96,9 @@ fn not_moved(state: &Path, dir: &Path) -> Result<(), ApiError> {
 
 fn holds_log(dir: &Path) -> bool {
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    files.into_iter().any(|f| f.file_name().as_encoded_bytes().starts_with(b"log-"))
+    files
+        .into_iter()
+        .any(|f| f.file_name().as_encoded_bytes().starts_with(b"log-"))
 }
 
 /// An empty log under an id that has never voted; what lies there is wiped.

@@ -84,8 +84,16 @@ pub(crate) fn answer_seeds() -> Vec<Vec<u8>> {
     ]
     .concat();
     vec![
-        [&[0][..], br#"[{"Key":"netd/a","Value":"MTkyLjAuMi4xOjIzNzc="},{"Value":null}]"#].concat(),
-        [&[1][..], br#"{"header":{},"kvs":[{"key":"YQ==","value":"MTkyLjAuMi4xOjIzNzc="}],"count":"1"}"#].concat(),
+        [
+            &[0][..],
+            br#"[{"Key":"netd/a","Value":"MTkyLjAuMi4xOjIzNzc="},{"Value":null}]"#,
+        ]
+        .concat(),
+        [
+            &[1][..],
+            br#"{"header":{},"kvs":[{"key":"YQ==","value":"MTkyLjAuMi4xOjIzNzc="}],"count":"1"}"#,
+        ]
+        .concat(),
         [&[2][..], &strings].concat(),
         [&[3][..], &srv].concat(),
     ]

@@ -93,7 +93,9 @@ pub(crate) fn node_seeds() -> Vec<Vec<u8>> {
         },
         ToManager::Request {
             id: 3,
-            request: Request::Query { path: "/v1/nodes".into() },
+            request: Request::Query {
+                path: "/v1/nodes".into(),
+            },
         },
         ToManager::Raft { from: 1, to: 2 },
         ToManager::Ping,

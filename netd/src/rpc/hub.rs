@@ -356,7 +356,10 @@ mod tests {
         assert!(r.since(0).is_none(), "all of it is no increment");
         r.push(5, &at(6), &frame(10));
         r.push(5, &at(7), &frame(11));
-        let lengths = |r: &Recent, from| r.since(from).map(|(f, tip)| (f.iter().map(|f| f.len()).collect(), tip.revision));
+        let lengths = |r: &Recent, from| {
+            r.since(from)
+                .map(|(f, tip)| (f.iter().map(|f| f.len()).collect(), tip.revision))
+        };
         assert_eq!(lengths(&r, 5), Some((vec![11], 7)), "the newer one counts");
         r.push(7, &at(8), &frame(12));
         r.push(8, &at(9), &frame(13));

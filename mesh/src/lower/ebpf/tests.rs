@@ -527,11 +527,18 @@ fn an_old_view_adds_and_takes_nothing_away() {
     for port in [80, 443] {
         assert_eq!(leads_to(&o, &key("198.18.0.1", 0, port, 6)), Some([1, 2].into()));
     }
-    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 90, 6)), Some([4].into()), "what is missing comes");
+    assert_eq!(
+        leads_to(&o, &key("198.18.0.1", 0, 90, 6)),
+        Some([4].into()),
+        "what is missing comes"
+    );
     for (key, value) in &before.targets {
         assert_eq!(o.targets.get(key), Some(value));
     }
-    assert!(plan(&old, &o).additions(&o).is_empty(), "and a second time is no change");
+    assert!(
+        plan(&old, &o).additions(&o).is_empty(),
+        "and a second time is no change"
+    );
 }
 
 fn any_backend() -> impl Strategy<Value = (BackendId, Backend)> {
