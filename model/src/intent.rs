@@ -461,7 +461,14 @@ mod tests {
         let read = |text: &str| serde_json::from_str::<SlotSet>(text).map(|s| (s.len(), s.iter().count()));
         assert_eq!(read("[]").unwrap(), (0, 0));
         assert_eq!(read("[[1,3],[5,5]]").unwrap(), (4, 4));
-        for bad in ["[[3,1]]", "[[0,1]]", "[[1,2],[2,3]]", "[[1,2],[3,4]]", "[[5,6],[1,1]]", "[[1,4294967295]]"] {
+        for bad in [
+            "[[3,1]]",
+            "[[0,1]]",
+            "[[1,2],[2,3]]",
+            "[[1,2],[3,4]]",
+            "[[5,6],[1,1]]",
+            "[[1,4294967295]]",
+        ] {
             assert!(read(bad).is_err(), "{bad}");
         }
         let all = SlotSet(vec![(1, 3), (5, 5)]);
