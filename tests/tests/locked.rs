@@ -35,18 +35,21 @@ fn managers_are_locked_and_opened_one_by_one() {
 
         // One is restarted: it is locked, and the other two go on.
         one.kill_netd()?;
-        leads.netctl("network create before --detach")?.ok()?;
+        leads.netctl("cluster update task-history-limit=6")?.ok()?;
         one.start_netd()?;
         is_locked(one)?;
         address_kept(client, None, &format!("--to {} -n 30", one.at(80)))?;
         eventually("two of three to be reached", SETTLED, || {
             Ok(quorum(leads)?.reachable == 2)
         })?;
-        leads.netctl("network create meanwhile --detach")?.ok()?;
+        leads.netctl("cluster update task-history-limit=7")?.ok()?;
         unlock(one, &first)?.ok()?;
         all_reached(leads, 3)?;
         eventually("it to have caught up", SETTLED, || {
-            Ok(one.netctl("network ls")?.ok()?.stdout.contains("meanwhile"))
+            let seen = one.netctl("cluster inspect")?.ok()?.stdout;
+            Ok(seen
+                .lines()
+                .any(|l| l.contains("task-history-limit") && l.split_whitespace().any(|w| w == "7")))
         })?;
 
         // The key is changed at one that does not lead; it opens all, and the old one none.
@@ -73,11 +76,11 @@ fn managers_are_locked_and_opened_one_by_one() {
         ensure!(unlock(leads, &first)?.code == 1, "the old key opens nothing");
         unlock(leads, &second)?.ok()?;
         // One of three is no majority; two are.
-        let refused = leads.netctl("network create too-early --detach")?;
+        let refused = leads.netctl("cluster update task-history-limit=8")?;
         ensure!(refused.code == 1 && refused.stderr.contains("1 of 3"), "{refused:?}");
         unlock(one, &second)?.ok()?;
         eventually("a majority", SETTLED, || {
-            Ok(leads.netctl("network create again --detach")?.success())
+            Ok(leads.netctl("cluster update task-history-limit=9")?.success())
         })?;
         unlock(two, &second)?.ok()?;
         for m in &managers {
