@@ -21,6 +21,7 @@ use super::{
     ManagerPort,
     held::Held,
     message::{Answer, Ask, Report, ToNode},
+    recent::{Recent, Way},
     rounds::{self, Round},
     session,
 };
@@ -73,6 +74,8 @@ struct State {
     count: u64,
     asked: BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>,
     held: Held,
+    /// For nodes that were away.
+    recent: Recent,
 }
 
 /// Shared by all streams; clones are the same hub.
@@ -285,6 +288,19 @@ impl Hub {
     /// Forgets nodes that the intent no longer has.
     pub(super) fn retain(&self, intent: &Intent) {
         retain(&self.state, &self.changed, intent);
+    }
+
+    /// The way from an older intent to a round's as a frame, made once for all streams that take it, and kept for nodes
+    /// that come back.
+    pub(super) fn step(&self, from: &Intent, round: &Round) -> std::io::Result<Arc<[u8]>> {
+        let frame = round.frame(from)?;
+        self.lock().recent.push(from.revision, &round.intent, &frame);
+        Ok(frame)
+    }
+
+    /// Increments for a node that was away since a revision, and the intent that they lead to; `None`: too long ago.
+    pub(super) fn missed(&self, revision: u64) -> Option<Way> {
+        self.lock().recent.since(revision)
     }
 
     fn bump(&self) {

@@ -6,12 +6,14 @@
 //! is the [`Hub`]: it holds what nodes reported in memory (never in the log) and reaches the log through a
 //! [`ManagerPort`]. Messages are JSON in frames with a length; an unknown message of a newer version is skipped.
 
+pub(crate) mod doors;
 mod forward;
 pub(crate) mod frame;
 mod held;
 mod hub;
 mod join;
 pub(crate) mod message;
+mod recent;
 mod renew;
 mod returning;
 mod rounds;

@@ -125,6 +125,12 @@ impl Session<'_> {
         if now.intent.revision == revision {
             self.sent = now.intent.clone();
         } else {
+            if let Some((missed, tip)) = self.hub.missed(revision) {
+                for frame in missed {
+                    send(wr, &frame).await?;
+                }
+                self.sent = tip;
+            }
             self.send_intent(wr, &now).await?;
         }
         let mut messages = read_all(rd, MAX_UP, intent.clone());
@@ -278,11 +284,12 @@ impl Session<'_> {
             // The node knows more than this manager, which lags: it gets all of what comes after that.
             return Ok(());
         }
-        if revision != self.sent.revision {
-            let frame = now.frame(&self.sent)?;
+        // A node that came back may have been told of a later round already.
+        if revision > self.sent.revision {
+            let frame = self.hub.step(&self.sent, now)?;
             send(wr, &frame).await?;
+            self.sent = now.intent.clone();
         }
-        self.sent = now.intent.clone();
         Ok(())
     }
 
