@@ -72,6 +72,9 @@ pub struct TaskStatus {
     /// Restarts so far.
     #[serde(default)]
     pub restarts: u32,
+    /// Generation of what runs, or is being made or stopped ([`Assignment::generation`]); 0: not told.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// A line of `GET /v1/watch?resource=assignments` (NDJSON): the whole set at each change.
