@@ -481,7 +481,9 @@ impl Intent {
     pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = (&Name, &Service, u32)> {
         self.services.iter().flat_map(move |(name, service)| {
             let slots = |of: &'_ BTreeMap<Name, BTreeMap<NodeId, SlotSet>>| -> Vec<(u32, u32)> {
-                of.get(name).and_then(|p| p.get(&node)).map_or_else(Vec::new, |s| s.0.clone())
+                of.get(name)
+                    .and_then(|p| p.get(&node))
+                    .map_or_else(Vec::new, |s| s.0.clone())
             };
             // A slot is in one of the two.
             let mut ranges = slots(&self.placements);

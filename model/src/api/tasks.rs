@@ -55,6 +55,9 @@ pub struct TaskView {
     pub addresses: Vec<String>,
     /// Restarts on that node.
     pub restarts: u32,
+    /// Generation of what it runs ([`Assignment::generation`]); 0: not told.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// `PUT /v1/tasks/ID/status`: what the runner reports.
