@@ -47,24 +47,21 @@ pub(super) struct WatchQuery {
 pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
     let c = c?;
     let intent = c.intent();
-    let mut tasks = Vec::new();
-    for (name, nodes) in &intent.placements {
-        let Some(service) = intent.services.get(name) else {
-            continue;
-        };
-        for slot in nodes.get(&c.me).into_iter().flat_map(|s| s.iter()) {
-            tasks.push(Assignment {
-                id: EndpointId::task(name, slot),
-                service: name.clone(),
-                slot,
-                networks: service.spec.networks.clone(),
-                command: service.spec.command.clone(),
-                env: service.spec.env.clone(),
-                stop_grace_ms: service.spec.stop_grace_ms,
-                generation: service.generation,
-            });
+    let tasks = intent.tasks_on(c.me).map(|(name, service, slot)| {
+        let (spec, generation) = service.template(slot);
+        Assignment {
+            id: EndpointId::task(name, slot),
+            service: name.clone(),
+            slot,
+            networks: spec.networks.clone(),
+            command: spec.command.clone(),
+            env: spec.env.clone(),
+            // How a task ends is not what it is made from: the newest counts.
+            stop_grace_ms: service.spec.stop_grace_ms,
+            generation,
         }
-    }
+    });
+    let tasks = tasks.collect();
     Some(Assignments {
         revision: intent.revision,
         node: c.me,

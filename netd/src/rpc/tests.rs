@@ -393,6 +393,7 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
         message: String::new(),
         pid: Some(7),
         restarts: 0,
+        generation: 3,
     };
     let report = Report {
         applied: 9,

@@ -196,6 +196,7 @@ impl Task {
                     message: String::new(),
                     pid: Some(pid),
                     restarts,
+                    generation: task.generation(),
                 });
                 Phase::Running {
                     pid,
@@ -474,11 +475,18 @@ impl Task {
             message: message.to_owned(),
             pid,
             restarts: self.restarts,
+            generation: self.generation(),
         };
         if self.last.as_ref() != Some(&status) {
             self.last = Some(status.clone());
             out.push(Action::Report(status));
         }
+    }
+
+    /// Of what is there, or is wanted where nothing is.
+    fn generation(&self) -> u64 {
+        let order = self.current.as_ref().or(self.wanted.as_ref());
+        order.map_or(0, |o| o.task.generation)
     }
 
     /// Its id.
