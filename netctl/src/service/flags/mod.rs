@@ -5,6 +5,8 @@ mod publish;
 mod rolling;
 mod task;
 
+pub(super) use task::Env;
+
 use clap::Args;
 use model::{ApiError, Code, ServiceSpec};
 

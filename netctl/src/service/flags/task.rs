@@ -29,7 +29,7 @@ pub(super) struct TaskFlags {
 
 /// `NAME=VALUE`.
 #[derive(Debug, Clone)]
-pub(super) struct Env(pub(super) String, pub(super) String);
+pub(crate) struct Env(pub(crate) String, pub(crate) String);
 
 impl FromStr for Env {
     type Err = String;
