@@ -77,8 +77,8 @@ impl Load {
 
     /// Nothing has failed.
     fn unharmed(mut self, what: &str) -> anyhow::Result<()> {
-        let short: Tally = self.short.wait(Duration::from_secs(90))?.json()?;
-        let long: Held = self.long.wait(Duration::from_secs(90))?.json()?;
+        let short: Tally = report(&mut self.short)?;
+        let long: Held = report(&mut self.long)?;
         println!(
             "{what}: short {short}, longest gap {} ms; long {long:?}",
             short.longest_gap_ms
@@ -97,6 +97,13 @@ impl Load {
         );
         Ok(())
     }
+}
+
+/// What a client printed last.
+fn report<T: serde::de::DeserializeOwned>(process: &mut Process) -> anyhow::Result<T> {
+    let done = process.wait(Duration::from_secs(90))?.ok()?;
+    let line = done.stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("not a report: {}", done.all()))
 }
 
 fn inspect(host: &Host) -> anyhow::Result<ServiceView> {

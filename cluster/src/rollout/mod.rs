@@ -102,7 +102,7 @@ struct Watch {
     /// Since it should be ready and is not.
     since: Duration,
     ready_since: Option<Duration>,
-    /// Restarts when the new one was seen first.
+    /// Restarts when the new one was seen started first.
     restarts: Option<u32>,
     /// It was ready for long enough: what happens now is no failure of the change.
     proven: bool,
@@ -257,7 +257,8 @@ impl Memory {
         if watch.node != p.node || !p.alive {
             *watch = fresh();
         }
-        if let Some(s) = current {
+        // The first start of the new one may be counted like any other.
+        if let Some(s) = current.filter(|s| s.state >= TaskState::Starting) {
             watch.restarts.get_or_insert(s.restarts);
         }
         if ready {
@@ -278,7 +279,7 @@ fn failure(watch: &Watch, current: Option<&Seen>) -> Option<String> {
         false => seen.message.clone(),
     };
     match seen.state {
-        TaskState::Failed => Some(told("it failed")),
+        state if state.is_failure() => Some(told("it failed")),
         _ if again => Some(told("it ended and was started again")),
         _ => None,
     }

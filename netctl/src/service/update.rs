@@ -6,7 +6,7 @@ use model::{
     api::{Changed, Replace, ServiceView},
 };
 
-use super::flags::{Env, SpecFlags};
+use super::flags::{Pair, SpecFlags};
 use crate::{
     Run,
     cli::{Context, WaitArgs},
@@ -35,7 +35,7 @@ pub(crate) struct Update {
 struct Parts {
     /// Set a variable of the environment; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
-    env_add: Vec<Env>,
+    env_add: Vec<Pair>,
     /// Take a variable out of the environment; may be repeated.
     #[arg(long, value_name = "NAME")]
     env_rm: Vec<String>,
@@ -47,7 +47,7 @@ struct Parts {
     publish_rm: Vec<PortSpec>,
     /// Set a label; may be repeated.
     #[arg(long, value_name = "NAME=VALUE")]
-    label_add: Vec<Env>,
+    label_add: Vec<Pair>,
     /// Take a label away; may be repeated.
     #[arg(long, value_name = "NAME")]
     label_rm: Vec<String>,
@@ -79,7 +79,7 @@ impl Parts {
                 return Err(missing(name, "variable", key, spec.env.keys().cloned().collect()));
             }
         }
-        for Env(k, v) in &self.env_add {
+        for Pair(k, v) in &self.env_add {
             spec.env.insert(k.clone(), v.clone());
         }
         for key in &self.label_rm {
@@ -87,7 +87,7 @@ impl Parts {
                 return Err(missing(name, "label", key, spec.labels.keys().cloned().collect()));
             }
         }
-        for Env(k, v) in &self.label_add {
+        for Pair(k, v) in &self.label_add {
             spec.labels.insert(k.clone(), v.clone());
         }
         for port in &self.publish_rm {

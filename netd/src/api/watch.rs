@@ -14,6 +14,7 @@ use model::{
     Code, EndpointId, NodeId,
     api::{Assignment, Assignments, EndpointAt, EndpointSeen, EndpointsSeen, NodesSeen, TaskStatus},
     row::{Row, RowBody, RowKey},
+    spec::template::{self, Fill},
 };
 use serde::Deserialize;
 
@@ -47,17 +48,28 @@ pub(super) struct WatchQuery {
 pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
     let c = c?;
     let intent = c.intent();
+    let hostname = intent.nodes.get(&c.me).map(|n| n.hostname.as_str()).unwrap_or_default();
     let tasks = intent.tasks_on(c.me).map(|(name, service, slot)| {
         let (spec, generation) = service.template(slot);
+        let fill = Fill {
+            service: name,
+            slot,
+            node: c.me,
+            hostname,
+        };
         Assignment {
             id: EndpointId::task(name, slot),
             service: name.clone(),
             slot,
             networks: spec.networks.clone(),
             command: spec.command.clone(),
-            env: spec.env.clone(),
-            // How a task ends is not what it is made from: the newest counts.
+            env: filled(&spec.env, &fill),
+            hostname: spec.hostname.as_deref().map(|h| template::hostname(h, &fill)),
+            // How a task is watched, restarted and ended is not what it is made from: the newest counts.
+            restart: service.spec.restart.clone(),
+            health: spec.health.clone(),
             stop_grace_ms: service.spec.stop_grace_ms,
+            drain_timeout_ms: service.spec.drain_timeout_ms,
             generation,
         }
     });
@@ -67,6 +79,11 @@ pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
         node: c.me,
         tasks,
     })
+}
+
+fn filled(env: &BTreeMap<String, String>, fill: &Fill<'_>) -> BTreeMap<String, String> {
+    let pairs = env.iter().map(|(k, v)| (k.clone(), template::fill(v, fill)));
+    pairs.collect()
 }
 
 /// What the reader of a stream knows by now.
@@ -247,8 +264,7 @@ pub(super) async fn task_status(
 }
 
 fn report(d: &Daemon, id: EndpointId, status: TaskStatus) -> Result<(), Fail> {
-    d.cluster()?.task_reported(id, status);
-    Ok(())
+    Ok(d.cluster()?.task_reported(id, status)?)
 }
 
 #[cfg(test)]

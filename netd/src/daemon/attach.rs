@@ -1,14 +1,18 @@
 //! Attaching, detaching and draining endpoints of this node.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use kernel::netns::{self, Netns};
+use kernel::{
+    netns::{self, Netns},
+    sockdiag,
+};
 use model::{
-    ApiError, Code, EndpointId, Vni,
-    api::{EndpointCreate, EndpointView},
+    ApiError, Code, EndpointId, Proto, Vni,
+    api::{EndpointCreate, EndpointDrain, EndpointDrained, EndpointView},
 };
 
 use super::{Cluster, internal};
@@ -16,6 +20,12 @@ use crate::endpoints::{Endpoint, NoAddress, endpoint_mac};
 
 /// Longest wait for the kernel to hold a new endpoint.
 const ATTACH: Duration = Duration::from_secs(10);
+/// How long established flows may go on where no service says.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Longest that they may, whoever says so.
+const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 3600);
+/// Between two looks at the flows of an endpoint that drains.
+const LOOK: Duration = Duration::from_millis(50);
 /// Longest wait for a manager to give a block.
 const BLOCK: Duration = Duration::from_secs(5);
 
@@ -26,6 +36,15 @@ fn unknown(what: &str, have: Vec<String>, list: &str) -> ApiError {
         format!("there are: {}", have.join(", "))
     };
     ApiError::new(Code::NotFound, format!("no {what}; {have}"), list)
+}
+
+/// Connections from outside to ports of a namespace; one that cannot be looked into has none.
+async fn connections(netns: PathBuf, ports: BTreeSet<u16>) -> usize {
+    let looked = tokio::task::spawn_blocking(move || {
+        let netns = Netns::open(&netns).ok()?;
+        netns::run_in(&netns, || sockdiag::connections(&ports)).ok()?.ok()
+    });
+    looked.await.ok().flatten().unwrap_or(0)
 }
 
 impl Cluster {
@@ -99,6 +118,8 @@ impl Cluster {
                 service: req.service.clone(),
                 slot: req.slot,
                 draining: false,
+                healthy: None,
+                running: self.task_runs(&id),
                 listening: Default::default(),
                 attached: false,
                 problem: None,
@@ -349,9 +370,10 @@ impl Cluster {
         }
     }
 
-    /// Takes an endpoint out of new flows on every living node; `true` once all have said that they have it so.
-    pub async fn drain(&self, id: &EndpointId) -> Result<bool, ApiError> {
-        {
+    /// Takes an endpoint out of new flows on every living node, and waits until its established ones have ended, as long
+    /// as its service allows (CONTRACTS, Draining). TCP alone: an UDP flow has no end that anybody could see.
+    pub async fn drain(&self, id: &EndpointId, req: &EndpointDrain) -> Result<EndpointDrained, ApiError> {
+        let (netns, ports, limit) = {
             let mut table = self.endpoints();
             let Some(mut e) = table.get(id).cloned() else {
                 return Err(ApiError::new(
@@ -361,14 +383,39 @@ impl Cluster {
                 ));
             };
             e.draining = true;
+            let intent = self.intent();
+            let spec = e.service.as_ref().and_then(|s| intent.services.get(s));
+            let spec = spec.map(|s| e.slot.map_or(&s.spec, |slot| s.template(slot).0));
+            let limit = req.timeout_ms.or(spec.map(|s| s.drain_timeout_ms));
+            let limit = limit.map_or(DRAIN, |ms| Duration::from_millis(ms).min(LONGEST_DRAIN));
+            // The VIP leads to every port that is listened on.
+            let tcp = |(proto, port): &(Proto, u16)| (*proto == Proto::Tcp).then_some(*port);
+            let asked = spec.map(|s| s.publish.iter().map(|p| (p.proto, p.target)).collect());
+            let asked: Vec<(Proto, u16)> = asked.unwrap_or_default();
+            let ports: BTreeSet<u16> = e.listening.iter().chain(&asked).filter_map(tcp).collect();
+            let netns = e.netns.clone();
             table
                 .put(id.clone(), e)
                 .map_err(|e| internal("the endpoints on disk", e))?;
-        }
+            (netns, ports, limit)
+        };
         let version = self.publish_row(id);
         self.endpoints_changed();
-        Ok(self
+        let acknowledged = self
             .held_everywhere(version, self.intent().settings.drain_ack_timeout())
-            .await)
+            .await;
+        let end = tokio::time::Instant::now() + limit;
+        let cut = loop {
+            // Who detached it meanwhile does not wait for anything.
+            if self.endpoints().get(id).is_none_or(|e| !e.draining) {
+                break 0;
+            }
+            let left = connections(netns.clone(), ports.clone()).await;
+            if left == 0 || tokio::time::Instant::now() >= end {
+                break left;
+            }
+            tokio::time::sleep_until(end.min(tokio::time::Instant::now() + LOOK)).await;
+        };
+        Ok(EndpointDrained { acknowledged, cut })
     }
 }

@@ -389,11 +389,9 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
     let m = manager().await;
     let mut w = worker(&m).await;
     let status = TaskStatus {
-        state: TaskState::Running,
-        message: String::new(),
         pid: Some(7),
-        restarts: 0,
         generation: 3,
+        ..TaskStatus::of(TaskState::Running)
     };
     let report = Report {
         applied: 9,

@@ -162,6 +162,8 @@ mod tests {
             service: Some("web".parse().unwrap()),
             slot: Some(1),
             draining: false,
+            healthy: None,
+            running: None,
             listening: Default::default(),
             attached: false,
             problem: None,

@@ -326,13 +326,15 @@ impl World {
                     for slot in slots.iter() {
                         let seen = self.tasks.get(&(*node, slot)).map(|t| Seen {
                             state: match t.state {
+                                Life::Starting if t.at > self.now + 100 => TaskState::Preparing,
                                 Life::Starting => TaskState::Starting,
                                 Life::Ready | Life::Draining => TaskState::Running,
                                 Life::Failed => TaskState::Failed,
                             },
                             generation: t.generation,
                             ready: t.state == Life::Ready,
-                            restarts: t.restarts,
+                            // A replacement is counted when it is started, as netd-run does it.
+                            restarts: t.restarts + u32::from(t.state != Life::Starting || t.at <= self.now + 100),
                             message: match t.state {
                                 Life::Failed => "exit status 1".into(),
                                 _ => String::new(),

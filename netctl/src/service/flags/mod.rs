@@ -1,11 +1,12 @@
 //! Flags that say what a service should be: `create` lays them over the defaults, `update` over what there is.
 
+mod health;
 mod placement;
 mod publish;
 mod rolling;
 mod task;
 
-pub(super) use task::Env;
+pub(super) use task::Pair;
 
 use clap::Args;
 use model::{ApiError, Code, ServiceSpec};
