@@ -30,6 +30,9 @@ pub use pass::{Kernel, KernelError};
 const GATHER: Duration = Duration::from_millis(3);
 /// A look without a reason: what no event told of is found at the latest then.
 const IDLE: Duration = Duration::from_secs(10);
+/// The same for what the maps of the data path hold. They are ours alone and large: reading them was half of what an idle
+/// daemon did.
+const MAPS: Duration = Duration::from_secs(60);
 /// First and longest pause after a pass that failed in part.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -47,6 +50,9 @@ pub struct Inputs {
     pub facts: watch::Receiver<Arc<Facts>>,
     /// Endpoints of this node.
     pub endpoints: Arc<Mutex<Endpoints>>,
+    /// The view may be older than what the kernel holds, and nobody tells of a newer one: what is missing is added, and
+    /// nothing is taken away or replaced.
+    pub only_add: bool,
 }
 
 /// What the last pass came to.
@@ -111,6 +117,7 @@ impl Reconciler {
                     total: 0,
                     runs: 0,
                     passed: None,
+                    read: Instant::now(),
                 }
                 .run()
             }
@@ -246,6 +253,8 @@ struct Loop {
     runs: u64,
     /// Intent of the last pass, if that left no problem.
     passed: Option<Arc<Intent>>,
+    /// When the maps were read last.
+    read: Instant,
 }
 
 /// What a wake leads to.
@@ -276,6 +285,10 @@ impl Loop {
             if !clean {
                 self.passed = None;
             }
+            if self.runs == 1 {
+                // What was needed to load the programs lies about.
+                kernel::heap::trim();
+            }
             let pause = if clean {
                 retry = RETRY.0;
                 IDLE
@@ -302,7 +315,10 @@ impl Loop {
                 },
                 Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.kernel.forget_mirrors();
+                    if self.read.elapsed() >= MAPS {
+                        self.read = Instant::now();
+                        self.kernel.forget_mirrors();
+                    }
                     return true;
                 }
             }

@@ -14,13 +14,15 @@ use model::{
 };
 use tokio::{
     io::DuplexStream,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
 };
 
 use super::{
-    ManagerPort, frame,
+    ManagerPort,
     held::Held,
     message::{Answer, Ask, Report, ToNode},
+    recent::{Recent, Way},
+    rounds::{self, Round},
     session,
 };
 
@@ -57,15 +59,23 @@ pub(super) const MAX_WAITING: usize = 256;
 /// Before a question is asked again of a node that has come by another stream.
 const ANEW: Duration = Duration::from_millis(20);
 
+/// A stream that is open.
+struct Open {
+    number: u64,
+    to: mpsc::Sender<ToNode>,
+    /// Somebody holds other rows of this node than before.
+    held: Arc<Notify>,
+}
+
 #[derive(Default)]
 struct State {
-    nodes: BTreeMap<NodeId, NodeReport>,
-    sessions: BTreeMap<NodeId, (u64, mpsc::Sender<ToNode>)>,
+    nodes: BTreeMap<NodeId, Arc<NodeReport>>,
+    sessions: BTreeMap<NodeId, Open>,
     count: u64,
     asked: BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>,
     held: Held,
-    /// The last increment of the intent, encoded once for all nodes.
-    delta: Option<(u64, u64, Arc<[u8]>)>,
+    /// For nodes that were away.
+    recent: Recent,
 }
 
 /// Shared by all streams; clones are the same hub.
@@ -74,6 +84,8 @@ pub struct Hub {
     pub(super) port: Arc<dyn ManagerPort>,
     state: Arc<Mutex<State>>,
     changed: Arc<watch::Sender<u64>>,
+    /// One for all clones: what else listens is a stream.
+    rounds: Arc<watch::Receiver<Arc<Round>>>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -83,22 +95,32 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// A hub on a manager.
+    /// A hub on a manager. Panics outside of an async runtime: what it tells of the intent is made in a task of its own.
     pub fn new(port: Arc<dyn ManagerPort>) -> Hub {
+        let (state, changed) = (Arc::<Mutex<State>>::default(), Arc::new(watch::Sender::new(0)));
+        let rounds = rounds::start(&port, {
+            let (state, changed) = (state.clone(), changed.clone());
+            move |intent| retain(&state, &changed, intent)
+        });
         Hub {
             port,
-            state: Arc::default(),
-            changed: Arc::new(watch::Sender::new(0)),
+            state,
+            changed,
+            rounds: Arc::new(rounds),
         }
     }
 
+    /// What streams are told of the intent.
+    pub(super) fn rounds(&self) -> watch::Receiver<Arc<Round>> {
+        (*self.rounds).clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics while it holds the lock; if one did, the maps would still be whole.
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 
     /// What nodes reported last.
-    pub fn snapshot(&self) -> BTreeMap<NodeId, NodeReport> {
+    pub fn snapshot(&self) -> BTreeMap<NodeId, Arc<NodeReport>> {
         self.lock().nodes.clone()
     }
 
@@ -148,7 +170,7 @@ impl Hub {
     async fn session(&self, node: NodeId) -> Option<mpsc::Sender<ToNode>> {
         let mut changed = self.changed.subscribe();
         loop {
-            let to = self.lock().sessions.get(&node).map(|(_, to)| to.clone());
+            let to = self.lock().sessions.get(&node).map(|s| s.to.clone());
             if to.is_some() {
                 return to;
             }
@@ -174,39 +196,46 @@ impl Hub {
         node: NodeId,
         version: String,
         from: Option<SocketAddr>,
-    ) -> (u64, mpsc::Receiver<ToNode>) {
-        let (tx, rx) = mpsc::channel(MAX_WAITING);
+    ) -> (u64, mpsc::Receiver<ToNode>, Arc<Notify>) {
+        let (to, rx) = mpsc::channel(MAX_WAITING);
+        let held = Arc::new(Notify::new());
         let mut s = self.lock();
         s.count += 1;
         let number = s.count;
-        if s.sessions.insert(node, (number, tx)).is_some() {
+        let open = Open {
+            number,
+            to,
+            held: held.clone(),
+        };
+        if s.sessions.insert(node, open).is_some() {
             // Nobody answers there any more.
             s.asked.retain(|_, (of, _)| *of != node);
         }
-        let entry = s.nodes.entry(node).or_insert_with(|| NodeReport {
+        let new = || NodeReport {
             report: Report::default(),
             at: Instant::now(),
             since: BTreeMap::new(),
             version: String::new(),
             connected: true,
             from,
-        });
+        };
+        let entry = Arc::make_mut(s.nodes.entry(node).or_insert_with(|| new().into()));
         entry.connected = true;
         entry.version = version;
         entry.from = from;
         drop(s);
         self.bump();
-        (number, rx)
+        (number, rx, held)
     }
 
     /// A node's stream has ended.
     pub(super) fn close(&self, node: NodeId, number: u64) {
         let mut s = self.lock();
-        if s.sessions.get(&node).is_some_and(|(n, _)| *n == number) {
+        if s.sessions.get(&node).is_some_and(|s| s.number == number) {
             s.sessions.remove(&node);
             s.asked.retain(|_, (of, _)| *of != node);
             if let Some(n) = s.nodes.get_mut(&node) {
-                n.connected = false;
+                Arc::make_mut(n).connected = false;
             }
         }
         drop(s);
@@ -216,11 +245,17 @@ impl Hub {
     pub(super) fn report(&self, node: NodeId, report: Report) {
         let now = Instant::now();
         let mut s = self.lock();
-        let State { nodes, held, .. } = &mut *s;
-        let Some(entry) = nodes.get_mut(&node) else {
+        let State {
+            nodes, held, sessions, ..
+        } = &mut *s;
+        let Some(entry) = nodes.get_mut(&node).map(Arc::make_mut) else {
             return;
         };
-        held.report(node, &report.held);
+        for owner in held.report(node, &report.held) {
+            if let Some(s) = sessions.get(&owner) {
+                s.held.notify_one();
+            }
+        }
         let before = |id: &EndpointId| -> Option<(TaskState, Instant)> {
             Some((entry.report.tasks.get(id)?.state, *entry.since.get(id)?))
         };
@@ -247,39 +282,53 @@ impl Hub {
         }
     }
 
-    /// The version of a node's rows that all living nodes hold.
-    pub(super) fn held(&self, owner: NodeId, intent: &Intent) -> Option<u64> {
+    /// The version of a node's rows that all living nodes hold, and the newest that any holds.
+    pub(super) fn held(&self, owner: NodeId, intent: &Intent) -> (Option<u64>, u64) {
         let living = intent.nodes.keys().copied();
         let living = living.filter(|n| self.port.health(*n) == NodeHealth::Ready);
-        self.lock().held.by_all(owner, living)
+        let held = &self.lock().held;
+        (held.by_all(owner, living), held.newest(owner))
     }
 
     /// Forgets nodes that the intent no longer has.
     pub(super) fn retain(&self, intent: &Intent) {
-        let mut s = self.lock();
-        let before = s.nodes.len();
-        s.nodes.retain(|id, _| intent.nodes.contains_key(id));
-        let fewer = s.nodes.len() < before;
-        drop(s);
-        if fewer {
-            self.bump();
-        }
+        retain(&self.state, &self.changed, intent);
     }
 
-    /// The step between two intents as a frame, made once for all streams that take it.
-    pub(super) fn delta(&self, from: &Intent, to: &Intent) -> std::io::Result<Arc<[u8]>> {
-        if let Some((a, b, frame)) = &self.lock().delta
-            && (*a, *b) == (from.revision, to.revision)
-        {
-            return Ok(frame.clone());
-        }
-        let delta = ToNode::Delta(Box::new(from.delta_to(to)));
-        let frame: Arc<[u8]> = frame::encode(&delta)?.into();
-        self.lock().delta = Some((from.revision, to.revision, frame.clone()));
+    /// The way from an older intent to a round's as a frame, made once for all streams that take it, and kept for nodes
+    /// that come back.
+    pub(super) fn step(&self, from: &Intent, round: &Round) -> std::io::Result<Arc<[u8]>> {
+        let frame = round.frame(from)?;
+        self.lock().recent.push(from.revision, &round.intent, &frame);
         Ok(frame)
     }
 
+    /// Increments for a node that was away since a revision, and the intent that they lead to; `None`: too long ago.
+    pub(super) fn missed(&self, revision: u64) -> Option<Way> {
+        self.lock().recent.since(revision)
+    }
+
     fn bump(&self) {
-        self.changed.send_modify(|n| *n += 1);
+        bump(&self.changed);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // No code panics while it holds the lock; if one did, the maps would still be whole.
+    state.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn bump(changed: &watch::Sender<u64>) {
+    changed.send_modify(|n| *n += 1);
+}
+
+fn retain(state: &Mutex<State>, changed: &watch::Sender<u64>, intent: &Intent) {
+    let mut s = lock(state);
+    let before = s.nodes.len();
+    s.nodes.retain(|id, _| intent.nodes.contains_key(id));
+    let fewer = s.nodes.len() < before;
+    drop(s);
+    if fewer {
+        bump(changed);
     }
 }

@@ -14,18 +14,19 @@ use model::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::{Semaphore, mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep_until, timeout},
+    sync::{Notify, Semaphore, mpsc, watch},
+    time::{Instant, interval, sleep_until, timeout},
 };
 
 use super::{
     HANDSHAKE, IDLE, Leader, MAX_REQUESTS, MAX_UP, MISSED, beat, frame,
     hub::Hub,
     message::{Reply, Request, ToManager, ToNode},
+    rounds::Round,
 };
 use crate::identity::{Csr, IdentityError, PeerId, admit_node};
 
-/// How often what all nodes hold is looked at.
+/// How often what all nodes hold is looked at while a node waits for that.
 const HELD_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a manager's node is sent the intent.
@@ -50,15 +51,16 @@ where
     let got = match peer.as_ref().map_or(Ok(()), |p| admit_node(&first, p)) {
         Err(e) => Err(Error::other(e)),
         Ok(()) => {
-            let (number, out) = hub.open(node, version, from);
+            let (number, out, held) = hub.open(node, version, from);
             let mut s = Session {
                 hub,
                 node,
                 peer,
                 out,
+                held,
                 sent: Arc::default(),
                 ahead: 0,
-                keys: Vec::new(),
+                keys: Arc::new([]),
                 leaving: false,
             };
             let got = s.run(&mut wr, rd, revision).await;
@@ -83,11 +85,13 @@ struct Session<'a> {
     node: NodeId,
     peer: Option<PeerId>,
     out: mpsc::Receiver<ToNode>,
+    /// Somebody holds other rows of this node than before.
+    held: Arc<Notify>,
     /// What the node knows of the intent.
     sent: Arc<Intent>,
     /// Revision that the node knew when it came.
     ahead: u64,
-    keys: Vec<cluster::seal::Key>,
+    keys: Arc<[cluster::seal::Key]>,
     /// The node has asked to be taken out.
     leaving: bool,
 }
@@ -106,25 +110,37 @@ impl Session<'_> {
         rd: impl AsyncRead + Unpin + Send + 'static,
         revision: u64,
     ) -> Result<()> {
-        let mut intent = self.hub.port.intent();
-        let now = intent.borrow_and_update().clone();
-        self.admit(&now)?;
+        let intent = self.hub.port.intent();
+        let newest = intent.borrow().revision;
         let mut leader = self.hub.port.leader();
         let first = leader.borrow_and_update().clone();
         self.send_leader(wr, &first).await?;
-        self.send_keys(wr).await?;
+        // A node that was let in just now finds itself in what it is told first.
+        let mut rounds = self.hub.rounds();
+        let now = rounds.wait_for(|r| r.intent.revision >= newest).await;
+        let now = now.map_err(Error::other)?.clone();
+        self.admit(&intent.borrow())?;
+        self.send_keys(wr, &now).await?;
         self.ahead = revision;
-        if now.revision == revision {
-            self.sent = now;
+        if now.intent.revision == revision {
+            self.sent = now.intent.clone();
         } else {
-            self.send_intent(wr, now).await?;
+            if let Some((missed, tip)) = self.hub.missed(revision) {
+                for frame in missed {
+                    send(wr, &frame).await?;
+                }
+                self.sent = tip;
+            }
+            self.send_intent(wr, &now).await?;
         }
         let mut messages = read_all(rd, MAX_UP, intent.clone());
-        let mut every = beat(&intent.borrow());
+        let mut every = beat(&now.intent);
+        drop(now);
         let mut ping = interval(every);
-        let mut held_tick = interval(HELD_EVERY);
-        held_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held = None;
+        // When that is looked at next, and when it was last.
+        let mut look = Some(Instant::now());
+        let mut looked = Instant::now();
         let mut late = None;
         let (replies_tx, mut replies) = mpsc::channel::<ToNode>(MAX_REQUESTS);
         let room = Arc::new(Semaphore::new(MAX_REQUESTS));
@@ -133,34 +149,34 @@ impl Session<'_> {
                 m = messages.recv() => {
                     let m = m.unwrap_or(Err(ErrorKind::UnexpectedEof.into()))?;
                     // Each message is checked: the node may have been removed since the last one.
-                    let now = intent.borrow().clone();
-                    if let Err(e) = self.admit(&now) {
+                    let admitted = self.admit(&intent.borrow());
+                    if let Err(e) = admitted {
                         return self.farewell(wr, &mut replies, e).await;
                     }
                     self.take(m, &room, &replies_tx);
                 }
-                changed = intent.changed() => {
+                changed = rounds.changed() => {
                     changed.map_err(Error::other)?;
-                    let now = intent.borrow_and_update().clone();
-                    if every != beat(&now) {
-                        every = beat(&now);
+                    let now = rounds.borrow_and_update().clone();
+                    if every != beat(&now.intent) {
+                        every = beat(&now.intent);
                         ping = interval(every);
                     }
-                    self.hub.retain(&now);
-                    if let Err(e) = self.admit(&now) {
+                    let admitted = self.admit(&intent.borrow());
+                    if let Err(e) = admitted {
                         return self.farewell(wr, &mut replies, e).await;
                     }
-                    self.send_keys(wr).await?;
-                    if self.may_wait(&now) {
-                        late.get_or_insert_with(|| tokio::time::Instant::now() + FOR_MANAGERS);
+                    self.send_keys(wr, &now).await?;
+                    if self.may_wait(&now.intent) {
+                        late.get_or_insert_with(|| Instant::now() + FOR_MANAGERS);
                     } else {
-                        self.send_intent(wr, now).await?;
+                        self.send_intent(wr, &now).await?;
                     }
                 }
-                () = tokio::time::sleep_until(late.unwrap_or_else(tokio::time::Instant::now)), if late.is_some() => {
+                () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => {
                     late = None;
-                    let now = intent.borrow().clone();
-                    self.send_intent(wr, now).await?;
+                    let now = rounds.borrow().clone();
+                    self.send_intent(wr, &now).await?;
                 }
                 changed = leader.changed() => {
                     changed.map_err(Error::other)?;
@@ -175,8 +191,12 @@ impl Session<'_> {
                     self.renewed(&m);
                     send(wr, &frame::encode(&m)?).await?;
                 }
-                _ = held_tick.tick() => {
-                    let all = self.hub.held(self.node, &intent.borrow().clone());
+                () = self.held.notified(), if look.is_none() => look = Some(looked + HELD_EVERY),
+                () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
+                    let (all, newest) = self.hub.held(self.node, &intent.borrow().clone());
+                    looked = Instant::now();
+                    // Who is waited for may die, which no report tells.
+                    look = (newest > all.unwrap_or(0)).then(|| looked + HELD_EVERY);
                     if let Some(version) = all && all != held {
                         held = all;
                         send(wr, &frame::encode(&ToNode::Held { version })?).await?;
@@ -184,7 +204,7 @@ impl Session<'_> {
                 }
                 _ = ping.tick() => {
                     // Also a certificate that ends meanwhile ends the stream.
-                    self.admit(&intent.borrow().clone())?;
+                    self.admit(&intent.borrow())?;
                     send(wr, &frame::encode(&ToNode::Ping)?).await?;
                 }
             }
@@ -232,10 +252,10 @@ impl Session<'_> {
         Err(refusal)
     }
 
-    async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-        let keys = self.hub.port.secrets().map_err(Error::other)?.gossip.keys().to_vec();
+    async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: &Round) -> Result<()> {
+        let keys = now.keys(&*self.hub.port).map_err(Error::other)?;
         if keys != self.keys {
-            send(wr, &frame::encode(&ToNode::Welcome { keys: keys.clone() })?).await?;
+            send(wr, &frame::encode(&ToNode::Welcome { keys: keys.to_vec() })?).await?;
             self.keys = keys;
         }
         Ok(())
@@ -258,15 +278,18 @@ impl Session<'_> {
         role(now) == Some(Role::Manager) && role(&self.sent) == role(now)
     }
 
-    async fn send_intent(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: Arc<Intent>) -> Result<()> {
-        if now.revision <= self.ahead && self.sent.revision == 0 {
+    async fn send_intent(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: &Round) -> Result<()> {
+        let revision = now.intent.revision;
+        if revision <= self.ahead && self.sent.revision == 0 {
             // The node knows more than this manager, which lags: it gets all of what comes after that.
             return Ok(());
         }
-        if now.revision != self.sent.revision {
-            send(wr, &self.hub.delta(&self.sent, &now)?).await?;
+        // A node that came back may have been told of a later round already.
+        if revision > self.sent.revision {
+            let frame = self.hub.step(&self.sent, now)?;
+            send(wr, &frame).await?;
+            self.sent = now.intent.clone();
         }
-        self.sent = now;
         Ok(())
     }
 
@@ -347,7 +370,7 @@ where
     let (tx, rx) = mpsc::channel(16);
     tokio::spawn(async move {
         loop {
-            let since = tokio::time::Instant::now();
+            let since = Instant::now();
             let silent = || since + beat(&intent.borrow()) * MISSED;
             let read = frame::read_bytes(&mut rd, max);
             tokio::pin!(read);

@@ -14,23 +14,25 @@ use model::api::{MemberView, Vote};
 use tokio::net::UnixStream;
 
 use super::{Cluster, Writer};
+use crate::bench::mib;
 
-pub(super) struct Managers {
+pub(in crate::bench) struct Managers {
     lab: Lab,
 }
 
 impl Managers {
-    pub(super) fn new(programs: &Path, disk: &Path) -> anyhow::Result<Managers> {
+    /// Three of them in a lab of that name, with so many hosts beside them; their logs lie in `disk`.
+    pub(in crate::bench) fn new(name: &str, programs: &Path, disk: &Path, clients: u8) -> anyhow::Result<Managers> {
         let daemon = DaemonOptions {
             // Each host has its own.
             cluster: format!("log_dir = \"{}/{{name}}\"\n", disk.display()),
             ..DaemonOptions::default()
         };
         let lab = Lab::new(
-            "raft-netd",
+            name,
             Options {
                 nodes: 3,
-                clients: 0,
+                clients,
                 ipv6: false,
                 bin_dir: Some(programs.to_owned()),
                 daemon,
@@ -51,7 +53,12 @@ impl Managers {
         Ok(ours)
     }
 
-    fn node(&self, server: usize) -> anyhow::Result<&Host> {
+    /// The hosts.
+    pub(in crate::bench) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    pub(in crate::bench) fn node(&self, server: usize) -> anyhow::Result<&Host> {
         self.lab.nodes().get(server).context("no such manager")
     }
 
@@ -80,7 +87,7 @@ impl Managers {
     }
 
     /// Who leads.
-    pub(super) fn leader(&self) -> anyhow::Result<usize> {
+    pub(in crate::bench) fn leader(&self) -> anyhow::Result<usize> {
         let members = self.members()?;
         let leader = members.iter().find(|m| m.leader).context("nobody leads")?;
         let place = self.lab.nodes().iter().position(|n| n.name() == leader.hostname);
@@ -102,20 +109,7 @@ impl Managers {
     pub(super) fn resident(&self) -> anyhow::Result<f64> {
         let mut most = 0.0f64;
         for node in self.lab.nodes() {
-            let status =
-                std::fs::read_to_string(format!("/proc/{}/status", node.netd_pid()?)).context("a manager's memory")?;
-            let kib = status
-                .lines()
-                .find_map(|l| {
-                    l.strip_prefix("VmRSS:")?
-                        .trim()
-                        .strip_suffix(" kB")?
-                        .trim()
-                        .parse::<f64>()
-                        .ok()
-                })
-                .context("no VmRSS")?;
-            most = most.max(kib / 1024.0);
+            most = most.max(mib(lab::resident(node.netd_pid()?)?));
         }
         Ok(most)
     }
