@@ -80,27 +80,26 @@ pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
 fn places(m: &Manager, me: NodeId, intent: &Intent, facts: &Facts, name: &Name) -> Vec<Place> {
     let mut out = Vec::new();
     let mut ready: BTreeMap<NodeId, BTreeMap<u32, bool>> = BTreeMap::new();
-    m.hub.with_reports(|reports| {
-        for (leaving, map) in [(false, &intent.placements), (true, &intent.leaving)] {
-            for (node, slots) in map.get(name).into_iter().flatten() {
-                let ready = ready.entry(*node).or_insert_with(|| ready_slots(facts, *node, name));
-                let health = facts.health.get(node);
-                let alive = *node == me || health == Some(&NodeHealth::Ready);
-                let told = reports.get(node).map(|r| &r.report.tasks);
-                out.extend(slots.iter().map(|slot| {
-                    let status = told.and_then(|t| t.get(&EndpointId::task(name, slot)));
-                    let ready = ready.get(&slot).copied().unwrap_or(false);
-                    Place {
-                        slot,
-                        node: *node,
-                        leaving,
-                        alive,
-                        seen: status.map(|s| seen(s, ready)),
-                    }
-                }));
-            }
+    let reports = m.hub.snapshot();
+    for (leaving, map) in [(false, &intent.placements), (true, &intent.leaving)] {
+        for (node, slots) in map.get(name).into_iter().flatten() {
+            let ready = ready.entry(*node).or_insert_with(|| ready_slots(facts, *node, name));
+            let health = facts.health.get(node);
+            let alive = *node == me || health == Some(&NodeHealth::Ready);
+            let told = reports.get(node).map(|r| &r.report.tasks);
+            out.extend(slots.iter().map(|slot| {
+                let status = told.and_then(|t| t.get(&EndpointId::task(name, slot)));
+                let ready = ready.get(&slot).copied().unwrap_or(false);
+                Place {
+                    slot,
+                    node: *node,
+                    leaving,
+                    alive,
+                    seen: status.map(|s| seen(s, ready)),
+                }
+            }));
         }
-    });
+    }
     out
 }
 

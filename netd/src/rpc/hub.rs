@@ -124,11 +124,6 @@ impl Hub {
         self.lock().nodes.clone()
     }
 
-    /// Looks at what nodes reported last, without a copy of it.
-    pub fn with_reports<T>(&self, look: impl FnOnce(&BTreeMap<NodeId, NodeReport>) -> T) -> T {
-        look(&self.lock().nodes)
-    }
-
     /// Rises when a report, or whether a node is connected, has changed.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
