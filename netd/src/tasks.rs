@@ -24,6 +24,9 @@ struct Entry {
     restarts: u32,
     since: Instant,
     desired: bool,
+    /// It goes on until its successor elsewhere is ready.
+    leaving: bool,
+    generation: u64,
 }
 
 /// The board.
@@ -46,8 +49,14 @@ impl TaskBoard {
         }
         for (key, entries) in &mut self.slots {
             let goes_to = wanted.get(key);
-            for e in entries.iter_mut().filter(|e| e.desired && goes_to != Some(&e.node)) {
+            let elsewhere = |e: &&mut Entry| e.leaving || (e.desired && goes_to != Some(&e.node));
+            for e in entries.iter_mut().filter(elsewhere) {
+                let left = intent.leaving.get(&key.0).and_then(|l| l.get(&e.node));
                 e.desired = false;
+                e.leaving = left.is_some_and(|l| l.contains(key.1));
+                if e.leaving {
+                    continue;
+                }
                 e.since = now;
                 let lost = intent.nodes.get(&e.node).is_none_or(|n| n.down);
                 (e.state, e.message) = match (lost, goes_to) {
@@ -76,6 +85,8 @@ impl TaskBoard {
                 restarts: 0,
                 since: now,
                 desired: true,
+                leaving: false,
+                generation: 0,
             });
             entries.truncate(history);
         }
@@ -90,18 +101,18 @@ impl TaskBoard {
             let (Ok(service), Ok(slot)) = (service.parse::<Name>(), slot.parse::<u32>()) else {
                 continue;
             };
-            let Some(e) = self.slots.get_mut(&(service, slot)).and_then(|e| e.front_mut()) else {
+            let entries = self.slots.get_mut(&(service, slot)).into_iter().flatten();
+            let mut here = entries.filter(|e| e.node == node && (e.desired || e.leaving));
+            let Some(e) = here.next() else {
                 continue;
             };
-            if e.node != node || !e.desired {
-                continue;
-            }
             if e.state != status.state {
                 e.since = now;
             }
             e.state = status.state;
             e.message = status.message.chars().take(300).collect();
             e.restarts = status.restarts;
+            e.generation = status.generation;
         }
     }
 
@@ -112,7 +123,7 @@ impl TaskBoard {
             .flat_map(|((name, slot), entries)| {
                 entries.iter().map(move |e| {
                     let id = EndpointId::task(name, *slot);
-                    let row = endpoint(facts, e.node, &id).filter(|_| e.desired);
+                    let row = endpoint(facts, e.node, &id).filter(|_| e.desired || e.leaving);
                     TaskView {
                         addresses: row.map(addresses).unwrap_or_default(),
                         id,
@@ -123,8 +134,12 @@ impl TaskBoard {
                         desired: e.desired,
                         state: e.state,
                         since_s: now.saturating_duration_since(e.since).max(Duration::ZERO).as_secs(),
-                        message: e.message.clone(),
+                        message: match e.leaving && e.message.is_empty() {
+                            true => "goes on until it is ready elsewhere".to_owned(),
+                            false => e.message.clone(),
+                        },
                         restarts: e.restarts,
+                        generation: e.generation,
                     }
                 })
             })
@@ -177,6 +192,7 @@ mod tests {
             vips: BTreeMap::new(),
             ports: BTreeMap::new(),
             generation: 1,
+            changed: 0,
             previous: None,
             rollout: None,
             problem: None,
@@ -194,6 +210,7 @@ mod tests {
         b.place(&intent(1, false), t0);
         let running = TaskStatus {
             pid: Some(7),
+            generation: 1,
             ..TaskStatus::of(TaskState::Running)
         };
         let web1: EndpointId = "web.1".parse().unwrap();

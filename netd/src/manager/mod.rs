@@ -7,6 +7,7 @@ mod members;
 mod oversee;
 mod port;
 mod request;
+mod roll;
 
 use std::{
     collections::BTreeSet,
@@ -145,6 +146,7 @@ impl Manager {
         running.spawn(async move { hub.serve(listener, tls).await });
         running.spawn(lead::follow(weak.clone(), reach));
         running.spawn(oversee::run(weak.clone(), Arc::downgrade(cluster)));
+        running.spawn(roll::run(weak.clone(), Arc::downgrade(cluster)));
         running.spawn(members::keep(weak.clone(), known.clone()));
         running.spawn(custodian::keep(weak, Arc::downgrade(cluster)));
         running.spawn({
