@@ -202,6 +202,9 @@ pub(crate) fn tasks() -> Vec<TaskView> {
             Vec::new()
         },
         restarts: 0,
+        health: (slot == 1).then_some(true),
+        pid: desired.then_some(4000 + slot),
+        exhausted: false,
     };
     vec![
         task(1, 1, true, TaskState::Running, 7200, ""),

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     ApiError, ClusterSettings, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
-    intent::{Availability, Role, Trust},
+    intent::{Availability, Role, SlotSet, Trust},
     settings::{Change, SettingError},
 };
 use serde::{Deserialize, Serialize};
@@ -188,6 +188,16 @@ pub enum Command {
         node: NewNode,
         /// What the token says.
         secret: Secret,
+    },
+    /// Slots of a service failed on a node until their restarts were used up: they go to other nodes, and for ten minutes
+    /// the service is given no slot there. Refused when there is no other node for one of them.
+    Avoid {
+        /// Service.
+        service: Name,
+        /// Node.
+        node: NodeId,
+        /// Which; those that are not there are passed over.
+        slots: SlotSet,
     },
     /// Changes what managers keep secret, if nobody has since `seen`.
     ReplaceSecrets {

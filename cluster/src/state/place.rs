@@ -14,7 +14,7 @@ use crate::placement::{self, Host};
 impl State {
     /// Every node as `service`'s placement sees it, by id. Both maps are walked once: a million tasks are a few thousand
     /// steps here.
-    fn hosts(&self, placed: &BTreeMap<NodeId, SlotSet>) -> Vec<Host> {
+    fn hosts(&self, name: &Name, placed: &BTreeMap<NodeId, SlotSet>) -> Vec<Host> {
         let mut placed = placed.iter().peekable();
         let mut loads = self.loads.iter().peekable();
         let nodes = self.intent.nodes.iter();
@@ -27,7 +27,7 @@ impl State {
                 Host {
                     id: *id,
                     keeps: !node.down && (node.availability != Availability::Drain || mutant::on(Mutant::IgnoreDrain)),
-                    takes: !node.down && node.availability == Availability::Active,
+                    takes: !node.down && node.availability == Availability::Active && !self.avoids(name, *id),
                     others: all.saturating_sub(u64::from(mine)),
                 }
             })
@@ -44,7 +44,7 @@ impl State {
             Some(s) => (s.spec.replicas, s.problem.clone()),
             None => (0, None),
         };
-        let hosts = self.hosts(&placed);
+        let hosts = self.hosts(name, &placed);
         let unplaced = placement::spread(&mut placed, &hosts, replicas);
         if mutant::on(Mutant::PlaceTwice)
             && let Some(slots) = placed.values().next().cloned()
@@ -96,7 +96,7 @@ impl State {
     }
 
     /// Brings the tasks per node up to date with a new placement of a service.
-    fn count(&mut self, name: &Name, now: &BTreeMap<NodeId, SlotSet>) {
+    pub(super) fn count(&mut self, name: &Name, now: &BTreeMap<NodeId, SlotSet>) {
         if let Some(old) = self.intent.placements.get(name) {
             for (id, slots) in old {
                 if let Some(n) = self.loads.get_mut(id) {

@@ -91,6 +91,7 @@ impl State {
         let old = self.service(name)?.clone();
         self.unplace(index, name);
         self.change(index).services.remove(name);
+        self.avoided.remove(name);
         let now = self.now_ms;
         self.indices.release(old.index, now, REST_MS);
         for (net, vip) in &old.vips {
@@ -104,7 +105,7 @@ impl State {
     }
 
     /// A service, or the refusal that lists those there are.
-    fn service(&self, name: &Name) -> Result<&Service, Refusal> {
+    pub(super) fn service(&self, name: &Name) -> Result<&Service, Refusal> {
         self.intent.services.get(name).ok_or_else(|| {
             let known = self.intent.services.keys().map(Name::to_string).collect();
             Refusal::not_found(
