@@ -102,8 +102,7 @@ pub(super) async fn logs(
     let id: EndpointId = segment(path)?;
     let c = d.cluster()?;
     let known = id.slot().filter(|(name, _)| c.intent().services.contains_key(name));
-    let (service, slot) =
-        known.ok_or_else(|| Fail::new(Code::NotFound, format!("no task {id}"), "netctl task ls"))?;
+    let (service, slot) = known.ok_or_else(|| Fail::new(Code::NotFound, format!("no task {id}"), "netctl task ls"))?;
     Ok(Answer(gather(&c, &service, Some(slot), ask).await?))
 }
 

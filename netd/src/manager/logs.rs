@@ -27,7 +27,13 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Manager {
     /// A piece of the logs of a service's tasks, or of those of one slot.
-    pub async fn logs(&self, service: &Name, slot: Option<u32>, ask: &LogsAsk, facts: &Facts) -> Result<Logs, ApiError> {
+    pub async fn logs(
+        &self,
+        service: &Name,
+        slot: Option<u32>,
+        ask: &LogsAsk,
+        facts: &Facts,
+    ) -> Result<Logs, ApiError> {
         let mut wanted: BTreeMap<NodeId, (String, BTreeSet<EndpointId>)> = BTreeMap::new();
         let mut count = 0;
         for t in self.tasks(service, facts) {
@@ -75,7 +81,9 @@ impl Manager {
                 }
                 Ok(_) => continue,
             };
-            let why = problems.into_iter().map(|(id, why)| format!("{id} on {node} ({hostname}): {why}"));
+            let why = problems
+                .into_iter()
+                .map(|(id, why)| format!("{id} on {node} ({hostname}): {why}"));
             out.problems.extend(why);
             for (task, part) in parts {
                 out.more |= part.more;

@@ -238,7 +238,7 @@ async fn soon<T>(f: impl Future<Output = T>) -> T {
         .expect("it did not come within 10 s")
 }
 
-async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, NodeReport>) -> bool) {
+async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, Arc<NodeReport>>) -> bool) {
     let mut changed = m.hub.changed();
     soon(async {
         while !what(&m.hub.snapshot()) {

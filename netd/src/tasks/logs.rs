@@ -41,7 +41,9 @@ pub struct LogPart {
 /// What tells one cut from another: when the former file was made, ns since 1970; 0: there is none.
 fn cut_of(former: &Path) -> io::Result<u64> {
     match fs::metadata(former) {
-        Ok(m) => Ok((m.mtime() as u64).wrapping_mul(1_000_000_000).wrapping_add(m.mtime_nsec() as u64)),
+        Ok(m) => Ok((m.mtime() as u64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(m.mtime_nsec() as u64)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
         Err(e) => Err(e),
     }
@@ -78,7 +80,11 @@ fn lines(bytes: &[u8], all: bool, out: &mut Vec<String>) -> u64 {
             None if all => (Some(rest), rest.len()),
             None => break,
         };
-        out.push(String::from_utf8_lossy(line.unwrap_or_default()).trim_end_matches('\r').to_owned());
+        out.push(
+            String::from_utf8_lossy(line.unwrap_or_default())
+                .trim_end_matches('\r')
+                .to_owned(),
+        );
         taken += used;
     }
     u64::try_from(taken).unwrap_or(u64::MAX)
@@ -177,7 +183,11 @@ mod tests {
             self.0.join("web.1.log")
         }
         fn add(&self, text: &str) {
-            let mut file = fs::OpenOptions::new().append(true).create(true).open(self.log()).unwrap();
+            let mut file = fs::OpenOptions::new()
+                .append(true)
+                .create(true)
+                .open(self.log())
+                .unwrap();
             file.write_all(text.as_bytes()).unwrap();
         }
         /// As netd-run does it.
@@ -186,7 +196,12 @@ mod tests {
             fs::copy(self.log(), &fresh).unwrap();
             // Another time than the last cut's, whatever the file system's clock.
             let at = std::time::SystemTime::now() + std::time::Duration::from_nanos(self.marks());
-            File::options().write(true).open(&fresh).unwrap().set_modified(at).unwrap();
+            File::options()
+                .write(true)
+                .open(&fresh)
+                .unwrap()
+                .set_modified(at)
+                .unwrap();
             fs::rename(&fresh, self.0.join("web.1.log.1")).unwrap();
             fs::write(self.log(), "").unwrap();
         }
@@ -225,7 +240,10 @@ mod tests {
         f.cut();
         f.add("a rather long line, longer than all that was there\n");
         let part = f.read(LogFrom::At(part.place));
-        assert_eq!(part.lines, ["seven", "a rather long line, longer than all that was there"]);
+        assert_eq!(
+            part.lines,
+            ["seven", "a rather long line, longer than all that was there"]
+        );
         assert_eq!(f.read(LogFrom::Start).lines.len(), 3, "six, seven, and the long one");
     }
 
