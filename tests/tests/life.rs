@@ -1,5 +1,7 @@
 //! The life of tasks: health, restarts, host names, logs, and connections that outlive a scale-down.
 
+#![allow(clippy::disallowed_methods, reason = "a test may ask the clock")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::{Duration, Instant};
