@@ -204,6 +204,9 @@ pub(crate) fn tasks() -> Vec<TaskView> {
         },
         restarts: 0,
         generation: 40,
+        health: (slot == 1).then_some(true),
+        pid: desired.then_some(4000 + slot),
+        exhausted: false,
     };
     vec![
         task(1, 1, true, TaskState::Running, 7200, ""),

@@ -5,7 +5,7 @@ mod availability;
 use clap::Subcommand;
 use model::{
     ApiError, Code,
-    api::{NodeHealth, NodeView},
+    api::{NodeHealth, NodeView, TaskView},
     intent::{Availability, Role},
     row::Datapath,
 };
@@ -15,6 +15,7 @@ use crate::{
     cli::{Context, ListArgs},
     managers,
     output::{Cell, Column, Table, Tone, cell, column, maybe, wide},
+    service::tasks_table,
 };
 
 #[derive(Debug, Subcommand)]
@@ -30,6 +31,14 @@ pub(crate) enum Verb {
     Inspect {
         /// Id (n2) or host name.
         node: String,
+    },
+    /// List the tasks of a node, and what became of earlier ones.
+    #[command(after_help = "Examples:\n  netctl node ps n2\n  netctl node ps n2 --filter wanted=yes")]
+    Ps {
+        /// Id (n2) or host name.
+        node: String,
+        #[command(flatten)]
+        list: ListArgs,
     },
     /// Make managers of nodes: each gets the log first, then a vote.
     #[command(after_help = "Example:\n  netctl node promote n2 n3")]
@@ -65,18 +74,29 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         Verb::Pause(args) => availability::change(cx, args, Availability::Pause).await,
         Verb::Drain(args) => availability::change(cx, args, Availability::Drain).await,
         Verb::Rm(args) => managers::remove(cx, args).await,
+        Verb::Ps { node, list } => {
+            sound(&node)?;
+            let tasks: Vec<TaskView> = cx.client.get(&format!("/v1/nodes/{node}/tasks")).await?;
+            cx.out.table(&tasks_table(&tasks), &list.filter)
+        }
         Verb::Inspect { node } => {
-            let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if node.is_empty() || !node.chars().all(ok) {
-                return Err(ApiError::new(
-                    Code::Invalid,
-                    format!("{node:?} is neither a node id nor a host name"),
-                    "netctl node ls",
-                ));
-            }
+            sound(&node)?;
             let view: NodeView = cx.client.get(&format!("/v1/nodes/{node}")).await?;
             cx.out.one(&view.id.to_string(), &view)
         }
+    }
+}
+
+/// It becomes part of a path.
+fn sound(node: &str) -> Run {
+    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match !node.is_empty() && node.chars().all(ok) {
+        true => Ok(()),
+        false => Err(ApiError::new(
+            Code::Invalid,
+            format!("{node:?} is neither a node id nor a host name"),
+            "netctl node ls",
+        )),
     }
 }
 

@@ -236,6 +236,16 @@ pub enum Command {
         /// What the token says.
         secret: Secret,
     },
+    /// Slots of a service failed on a node until their restarts were used up: they go to other nodes, and for ten minutes
+    /// the service is given no slot there. Refused when there is no other node for one of them.
+    Avoid {
+        /// Service.
+        service: Name,
+        /// Node.
+        node: NodeId,
+        /// Which; those that are not there are passed over.
+        slots: SlotSet,
+    },
     /// Changes what managers keep secret, if nobody has since `seen`.
     ReplaceSecrets {
         /// [`State::secrets_at`](super::State::secrets_at) of the state that the change was made from.

@@ -4,6 +4,7 @@
 //! comes with the entry), no randomness (ids of requests and the ULA prefix do too). A refused command changes nothing
 //! but the memory of its request.
 
+mod avoid;
 mod command;
 mod networks;
 mod nodes;
@@ -84,6 +85,8 @@ pub struct State {
     marks: Pool,
     /// Offsets of VIPs and numbers of blocks, per network.
     nets: BTreeMap<Vni, NetPools>,
+    /// Nodes that services are not given, each until when, ms of log time.
+    avoided: BTreeMap<Name, BTreeMap<NodeId, u64>>,
     requests: requests::Requests,
     /// Tasks per node in all: derived from the placements.
     #[serde(skip)]
@@ -135,6 +138,7 @@ impl Default for State {
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
             nets: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             requests: requests::Requests::default(),
             loads: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -215,6 +219,7 @@ impl State {
             Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
             Command::Join { node, secret } => self.join(index, node, secret),
             Command::ReplaceSecrets { seen, secrets, trust } => self.replace_secrets(index, *seen, secrets, trust),
+            Command::Avoid { service, node, slots } => self.avoid(index, service, *node, slots),
             Command::UpdateSettings(changes) => self.update_settings(index, changes),
         }
     }

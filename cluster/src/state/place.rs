@@ -18,7 +18,7 @@ pub const SURGE_OF_NODE: u32 = 1_000_000_000;
 impl State {
     /// Every node as `service`'s placement sees it, by id. Both maps are walked once: a million tasks are a few thousand
     /// steps here.
-    fn hosts(&self, placed: &BTreeMap<NodeId, SlotSet>) -> Vec<Host> {
+    fn hosts(&self, name: &Name, placed: &BTreeMap<NodeId, SlotSet>) -> Vec<Host> {
         let mut placed = placed.iter().peekable();
         let mut loads = self.loads.iter().peekable();
         let nodes = self.intent.nodes.iter();
@@ -31,7 +31,7 @@ impl State {
                 Host {
                     id: *id,
                     keeps: !node.down && (node.availability != Availability::Drain || mutant::on(Mutant::IgnoreDrain)),
-                    takes: !node.down && node.availability == Availability::Active,
+                    takes: !node.down && node.availability == Availability::Active && !self.avoids(name, *id),
                     others: all.saturating_sub(u64::from(mine)),
                 }
             })
@@ -57,12 +57,12 @@ impl State {
         let mut extra = orderly::take(&mut placed, &surge);
         orderly::promote(&mut placed, &mut extra, replicas);
         let surge = slots::minus(&surge, &slots::all(placed.values()));
-        let hosts = self.hosts(&placed);
+        let hosts = self.hosts(name, &placed);
         let unplaced = placement::spread(&mut placed, &hosts, replicas);
         let wanted = orderly::unplaced(&surge, &placed, &extra);
         orderly::join(&mut placed, extra);
         if !surge.is_empty() {
-            self.place_surge(&mut placed, &wanted);
+            self.place_surge(name, &mut placed, &wanted);
         }
         if mutant::on(Mutant::PlaceTwice)
             && let Some(slots) = placed.values().next().cloned()
@@ -91,9 +91,9 @@ impl State {
 
     /// Adds slots beyond those asked for: of a replicated service to the nodes that suit it, of a global one to the node
     /// that the number names. Those that are there stay, those that lost their node move.
-    fn place_surge(&self, placed: &mut BTreeMap<NodeId, SlotSet>, wanted: &SlotSet) {
+    fn place_surge(&self, name: &Name, placed: &mut BTreeMap<NodeId, SlotSet>, wanted: &SlotSet) {
         let (fixed, free): (Vec<u32>, Vec<u32>) = wanted.iter().partition(|s| *s >= SURGE_OF_NODE);
-        let hosts = self.hosts(placed);
+        let hosts = self.hosts(name, placed);
         for slot in fixed {
             let node = NodeId(u64::from(slot - SURGE_OF_NODE));
             if hosts.iter().any(|h| h.id == node && h.takes) {
@@ -183,7 +183,7 @@ impl State {
     }
 
     /// Brings the tasks per node up to date with a new placement of a service.
-    fn count(&mut self, name: &Name, now: &BTreeMap<NodeId, SlotSet>) {
+    pub(super) fn count(&mut self, name: &Name, now: &BTreeMap<NodeId, SlotSet>) {
         if let Some(old) = self.intent.placements.get(name) {
             for (id, slots) in old {
                 if let Some(n) = self.loads.get_mut(id) {

@@ -91,6 +91,7 @@ impl State {
         let old = self.service(name)?.clone();
         self.unplace(index, name);
         self.change(index).services.remove(name);
+        self.avoided.remove(name);
         let now = self.now_ms;
         self.indices.release(old.index, now, REST_MS);
         for (net, vip) in &old.vips {

@@ -17,7 +17,8 @@ use model::{
 use crate::{
     Run,
     cli::{Context, ListArgs, WaitArgs},
-    output::{Cell, Column, Table, Tone, cell, column, wide},
+    logs,
+    output::{Cell, Column, Table, Tone, cell, column, maybe, wide},
     progress::Progress,
     wait,
 };
@@ -28,7 +29,7 @@ pub(crate) enum Verb {
     #[command(
         after_help = "Examples:\n  netctl service create web --network app --replicas 2 --publish 80:8080 -- ./server --port 8080\n  netctl service create db --network app       endpoints are attached with netctl endpoint add --service db"
     )]
-    Create(create::Create),
+    Create(Box<create::Create>),
     /// List the services.
     #[command(
         visible_alias = "list",
@@ -42,6 +43,16 @@ pub(crate) enum Verb {
         name: Name,
         #[command(flatten)]
         list: ListArgs,
+    },
+    /// Show what the tasks of a service have said, on all nodes.
+    #[command(
+        after_help = "Examples:\n  netctl service logs web\n  netctl service logs -f --tail 20 web\n  netctl service logs web -q       the lines alone"
+    )]
+    Logs {
+        #[command(flatten)]
+        args: logs::LogArgs,
+        /// Service.
+        name: Name,
     },
     /// Show all about a service, as JSON.
     #[command(after_help = "Example:\n  netctl service inspect web")]
@@ -113,7 +124,7 @@ impl FromStr for ScaleTo {
 
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
-        Verb::Create(args) => create::run(cx, args).await,
+        Verb::Create(args) => create::run(cx, *args).await,
         Verb::Ls(list) => {
             let services: Vec<ServiceView> = cx.client.get("/v1/services").await?;
             cx.out.table(&table(&services), &list.filter)
@@ -122,6 +133,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let tasks: Vec<TaskView> = cx.client.get(&format!("/v1/services/{name}/tasks")).await?;
             cx.out.table(&tasks_table(&tasks), &list.filter)
         }
+        Verb::Logs { args, name } => logs::run(cx, &format!("/v1/services/{name}/logs"), &args).await,
         Verb::Inspect { name } => {
             let view: ServiceView = cx.client.get(&format!("/v1/services/{name}")).await?;
             cx.out.one(view.name.as_str(), &view)
@@ -293,9 +305,11 @@ const TASKS: &[Column] = &[
     column("MESSAGE"),
     wide("RESTARTS"),
     wide("GENERATION"),
+    wide("HEALTH"),
+    wide("PID"),
 ];
 
-fn tasks_table(tasks: &[TaskView]) -> Table {
+pub(crate) fn tasks_table(tasks: &[TaskView]) -> Table {
     let mut table = Table::new(TASKS);
     for t in tasks {
         let cells = vec![
@@ -308,10 +322,20 @@ fn tasks_table(tasks: &[TaskView]) -> Table {
             cell(&t.message),
             cell(t.restarts),
             cell(t.generation),
+            health_word(t.health),
+            maybe(t.pid),
         ];
         table.row(&t.id, cells, t);
     }
     table
+}
+
+fn health_word(health: Option<bool>) -> Cell {
+    match health {
+        Some(true) => Cell::toned("healthy", Tone::Good),
+        Some(false) => Cell::toned("unhealthy", Tone::Bad),
+        None => cell(""),
+    }
 }
 
 /// `5s`, `3m`, `2h`, `4d`: the largest unit is enough for a column.

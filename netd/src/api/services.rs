@@ -4,7 +4,7 @@ use axum::extract::{Path, State};
 use cluster::state::Command;
 use model::{
     Code, Name, ServiceSpec,
-    api::{Changed, Replace, Scale, ServiceView, TaskView},
+    api::{Changed, Logs, LogsAsk, Replace, Scale, ServiceView, TaskView},
 };
 
 use super::{
@@ -145,6 +145,20 @@ pub(super) async fn remove(State(d): State<Shared>, path: Path<String>) -> Resul
         revision,
         message: format!("service {name} is removed"),
     }))
+}
+
+/// What its tasks have said, a piece at a time.
+pub(super) async fn logs(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(ask): Body<LogsAsk>,
+) -> Result<Answer<Logs>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    if !c.intent().services.contains_key(&name) {
+        return Err(unknown(&c, &name));
+    }
+    Ok(Answer(super::tasks::gather(&c, &name, None, ask).await?))
 }
 
 pub(super) async fn tasks(State(d): State<Shared>, path: Path<String>) -> Result<Answer<Vec<TaskView>>, Fail> {

@@ -3,6 +3,7 @@
 
 mod found;
 mod lead;
+mod logs;
 mod members;
 mod oversee;
 mod port;
@@ -21,7 +22,7 @@ use http_body_util::Full;
 use ipnet::IpNet;
 use model::{
     ApiError, Code, Intent, Name, NodeId, PortSpec,
-    api::{Convergence, NodeHealth, NodeProgress, TaskView},
+    api::{Convergence, MAX_TASKS, NodeHealth, NodeProgress, TaskView},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
@@ -301,11 +302,26 @@ impl Manager {
 
     /// The story of a service's tasks.
     pub fn tasks(&self, service: &Name, facts: &Facts) -> Vec<TaskView> {
+        let told = self
+            .hub
+            .tasks(|id, _| id.slot().is_some_and(|(name, _)| name == *service));
+        self.with_board(|b| b.view(service, &told, facts, Instant::now()))
+    }
+
+    /// The tasks of all services that `wanted` says, at most [`MAX_TASKS`] of them.
+    pub fn all_tasks(&self, intent: &Intent, facts: &Facts, wanted: impl Fn(&TaskView) -> bool) -> Vec<TaskView> {
+        let told = self.hub.tasks(|_, _| true);
         let now = Instant::now();
-        self.board
-            .lock()
-            .map(|b| b.view(service, facts, now))
-            .unwrap_or_default()
+        let mut out = Vec::new();
+        for name in intent.services.keys() {
+            let lines = self.with_board(|b| b.view(name, &told, facts, now));
+            out.extend(lines.into_iter().filter(|t| wanted(t)));
+            if out.len() > MAX_TASKS {
+                out.truncate(MAX_TASKS);
+                break;
+            }
+        }
+        out
     }
 
     fn living(&self, intent: &Intent, facts: &Facts, me: NodeId) -> Vec<NodeId> {

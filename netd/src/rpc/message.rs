@@ -14,7 +14,13 @@ use model::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{Holding, Issued};
+use crate::{
+    identity::{Holding, Issued},
+    tasks::{
+        Past,
+        logs::{LogFrom, LogPart},
+    },
+};
 
 /// The one message of a node without a certificate that counts.
 #[derive(Serialize, Deserialize)]
@@ -80,8 +86,11 @@ pub struct Report {
     pub applied: u64,
     /// What it could not apply.
     pub problems: Vec<String>,
-    /// Its tasks.
+    /// Its tasks: all that are placed there.
     pub tasks: BTreeMap<EndpointId, TaskStatus>,
+    /// Earlier ones that have ended.
+    #[serde(default)]
+    pub past: Past,
     /// Highest row version of other nodes (and its own) that its kernel holds. Owners that drain something are enough.
     pub held: BTreeMap<NodeId, u64>,
     /// What it holds of certificates and keys.
@@ -174,6 +183,15 @@ pub enum Ask {
     HostRoutes,
     /// Where it would serve the managers' RPC, if it were a manager.
     ManagerAddress,
+    /// What some of its tasks have said.
+    Logs {
+        /// From where, each.
+        from: BTreeMap<EndpointId, LogFrom>,
+        /// Octets in all, about.
+        max: usize,
+        /// A last line that has no end yet is left for later.
+        follow: bool,
+    },
 }
 
 /// What the node says.
@@ -195,6 +213,13 @@ pub enum Answer {
     Address {
         /// `ip:port`.
         addr: std::net::SocketAddr,
+    },
+    /// Answer to [`Ask::Logs`].
+    Logs {
+        /// A piece each.
+        parts: BTreeMap<EndpointId, LogPart>,
+        /// Which cannot be read, and why.
+        problems: BTreeMap<EndpointId, String>,
     },
     /// It could not be found out.
     Failed {

@@ -91,7 +91,12 @@ fn any_command() -> impl Strategy<Value = Command> {
         (svc.clone(), id.clone(), slots).prop_map(|(service, node, slots)| Command::Release { service, node, slots }),
         svc.clone().prop_map(|name| Command::RemoveService { name }),
         (svc.clone(), port.clone()).prop_map(|(service, port)| Command::Publish { service, port }),
-        (svc, port).prop_map(|(service, port)| Command::Unpublish { service, port }),
+        (svc.clone(), port).prop_map(|(service, port)| Command::Unpublish { service, port }),
+        (svc, id.clone(), prop::collection::vec(1u32..20, 0..4)).prop_map(|(service, node, slots)| Command::Avoid {
+            service,
+            node,
+            slots: slots.into_iter().collect(),
+        }),
         (id.clone(), vni.clone()).prop_map(|(node, vni)| Command::AssignBlock { node, vni }),
         (id, vni, prop::collection::vec(0u32..20, 0..4)).prop_map(|(node, vni, blocks)| Command::ReleaseBlocks {
             node,
