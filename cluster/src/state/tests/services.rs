@@ -3,7 +3,6 @@
 use model::intent::SlotSet;
 
 use super::*;
-use model::intent::SlotSet;
 
 #[test]
 fn a_service_lives() {
