@@ -69,6 +69,9 @@ pub struct Backend {
     pub mac: Mac,
     /// Where it is.
     pub place: Place,
+    /// Slot, for a task. One on several networks has a backend on each, and published ports lead to its first by id
+    /// that speaks the family.
+    pub slot: Option<u32>,
     /// Whether it takes new flows.
     pub state: BackendState,
 }

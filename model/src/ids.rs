@@ -153,16 +153,22 @@ impl fmt::Display for Name {
     }
 }
 
-/// The id of an endpoint on its node: `web.1` for a task of a service, else what the client chose (1-128 characters of
+/// The id of an endpoint on its node: `web.1` for a task of a service, else what the client chose (1-160 characters of
 /// letters, digits, `.`, `_`, `-`; it becomes a file name).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EndpointId(String);
 
 impl EndpointId {
+    /// Longest, characters: the longest task's (service, slot) on the longest further network, and some for others.
+    pub const MAX: usize = 160;
     /// The endpoint of a service's slot.
     pub fn task(service: &Name, slot: u32) -> Self {
         EndpointId(format!("{service}.{slot}"))
+    }
+    /// The endpoint that a task has on a further network: `web.1` on `db` is `web.1.db`.
+    pub fn on(&self, network: &Name) -> Self {
+        EndpointId(format!("{}.{network}", self.0))
     }
     /// The text.
     pub fn as_str(&self) -> &str {
@@ -173,7 +179,7 @@ impl EndpointId {
 impl FromStr for EndpointId {
     type Err = BadValue;
     fn from_str(s: &str) -> Result<Self, BadValue> {
-        let ok = (1..=128).contains(&s.len())
+        let ok = (1..=EndpointId::MAX).contains(&s.len())
             && s.bytes()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
             && s.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
@@ -181,7 +187,7 @@ impl FromStr for EndpointId {
             return Err(BadValue::new(
                 "endpoint id",
                 s,
-                "is not 1-128 letters, digits, dots, hyphens, beginning with a letter or digit",
+                "is not 1-160 letters, digits, dots, hyphens, beginning with a letter or digit",
                 "--id web.1",
             ));
         }

@@ -206,6 +206,18 @@ impl Service {
             _ => (&self.spec, self.generation),
         }
     }
+
+    /// Every network that a task of it may be on: those asked for, and those of tasks that are to be replaced.
+    pub fn networks(&self) -> impl Iterator<Item = &Name> {
+        let was = self.rollout.iter().filter(|r| r.is_open());
+        let all: BTreeSet<&Name> = self
+            .spec
+            .networks
+            .iter()
+            .chain(was.flat_map(|r| &r.old.networks))
+            .collect();
+        all.into_iter()
+    }
 }
 
 /// A change of what tasks are made from, carried out some slots at a time.

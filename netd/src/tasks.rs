@@ -5,11 +5,12 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use model::{
-    EndpointId, EndpointRow, Intent, Name, NodeId, RowBody, RowKey,
+    EndpointId, Intent, Name, NodeId, RowBody, RowKey,
     api::{TaskState, TaskStatus, TaskView},
 };
 
@@ -112,9 +113,11 @@ impl TaskBoard {
             .flat_map(|((name, slot), entries)| {
                 entries.iter().map(move |e| {
                     let id = EndpointId::task(name, *slot);
-                    let row = endpoint(facts, e.node, &id).filter(|_| e.desired);
                     TaskView {
-                        addresses: row.map(addresses).unwrap_or_default(),
+                        addresses: match e.desired {
+                            true => addresses(facts, e.node, &id),
+                            false => Vec::new(),
+                        },
                         id,
                         service: name.clone(),
                         slot: *slot,
@@ -132,18 +135,24 @@ impl TaskBoard {
     }
 }
 
-/// The row of an endpoint.
-pub fn endpoint<'a>(facts: &'a Facts, node: NodeId, id: &EndpointId) -> Option<&'a EndpointRow> {
-    match &facts.rows.get(&node)?.get(&RowKey::Endpoint(id.clone()))?.body {
-        RowBody::Endpoint(e) => Some(e),
-        _ => None,
-    }
-}
-
-fn addresses(e: &EndpointRow) -> Vec<String> {
-    e.v4.map(|a| a.to_string())
-        .into_iter()
-        .chain(e.v6.map(|a| a.to_string()))
+/// Addresses of a task, those on its first network first.
+fn addresses(facts: &Facts, node: NodeId, id: &EndpointId) -> Vec<String> {
+    let Some(rows) = facts.rows.get(&node) else {
+        return Vec::new();
+    };
+    let first = RowKey::Endpoint(id.clone());
+    let further = format!("{id}.");
+    let of_task = |key: &RowKey| matches!(key, RowKey::Endpoint(e) if e == id || e.as_str().starts_with(&further));
+    // `web.1`, `web.1.app` and `web.1.db` stand side by side.
+    rows.range(first..)
+        .take_while(|(key, _)| of_task(key))
+        .filter_map(|(_, row)| match &row.body {
+            RowBody::Endpoint(e) => Some([e.v4.map(IpAddr::V4), e.v6.map(IpAddr::V6)]),
+            _ => None,
+        })
+        .flatten()
+        .flatten()
+        .map(|a| a.to_string())
         .collect()
 }
 

@@ -54,6 +54,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             v6: e.row.v6,
             mac: e.row.mac,
             place,
+            slot: e.row.slot,
             state,
         };
         wanted.backends.insert(
@@ -85,6 +86,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             v6: network.v6(e.offset),
             mac: endpoint_mac(network, e.offset),
             place: Place::Local { ifindex: *ifindex },
+            slot: e.slot,
             state: BackendState::Draining,
         });
     }
@@ -160,6 +162,7 @@ mod tests {
             offset: 4096,
             service: Some("web".parse().unwrap()),
             slot: Some(1),
+            of: None,
             draining: false,
             listening: Default::default(),
             attached: false,

@@ -97,6 +97,7 @@ pub fn backends(intent: &Intent, facts: &Facts, service: &Name) -> Vec<BackendVi
                     .get(&e.node)
                     .map(|n| n.hostname.clone())
                     .unwrap_or_default(),
+                slot: e.row.slot,
                 vni: e.row.vni,
                 v4: e.row.v4,
                 v6: e.row.v6,

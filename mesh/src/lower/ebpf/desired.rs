@@ -167,12 +167,12 @@ impl Desired {
 
         for ip in wanted.local.iter().filter(|ip| publishable(ip)) {
             let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
-            let mut able = backends.iter().filter(|(_, b)| has(b, family)).peekable();
+            let able = doors(backends, family);
             // Without a backend that speaks IPv6 the port stays the host's own, which refuses: the client falls back to IPv4.
-            if family == Family::V6 && able.peek().is_none() {
+            if family == Family::V6 && able.is_empty() {
                 continue;
             }
-            let set = self.set(index, &mut sets, able);
+            let set = self.set(index, &mut sets, able.into_iter());
             for (port, proto, tport) in &ports {
                 let key = SvcKey {
                     addr: addr(*ip),
@@ -278,6 +278,16 @@ impl Desired {
             set.keys.push(key);
         }
     }
+}
+
+/// The backends that published ports lead to: of a task's one.
+fn doors<'s, 'b>(backends: &'s [(&'b BackendId, &'b Backend)], family: Family) -> Vec<&'s (&'b BackendId, &'b Backend)> {
+    let mut tasks = BTreeSet::new();
+    let mut first = |id: &BackendId, b: &Backend| b.slot.is_none_or(|slot| tasks.insert((id.node, slot)));
+    backends
+        .iter()
+        .filter(|(id, b)| has(b, family) && first(id, b))
+        .collect()
 }
 
 fn has(b: &Backend, family: Family) -> bool {

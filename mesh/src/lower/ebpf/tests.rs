@@ -52,6 +52,7 @@ fn backend(n: u8, node: u8) -> (BackendId, Backend) {
         v6: Some(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, n.into())),
         mac: Mac([2, 0x6e, 0, 0, node, n]),
         place,
+        slot: Some(n.into()),
         state: BackendState::Active,
     };
     (id, b)
@@ -148,6 +149,47 @@ fn leads_to(o: &Observed, key: &SvcKey) -> Option<BTreeSet<u8>> {
     let val = o.services.get(key)?;
     let macs = (val.lut_off..val.lut_off + val.lut_len).map(|at| o.backend(o.lut_cell(at)).mac[2].to_ne_bytes()[1]);
     Some(macs.collect())
+}
+
+/// Endpoint `n` on network 5000, of the task whose first endpoint is `backend(n, node)`.
+fn further(n: u8, node: u8) -> (BackendId, Backend) {
+    let (mut id, mut b) = backend(n, node);
+    id.endpoint = id.endpoint.on(&"db".parse().unwrap());
+    (b.vni, b.v4) = (vni(5000), Some(Ipv4Addr::new(10, 78, 1, n)));
+    b.mac = Mac([2, 0x6e, 1, 0, node, 100 + n]);
+    (id, b)
+}
+
+#[test]
+fn a_task_on_two_networks_is_one_door_and_two_vips() {
+    let (one, two) = (backend(1, 1), backend(2, 2));
+    let mut w = web(&["80:8080", "53/udp"], [one, further(1, 1), two, further(2, 2)]);
+    let vip = Vip {
+        v4: Ipv4Addr::new(10, 78, 0, 2),
+        v6: None,
+    };
+    let s = w.services.get_mut(&7).unwrap();
+    s.vips.insert(vni(5000), vip);
+    let mut o = small();
+    assert_eq!(settle(&w, &mut o).problems, []);
+    for (ip, port, proto) in [
+        ("198.18.0.1", 80, 6),
+        ("198.18.0.1", 53, 17),
+        ("2001:db8::1", 80, 6),
+        ("2001:db8::1", 53, 17),
+    ] {
+        assert_eq!(leads_to(&o, &key(ip, 0, port, proto)), Some([1, 2].into()), "{ip}");
+    }
+    assert_eq!(leads_to(&o, &key("10.77.0.2", 4096, 80, 6)), Some([1, 2].into()));
+    assert_eq!(leads_to(&o, &key("10.78.0.2", 5000, 80, 6)), Some([101, 102].into()));
+    // Where the first network is IPv4 alone, the second one is the way in for IPv6.
+    let s = w.services.get_mut(&7).unwrap();
+    for b in s.backends.values_mut().filter(|b| b.vni == vni(4096)) {
+        b.v6 = None;
+    }
+    settle(&w, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
+    assert_eq!(leads_to(&o, &key("2001:db8::1", 0, 80, 6)), Some([101, 102].into()));
 }
 
 #[test]
