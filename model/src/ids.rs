@@ -263,6 +263,74 @@ impl From<Mac> for String {
     }
 }
 
+/// The name of a network device, as `dev_valid_name()` of net/core/dev.c allows it, with a letter in it: a name of
+/// digits and dots alone is a mistyped address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Device([u8; Device::MAX]);
+
+impl Device {
+    /// Longest, characters (IFNAMSIZ of linux/if.h less its end).
+    pub const MAX: usize = 15;
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        let end = self.0.iter().position(|b| *b == 0).unwrap_or(Device::MAX);
+        self.0
+            .get(..end)
+            .and_then(|t| std::str::from_utf8(t).ok())
+            .unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Device {
+    type Err = BadValue;
+    fn from_str(s: &str) -> Result<Self, BadValue> {
+        let good = s
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b',' | b'='))
+            && s.bytes().any(|b| b.is_ascii_alphabetic());
+        let mut text = [0; Device::MAX];
+        match text.get_mut(..s.len()) {
+            Some(to) if good => to.copy_from_slice(s.as_bytes()),
+            _ => {
+                return Err(BadValue::new(
+                    "interface",
+                    s,
+                    "is no name of a device",
+                    "eth0, or an address such as 192.0.2.1",
+                ));
+            }
+        }
+        Ok(Device(text))
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = BadValue;
+    fn try_from(s: String) -> Result<Self, BadValue> {
+        s.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(d: Device) -> String {
+        d.as_str().to_owned()
+    }
+}
+
 /// A transport protocol that the mesh balances.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -214,7 +214,7 @@ mod tests {
                 netns: netns.map(PathBuf::from),
                 pid,
             },
-            network: "app".parse().unwrap(),
+            networks: vec!["app".parse().unwrap()],
             service: None,
         }
     }

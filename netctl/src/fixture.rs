@@ -140,7 +140,11 @@ fn published(text: &str, mark: u32) -> (String, PublishedPort) {
     let spec: PortSpec = text.parse().unwrap();
     (
         format!("{}/{}", spec.published, spec.proto),
-        PublishedPort { spec, mark },
+        PublishedPort {
+            spec,
+            auto: false,
+            mark,
+        },
     )
 }
 

@@ -108,11 +108,7 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         }
     }
     // Placed by the log, no longer wanted, and still there: it drains.
-    let desired = |b: &BackendView| {
-        tasks
-            .iter()
-            .any(|t| t.desired && (t.node, t.id.clone()) == unit(b))
-    };
+    let desired = |b: &BackendView| tasks.iter().any(|t| t.desired && (t.node, t.id.clone()) == unit(b));
     let told = |b: &BackendView| tasks.iter().any(|t| t.id == unit(b).1);
     let drains: Vec<&BackendView> = service.backends.iter().filter(|b| told(b) && !desired(b)).collect();
     for b in &drains {

@@ -290,7 +290,8 @@ mod tests {
         let mut t = Endpoints::open(&dir).unwrap();
         let mut given = Vec::new();
         while let Ok(o) = t.free_offset(&intent, me, vni) {
-            t.put([(format!("e{o}").parse().unwrap(), endpoint(vni, o))].into()).unwrap();
+            t.put([(format!("e{o}").parse().unwrap(), endpoint(vni, o))].into())
+                .unwrap();
             given.push(o);
         }
         // Blocks 2 and 15, less the broadcast address at the end of the /24.

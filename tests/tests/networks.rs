@@ -20,15 +20,20 @@ fn a_published_service_on_two_networks() {
         n1.attach("only-front", "front", None)?;
         n1.attach("only-back", "back", None)?;
         let both = n1.make_netns("both")?;
-        n1.netctl(&format!("endpoint add both --netns {both} --network back --network front"))?
-            .ok()?;
+        n1.netctl(&format!(
+            "endpoint add both --netns {both} --network back --network front"
+        ))?
+        .ok()?;
         let serve = format!("-- {} serve --port 80", n1.tool());
         let made = n1
             .netctl(&format!(
                 "service create {SERVICE} --network front --network back --replicas 2 --publish 80 --publish 80/udp {serve}"
             ))?
             .ok()?;
-        ensure!(made.stdout.contains("2/2 healthy"), "tasks are counted, not endpoints: {made:?}");
+        ensure!(
+            made.stdout.contains("2/2 healthy"),
+            "tasks are counted, not endpoints: {made:?}"
+        );
         n1.netctl(&format!("service create db --network back --replicas 1 {serve}"))?
             .ok()?;
 
@@ -43,7 +48,7 @@ fn a_published_service_on_two_networks() {
         }
         // From tasks of either network through a node's address: the answer comes from where it was asked.
         for netns in ["only-front", "only-back", "both"] {
-            for to in [n2.at(80), n2.at_v6(80)] {
+            for to in [n1.at(80), n1.at_v6(80), n2.at(80), n2.at_v6(80)] {
                 all_answered(n1, Some(netns), &format!("--to {to} -n 40"))
                     .with_context(|| format!("from {netns} to {to}"))?;
             }
@@ -52,13 +57,23 @@ fn a_published_service_on_two_networks() {
         let web: ServiceView = n1.netctl(&format!("service inspect {SERVICE} -o json"))?.json()?;
         let vip = |net: &str| -> anyhow::Result<Vip> {
             let net: Name = net.parse()?;
-            web.service.vips.get(&net).copied().with_context(|| format!("no VIP on {net}"))
+            web.service
+                .vips
+                .get(&net)
+                .copied()
+                .with_context(|| format!("no VIP on {net}"))
         };
         for (netns, net) in [("only-front", "front"), ("only-back", "back"), ("both", "back")] {
             let vip = vip(net)?;
             let v6 = vip.v6.context("no IPv6")?;
-            ensure!(short(n1, netns, "web A")? == [vip.v4.to_string()].into(), "{netns}: web");
-            ensure!(short(n1, netns, "web AAAA")? == [v6.to_string()].into(), "{netns}: web, IPv6");
+            ensure!(
+                short(n1, netns, "web A")? == [vip.v4.to_string()].into(),
+                "{netns}: web"
+            );
+            ensure!(
+                short(n1, netns, "web AAAA")? == [v6.to_string()].into(),
+                "{netns}: web, IPv6"
+            );
             for to in [format!("{}:80", vip.v4), format!("[{v6}]:80")] {
                 for udp in ["", "--udp"] {
                     let seen = address_kept(n1, Some(netns), &format!("--to {to} -n 100 {udp}"))
@@ -71,7 +86,11 @@ fn a_published_service_on_two_networks() {
         // A task of web finds db on its second network.
         let home = tasks(n1)?.into_iter().find(|t| t.desired).context("no task")?;
         let (id, host) = (home.id.to_string(), lab.host(&home.hostname)?);
-        ensure!(home.addresses.len() == 4, "two networks, two families: {:?}", home.addresses);
+        ensure!(
+            home.addresses.len() == 4,
+            "two networks, two families: {:?}",
+            home.addresses
+        );
         let inside = format!("nsenter --net=/run/netd/netns/{id} --");
         let answer = host.sh(&format!("{inside} dig @127.0.0.11 +short +time=3 +tries=1 db A"))?;
         let db: ServiceView = n1.netctl("service inspect db -o json")?.json()?;
@@ -97,18 +116,26 @@ fn a_published_service_on_two_networks() {
         eventually("all endpoints to be as they were", Duration::from_secs(10), || {
             let now: Vec<EndpointView> = host.netctl("endpoint ls -o json")?.json()?;
             let key = |all: &[EndpointView]| -> BTreeSet<String> {
-                all.iter().map(|e| format!("{} {:?} {} {:?}", e.id, e.v4, e.interface, e.state)).collect()
+                all.iter()
+                    .map(|e| format!("{} {:?} {} {:?}", e.id, e.v4, e.interface, e.state))
+                    .collect()
             };
             Ok(key(&now) == key(&before))
         })?;
-        ensure!(host.processes("lab-tool serve --port 80")? == processes, "found, not started again");
+        ensure!(
+            host.processes("lab-tool serve --port 80")? == processes,
+            "found, not started again"
+        );
         for to in [host.at(80), host.at_v6(80)] {
             address_kept(client, None, &format!("--to {to} -n 100"))?;
         }
 
         // A part of a task is not taken away alone.
         let refused = host.netctl(&format!("endpoint rm {id}.back"))?;
-        ensure!(refused.code == 1 && refused.stderr.contains("belongs to"), "{refused:?}");
+        ensure!(
+            refused.code == 1 && refused.stderr.contains("belongs to"),
+            "{refused:?}"
+        );
 
         // All goes at the end.
         n1.netctl(&format!("service rm {SERVICE}"))?.ok()?;

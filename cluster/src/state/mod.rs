@@ -8,6 +8,7 @@ mod command;
 mod networks;
 mod nodes;
 mod place;
+mod ports;
 mod requests;
 mod roles;
 mod secrets;
@@ -22,10 +23,7 @@ use std::{
     sync::Arc,
 };
 
-use model::{
-    Intent, Name, NodeId, Vni,
-    intent::{BLOCK, PortKey},
-};
+use model::{Intent, NodeId, PortSpec, Vni, intent::BLOCK};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -77,6 +75,10 @@ pub struct State {
     vnis: Pool,
     indices: Pool,
     marks: Pool,
+    /// Published ports that the log chooses.
+    autos: Pool,
+    /// Those of them that hosts use, as last seen.
+    busy: BTreeSet<u16>,
     /// Offsets of VIPs and numbers of blocks, per network.
     nets: BTreeMap<Vni, NetPools>,
     requests: requests::Requests,
@@ -85,7 +87,7 @@ pub struct State {
     loads: BTreeMap<NodeId, u64>,
     /// Who holds a published port: derived from the services.
     #[serde(skip)]
-    ports: BTreeMap<PortKey, Name>,
+    ports: ports::Holders,
 }
 
 /// Where the next subnet is looked for: slices of the pools in the settings, in a circle.
@@ -129,6 +131,8 @@ impl Default for State {
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
+            autos: Pool::new(u32::from(*PortSpec::AUTO.start())..u32::from(*PortSpec::AUTO.end()) + 1),
+            busy: BTreeSet::new(),
             nets: BTreeMap::new(),
             requests: requests::Requests::default(),
             loads: BTreeMap::new(),
@@ -187,6 +191,7 @@ impl State {
             ),
             Command::RemoveService { name } => self.remove_service(index, name),
             Command::Publish { service, port } => self.publish(index, service, *port),
+            Command::SeePorts(ports) => self.see_ports(ports),
             Command::Unpublish { service, port } => self.unpublish(index, service, *port),
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),

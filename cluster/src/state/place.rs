@@ -1,9 +1,9 @@
 //! Placements after a command, recomputed only where it can have changed them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    Name, NodeId,
+    Name, NodeId, PortSpec, PublishMode,
     intent::{Availability, SlotSet},
 };
 
@@ -44,8 +44,13 @@ impl State {
             Some(s) => (s.spec.replicas, s.problem.clone()),
             None => (0, None),
         };
-        let hosts = self.hosts(&placed);
-        let unplaced = placement::spread(&mut placed, &hosts, replicas);
+        let mut hosts = self.hosts(&placed);
+        let ports = self.host_ports(name);
+        let room = match ports.is_empty() {
+            true => replicas,
+            false => self.one_each(name, &ports, &mut placed, &mut hosts),
+        };
+        let unplaced = placement::spread(&mut placed, &hosts, replicas.min(room)) + replicas.saturating_sub(room);
         if mutant::on(Mutant::PlaceTwice)
             && let Some(slots) = placed.values().next().cloned()
             && let Some(last) = placed.values_mut().next_back()
@@ -53,7 +58,15 @@ impl State {
             *last = slots;
         }
         let now = (unplaced > 0).then(|| {
-            format!("{unplaced} of {replicas} tasks have no node: none is active and up; try: netctl node ls")
+            let keys: Vec<String> = ports.iter().map(PortSpec::key).collect();
+            match keys.is_empty() {
+                true => format!("{unplaced} of {replicas} tasks have no node: none is active and up; try: netctl node ls"),
+                false => format!(
+                    "{unplaced} of {replicas} tasks have no node: each node has room for one task with the host port {}, \
+                     and none is left that is active and up; try: netctl node ls, or fewer tasks",
+                    keys.join(", ")
+                ),
+            }
         });
         if before.is_none_or(|b| *b != placed) {
             self.count(name, &placed);
@@ -69,6 +82,45 @@ impl State {
         {
             s.problem = now;
         }
+    }
+
+    /// Ports that each task of a service holds on its node.
+    fn host_ports(&self, name: &Name) -> Vec<PortSpec> {
+        let service = self.intent.services.get(name).filter(|s| !s.spec.command.is_empty());
+        let ports = service.into_iter().flat_map(|s| s.ports.values());
+        let held = ports.filter(|p| p.spec.mode == PublishMode::Host);
+        held.map(|p| p.spec).collect()
+    }
+
+    /// One task a node with such ports, and none beside another service's that has them. Says how many there may be.
+    fn one_each(
+        &self,
+        name: &Name,
+        ports: &[PortSpec],
+        placed: &mut BTreeMap<NodeId, SlotSet>,
+        hosts: &mut [Host],
+    ) -> u32 {
+        let mut held: BTreeSet<NodeId> = BTreeSet::new();
+        for port in ports {
+            let holders = self.ports.get(&(port.published, port.proto));
+            for (other, who) in holders.into_iter().flatten() {
+                if who != name && other.meets(port) {
+                    let nodes = [self.intent.placements.get(who), self.intent.leaving.get(who)];
+                    held.extend(nodes.into_iter().flatten().flat_map(|p| p.keys().copied()));
+                }
+            }
+        }
+        for slots in placed.values_mut() {
+            placement::slots::drop_highest(slots, slots.len().saturating_sub(1));
+        }
+        let mut room = 0;
+        for host in hosts {
+            let free = !held.contains(&host.id);
+            (host.keeps, host.takes) = (host.keeps && free, host.takes && free);
+            let has = placed.contains_key(&host.id);
+            room += u32::from(if has { host.keeps } else { host.takes });
+        }
+        room
     }
 
     /// Moves what a node may no longer keep.
@@ -126,9 +178,12 @@ impl State {
         for slots in self.intent.placements.values().flatten() {
             *self.loads.entry(*slots.0).or_default() += u64::from(slots.1.len());
         }
-        let services = self.intent.services.iter();
-        self.ports = services
-            .flat_map(|(name, s)| s.ports.keys().map(|k| (k.clone(), name.clone())))
-            .collect();
+        self.ports.clear();
+        let intent = self.intent();
+        for (name, service) in &intent.services {
+            for port in service.ports.values() {
+                self.hold_port(name, &port.spec);
+            }
+        }
     }
 }

@@ -324,10 +324,7 @@ fn a_task_on_two_networks_answers_where_it_was_asked() {
     ] {
         let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().unwrap(), port).to_string();
         let client = socket(&one, &at(address, 0));
-        assert_eq!(
-            ask(&client, &socket(&w.node, &at(node, 701))).ip().to_string(),
-            address
-        );
+        assert_eq!(ask(&client, &socket(&w.node, &at(node, 701))).ip().to_string(), address);
         // Whatever address the peer has, of its other network too: by the device of the source.
         let device = if address.contains("77") { "eth0" } else { "eth1" };
         let rules = task.rules().unwrap();

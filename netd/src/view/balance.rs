@@ -1,9 +1,12 @@
 //! What the mesh should do on this node.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use mesh::{Backend, BackendId, BackendState, Place};
-use model::{EndpointId, EndpointState, Intent, row::Datapath};
+use mesh::{Backend, BackendId, BackendState, Place, Port};
+use model::{EndpointId, EndpointState, Intent, On, PortSpec, PublishMode, row::Datapath};
 
 use super::{Here, Seen, endpoints, forwards, node_row, out_because};
 use crate::{
@@ -21,7 +24,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             .iter()
             .filter_map(|(net, vip)| Some((intent.networks.get(net)?.vni, *vip)))
             .collect();
-        let ports = service.ports.values().map(|p| p.spec).collect();
+        let ports = service.ports.values().map(|p| port(&p.spec, here)).collect();
         services.insert(
             service.index,
             mesh::Service {
@@ -102,6 +105,21 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
     }
 }
 
+/// A published port, with the addresses of this host that are meant.
+fn port(spec: &PortSpec, here: &Here) -> Port {
+    Port {
+        published: spec.published,
+        target: spec.target,
+        proto: spec.proto,
+        host: spec.mode == PublishMode::Host,
+        on: match spec.on {
+            On::All => None,
+            On::Address(a) => Some(BTreeSet::from([a])),
+            On::Device(d) => Some(here.devices.get(d.as_str()).cloned().unwrap_or_default()),
+        },
+    }
+}
+
 /// Where an endpoint is, seen from here; `None`: not reachable yet (its interface or its node's row is still on its way).
 fn place(facts: &Facts, here: &Here, e: Seen<'_>) -> Option<Place> {
     if e.node == here.me {
@@ -177,6 +195,7 @@ mod tests {
             uplinks: Default::default(),
             direct: true,
             addresses: Default::default(),
+            devices: Default::default(),
             ifindex: BTreeMap::new(),
         };
         let wanted = mesh_wanted(&intent, &Facts::default(), &here, &own);

@@ -136,6 +136,8 @@ pub struct Here {
     pub direct: bool,
     /// Every address that a packet for this host may bear.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those of each device.
+    pub devices: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Host side interface of each endpoint that the kernel holds.
     pub ifindex: BTreeMap<EndpointId, u32>,
 }

@@ -136,7 +136,10 @@ fn a_family_leaves_by_the_first_network_that_has_it() {
         let to = to.parse().unwrap();
         &w.tasks[&PathBuf::from("/t")].routes[&crate::objects::RouteKey { table: 254, to }].link
     };
-    assert_eq!((default("0.0.0.0/0").as_str(), default("::/0").as_str()), ("eth0", "eth1"));
+    assert_eq!(
+        (default("0.0.0.0/0").as_str(), default("::/0").as_str()),
+        ("eth0", "eth1")
+    );
 }
 
 #[test]
