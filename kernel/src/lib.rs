@@ -7,6 +7,7 @@
 
 pub mod bpf;
 pub mod fabric;
+pub mod heap;
 pub mod netfilter;
 mod netlink;
 pub mod netns;

@@ -1,6 +1,6 @@
 //! Running commands inside a host.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 
-use crate::proc::{Identity, children, comm};
+use crate::proc::{Identity, children, comm, resident};
 use crate::wait::until;
 
 /// A command that has not ended after this time is killed: a test shall fail, not hang.
@@ -383,13 +383,7 @@ impl Process {
     ///
     /// When it does not run.
     pub fn resident(&self) -> anyhow::Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()?)).context("reading its status")?;
-        let kib: u64 = status
-            .lines()
-            .find_map(|l| l.strip_prefix("VmRSS:"))
-            .and_then(|l| l.trim().trim_end_matches(" kB").parse().ok())
-            .context("no VmRSS in its status")?;
-        Ok(kib * 1024)
+        resident(self.pid()?)
     }
 
     /// Lets it run on after this value is gone, for a lab that is kept.

@@ -15,6 +15,7 @@ use crate::daemon::{DaemonOptions, Daemons};
 use crate::exec::{Door, Output, Process};
 use crate::fabric::{self, Port};
 use crate::folder::{self, RunFolder};
+use crate::neighbours::Limit;
 
 /// What a lab consists of.
 #[derive(Debug, Clone)]
@@ -91,6 +92,11 @@ impl Lab {
             if !bin_dir.join(program).is_file() {
                 bail!("{program} is not in {}; try: cargo build -p lab", bin_dir.display());
             }
+        }
+        let hosts = usize::from(options.nodes) + usize::from(options.clients);
+        let families = [Some(Limit::v4()), options.ipv6.then(Limit::v6)];
+        for warning in families.into_iter().flatten().filter_map(|l| l.warning(hosts)) {
+            eprintln!("{warning}");
         }
         let folder = RunFolder::create(name)?;
         let made = make(&options, &bin_dir, &folder);

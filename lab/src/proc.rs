@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use anyhow::Context;
+
 /// A process that is told from a later one with the same number by its start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -68,6 +70,21 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Resident memory of a process (`VmRSS` of proc(5)), octets.
+///
+/// # Errors
+///
+/// When there is no such process.
+pub fn resident(pid: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("reading a process's memory")?;
+    let kib: u64 = status
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:"))
+        .and_then(|l| l.trim().trim_end_matches(" kB").parse().ok())
+        .with_context(|| format!("process {pid} tells no VmRSS: it has ended"))?;
+    Ok(kib * 1024)
+}
+
 /// The short name of a process (`/proc/PID/comm`), at most 15 octets.
 pub(crate) fn comm(pid: u32) -> Option<String> {
     Some(fs::read_to_string(format!("/proc/{pid}/comm")).ok()?.trim().to_owned())
@@ -81,6 +98,7 @@ mod tests {
     fn this_process_is_itself_and_alive() {
         let me = Identity::of(std::process::id()).unwrap();
         assert!(me.alive());
+        assert!(resident(me.pid).unwrap() > 0);
         assert_eq!(Identity::parse(&me.to_string()), Some(me));
         assert!(
             !Identity {

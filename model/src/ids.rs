@@ -170,6 +170,11 @@ impl EndpointId {
     pub fn on(&self, network: &Name) -> Self {
         EndpointId(format!("{}.{network}", self.0))
     }
+    /// The service and slot of [`EndpointId::task`], if it may be one.
+    pub fn slot(&self) -> Option<(Name, u32)> {
+        let (service, slot) = self.0.rsplit_once('.')?;
+        Some((service.parse().ok()?, slot.parse().ok()?))
+    }
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -92,8 +92,11 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         })
         .count();
     let managed = !service.service.spec.command.is_empty();
+    // What has ended well and is not to be started again is as it should be.
+    let ended = |t: &&TaskView| t.desired && t.state == TaskState::Complete;
     let wanted = if managed {
-        service.service.spec.replicas as usize
+        let replicas = service.service.spec.replicas as usize;
+        replicas.saturating_sub(tasks.iter().filter(ended).count())
     } else {
         endpoints.len()
     };
@@ -101,7 +104,7 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
     lag.extend(service.service.problem.clone());
     for t in tasks {
         let runs = t.state <= TaskState::Running;
-        if t.desired && t.state != TaskState::Running {
+        if t.desired && !matches!(t.state, TaskState::Running | TaskState::Complete) {
             lag.push(format!("{} on {}: {}", t.id, t.hostname, told(t)));
         } else if !t.desired && runs {
             lag.push(format!("{} on {} is not stopped yet", t.id, t.hostname));
@@ -350,6 +353,11 @@ mod tests {
         tasks[0].state = TaskState::Failed;
         let v = judge_service(&service, &tasks);
         assert_eq!((v.done, v.ready), (false, 1));
+        // A job that has ended well is no endpoint any more, and none is missed.
+        tasks[0].state = TaskState::Complete;
+        service.backends.remove(0);
+        let v = judge_service(&service, &tasks);
+        assert_eq!((v.done, v.ready, v.wanted), (true, 1, 1));
     }
 
     #[test]

@@ -40,6 +40,12 @@ pub struct Endpoint {
     pub of: Option<EndpointId>,
     /// Ordered to drain: never ready again.
     pub draining: bool,
+    /// What its health check said last: kept, so that a restart of netd withdraws nothing.
+    #[serde(default)]
+    pub healthy: Option<bool>,
+    /// Whether its task runs, as its runner told last; none: nothing was told. Not kept.
+    #[serde(skip)]
+    pub running: Option<bool>,
     /// What listens in the namespace, as last seen. Not kept.
     #[serde(skip)]
     pub listening: BTreeSet<(Proto, u16)>,
@@ -196,6 +202,25 @@ impl Endpoints {
         })
     }
 
+    /// Takes what a runner tells of a task, for each of its endpoints. `true`: something has changed.
+    pub fn told(&mut self, id: &EndpointId, running: bool, healthy: Option<bool>) -> std::io::Result<bool> {
+        let task = id.slot();
+        let of_task = |(key, e): &(&EndpointId, &mut Endpoint)| {
+            let here = e.service.as_ref().zip(e.slot);
+            *key == id || task.as_ref().is_some_and(|(name, slot)| here == Some((name, *slot)))
+        };
+        let (mut changed, mut keep) = (false, false);
+        for (_, e) in self.kept.endpoints.iter_mut().filter(of_task) {
+            changed |= (e.running, e.healthy) != (Some(running), healthy);
+            keep |= e.healthy != healthy;
+            (e.running, e.healthy) = (Some(running), healthy);
+        }
+        if keep {
+            self.save()?;
+        }
+        Ok(changed)
+    }
+
     /// Takes an endpoint and those that belong to it out; their addresses rest. Tells which there were.
     pub fn remove(&mut self, id: &EndpointId) -> std::io::Result<BTreeMap<EndpointId, Endpoint>> {
         let now = now_s();
@@ -219,16 +244,27 @@ impl Endpoints {
 }
 
 impl Endpoint {
-    /// Life stage, for its row: ready when every published port of its service is listened on.
+    /// Life stage, for its row: ready when its task runs, is healthy, and listens on every published port of its service.
     pub fn state(&self, intent: &Intent) -> EndpointState {
         if self.draining {
             return EndpointState::Draining;
         }
-        if !self.attached || !self.listens(intent) {
+        if !self.attached || !self.is_fit(intent) || !self.listens(intent) {
             EndpointState::Starting
         } else {
             EndpointState::Ready
         }
+    }
+
+    /// Whether nothing that its runner told speaks against it. Where the service asks for a health check, one must have
+    /// succeeded; what was attached by hand is checked by who attached it, if at all.
+    pub fn is_fit(&self, intent: &Intent) -> bool {
+        let service = self.service.as_ref().and_then(|s| intent.services.get(s));
+        let asks = service.is_some_and(|s| match self.slot {
+            Some(slot) => s.template(slot).0.health.is_some(),
+            None => s.spec.health.is_some(),
+        });
+        self.running != Some(false) && (!asks || self.healthy.unwrap_or(self.slot.is_none()))
     }
 
     /// Whether every published port of its service is listened on.
@@ -275,6 +311,8 @@ mod tests {
             slot: None,
             of: None,
             draining: false,
+            healthy: None,
+            running: None,
             listening: BTreeSet::new(),
             attached: true,
             problem: None,
@@ -327,6 +365,61 @@ mod tests {
         assert_eq!(again.remove(&id("web.1")).unwrap().len(), 2);
         assert_eq!(again.all().keys().collect::<Vec<_>>(), [&id("web.10")]);
         assert!(again.remove(&id("web.1")).unwrap().is_empty());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_task_that_is_checked_is_ready_when_it_was_found_healthy_also_after_a_restart() {
+        use model::spec::{Health, Probe};
+        let dir = std::env::temp_dir().join(format!("netd-endpoints-told-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (mut intent, vni) = intent();
+        let web: Name = "web".parse().unwrap();
+        let mut service = model::intent::Service {
+            index: 1,
+            spec: Default::default(),
+            vips: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            generation: 1,
+            previous: None,
+            rollout: None,
+            problem: None,
+        };
+        intent.services.insert(web.clone(), service.clone());
+        let mut t = Endpoints::open(&dir).unwrap();
+        let id: EndpointId = "web.1".parse().unwrap();
+        let task = Endpoint {
+            service: Some(web.clone()),
+            slot: Some(1),
+            ..endpoint(vni, 32)
+        };
+        t.put([(id.clone(), task.clone())].into()).unwrap();
+        // On its second network, and a stranger.
+        t.put([("web.1.db".parse().unwrap(), task)].into()).unwrap();
+        t.put([("web.2".parse().unwrap(), endpoint(vni, 33))].into()).unwrap();
+        let states = |t: &Endpoints, i: &Intent| t.all().values().map(|e| e.state(i)).collect::<Vec<_>>();
+        use EndpointState::{Ready, Starting};
+        assert_eq!(
+            states(&t, &intent),
+            [Ready, Ready, Ready],
+            "nothing is told, nothing is asked for"
+        );
+        assert!(t.told(&id, false, None).unwrap());
+        assert_eq!(states(&t, &intent), [Starting, Starting, Ready]);
+        assert!(t.told(&id, true, None).unwrap() && !t.told(&id, true, None).unwrap());
+        assert_eq!(states(&t, &intent), [Ready, Ready, Ready]);
+        service.spec.health = Some(Health::of(Probe::Tcp { port: 80 }));
+        intent.services.insert(web, service);
+        assert_eq!(states(&t, &intent), [Starting, Starting, Ready]);
+        t.told(&id, true, Some(true)).unwrap();
+        assert_eq!(states(&t, &intent), [Ready, Ready, Ready]);
+        let mut again = Endpoints::open(&dir).unwrap();
+        for id in ["web.1", "web.1.db", "web.2"] {
+            again.note(&id.parse().unwrap(), |e| e.attached = true);
+        }
+        assert_eq!(states(&again, &intent), [Ready, Ready, Ready], "after a restart");
+        t.told(&id, true, Some(false)).unwrap();
+        assert_eq!(states(&t, &intent), [Starting, Starting, Ready]);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

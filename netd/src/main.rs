@@ -53,6 +53,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         );
     }
     keep_secrets_in()?;
+    kernel::heap::share_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -202,10 +202,8 @@ mod tests {
         let mut b = TaskBoard::default();
         b.place(&intent(1, false), t0);
         let running = TaskStatus {
-            state: TaskState::Running,
-            message: String::new(),
             pid: Some(7),
-            restarts: 0,
+            ..TaskStatus::of(TaskState::Running)
         };
         let web1: EndpointId = "web.1".parse().unwrap();
         b.reported(NodeId(1), &BTreeMap::from([(web1.clone(), running.clone())]), t0);

@@ -2,11 +2,13 @@
 //! on this node, asks for an endpoint for each task, runs the command in the endpoint's namespace, and reports.
 //!
 //! [`task`] decides (pure); [`supervisor`] carries out: [`netd`] asks the socket, [`process`] starts, finds and ends
-//! processes, [`record`] remembers them over a restart, [`report`] tells netd, [`logs`] bounds their output.
+//! processes, [`health`] asks how they are, [`record`] remembers them over a restart, [`report`] tells netd, [`logs`]
+//! bounds their output.
 //!
 //! Tasks outlive this program and netd: a restart of either finds them and goes on.
 #![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
 
+mod health;
 mod logs;
 mod netd;
 mod process;

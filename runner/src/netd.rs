@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use model::{
     ApiError, EndpointId,
-    api::{EndpointCreate, EndpointView},
+    api::{EndpointCreate, EndpointDrain, EndpointView},
     client::Client,
 };
 use tokio::{
@@ -15,8 +15,8 @@ use tokio::{
 /// Requests on their way at once; the others queue, so that a thousand tasks are no storm.
 const AT_ONCE: usize = 16;
 
-/// Longest time that netd may take to drain: acknowledgements and the service's drain timeout.
-const DRAIN: Duration = Duration::from_secs(3600);
+/// Longest time that netd may take to drain: acknowledgements and the service's drain timeout, a day at most.
+const DRAIN: Duration = Duration::from_secs(25 * 3600);
 
 /// How long a drain is tried while netd is away: a restart of it takes less.
 const DRAIN_RETRY: Duration = Duration::from_secs(10);
@@ -66,14 +66,17 @@ impl Netd {
 
     /// Returns when no node sends new flows to it and its flows have ended, or netd has waited long enough. It never
     /// keeps a task from being stopped: a refusal is only told.
-    pub(crate) async fn drain(&self, turn: Turn, id: &EndpointId) {
+    pub(crate) async fn drain(&self, turn: Turn, id: &EndpointId, timeout_ms: u64) {
         // After the attach that is on its way, but in nobody's way: it may take long.
         drop(turn.lock().await);
         let client = self.client.clone().with_timeout(DRAIN);
         let path = format!("/v1/endpoints/{id}/drain");
         let end = Instant::now() + DRAIN_RETRY;
         loop {
-            let answer = client.post::<serde_json::Value>(&path, &serde_json::json!({})).await;
+            let body = EndpointDrain {
+                timeout_ms: Some(timeout_ms),
+            };
+            let answer = client.post::<serde_json::Value>(&path, &body).await;
             match answer {
                 Ok(answer) => {
                     tracing::debug!("{id}: drained: {answer}");

@@ -1,7 +1,7 @@
 //! Processes of tasks: started, found again, looked for in their namespace, ended.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     fs, io,
     os::unix::{ffi::OsStrExt, process::ExitStatusExt},
     path::Path,
@@ -16,7 +16,7 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::task::Order;
+use crate::task::{End, Order};
 
 /// Where commands are looked for when the service's environment has no PATH.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -37,8 +37,8 @@ pub(crate) fn boot_id() -> io::Result<String> {
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|t| t.trim().to_owned())
 }
 
-/// Starts a task's command in a namespace.
-pub(crate) fn start(order: &Order, netns: &Path, resolv_conf: &Path, log: &Path) -> Result<Process, ProcessError> {
+/// A task's environment, as its command and its health checks have it.
+pub(crate) fn environment(order: &Order) -> Vec<(OsString, OsString)> {
     let task = &order.task;
     let mut env = task.env.clone();
     env.entry("PATH".into()).or_insert_with(|| PATH.into());
@@ -46,7 +46,12 @@ pub(crate) fn start(order: &Order, netns: &Path, resolv_conf: &Path, log: &Path)
     env.insert("NETD_SLOT".into(), task.slot.to_string());
     env.insert("NETD_NODE".into(), order.node.to_string());
     env.insert("NETD_TASK".into(), task.id.to_string());
-    let env: Vec<(OsString, OsString)> = env.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+    env.into_iter().map(|(k, v)| (k.into(), v.into())).collect()
+}
+
+/// Starts a task's command in a namespace.
+pub(crate) fn start(order: &Order, netns: &Path, resolv_conf: &Path, log: &Path) -> Result<Process, ProcessError> {
+    let (task, env) = (&order.task, environment(order));
     let mut words = task.command.iter().map(OsString::from);
     let program = words.next().unwrap_or_default();
     let args: Vec<OsString> = words.collect();
@@ -59,6 +64,7 @@ pub(crate) fn start(order: &Order, netns: &Path, resolv_conf: &Path, log: &Path)
         stdout: log,
         stderr: log,
         resolv_conf: Some(resolv_conf),
+        hostname: task.hostname.as_deref().map(OsStr::new),
     };
     spawn.start(&netns)
 }
@@ -184,18 +190,21 @@ impl Stat {
     }
 }
 
-/// How a process ended, in words.
-pub(crate) fn ending(status: Option<ExitStatus>) -> String {
+/// How a process ended. An unknown end counts as a bad one: to start once too often is better than not to.
+pub(crate) fn ending(status: Option<ExitStatus>) -> End {
     let Some(status) = status else {
-        return "ended (it was started by an earlier netd-run, so its exit status is not known)".into();
+        let how = "ended (it was started by an earlier netd-run, so its exit status is not known)".into();
+        return End { how, well: false };
     };
-    if let Some(code) = status.code() {
-        return format!("exit status {code}");
-    }
     let number = status.signal().unwrap_or_default();
-    match Signal::try_from(number) {
-        Ok(signal) => format!("killed by {signal}"),
-        Err(_) => format!("killed by signal {number}"),
+    let how = match (status.code(), Signal::try_from(number)) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Ok(signal)) => format!("killed by {signal}"),
+        (None, Err(_)) => format!("killed by signal {number}"),
+    };
+    End {
+        how,
+        well: status.success(),
     }
 }
 
@@ -216,9 +225,14 @@ mod tests {
 
     #[test]
     fn endings() {
-        assert_eq!(ending(Some(ExitStatus::from_raw(3 << 8))), "exit status 3");
-        assert_eq!(ending(Some(ExitStatus::from_raw(9))), "killed by SIGKILL");
-        assert!(ending(None).contains("not known"));
+        let told = |raw| {
+            let end = ending(Some(ExitStatus::from_raw(raw)));
+            (end.how, end.well)
+        };
+        assert_eq!(told(0), ("exit status 0".into(), true));
+        assert_eq!(told(3 << 8), ("exit status 3".into(), false));
+        assert_eq!(told(9), ("killed by SIGKILL".into(), false));
+        assert!(ending(None).how.contains("not known"));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 
 use std::{
     fs, io,
+    net::IpAddr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
-use model::EndpointId;
+use model::{EndpointId, api::TaskStatus};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,18 @@ pub(crate) struct Record {
     pub(crate) process: Option<Marks>,
     /// Restarts so far.
     pub(crate) restarts: u32,
+    /// Those that count for the restart policy.
+    #[serde(default)]
+    pub(crate) recent: u32,
+    /// Its addresses, for health checks.
+    #[serde(default)]
+    pub(crate) addresses: Vec<IpAddr>,
+    /// Its health, as last told.
+    #[serde(default)]
+    pub(crate) health: Option<bool>,
+    /// It is not started again here: what was told last.
+    #[serde(default)]
+    pub(crate) done: Option<TaskStatus>,
 }
 
 /// The state folder.
@@ -81,6 +94,11 @@ impl Store {
         self.folder.join(format!("{id}.resolv.conf"))
     }
 
+    /// Where the output of a task's health command goes.
+    pub(crate) fn health_output(&self, id: &EndpointId) -> PathBuf {
+        self.folder.join(format!("{id}.health"))
+    }
+
     /// Every record. One that cannot be read is told and left where it is: its task is met again in its namespace.
     pub(crate) fn load(&self) -> anyhow::Result<Vec<Record>> {
         let list = fs::read_dir(&self.folder).with_context(|| format!("cannot read {}", self.folder.display()))?;
@@ -126,7 +144,7 @@ impl Store {
 
     /// Drops what is kept of a task.
     pub(crate) fn forget(&self, id: &EndpointId) {
-        for path in [self.path(id), self.resolv_conf(id)] {
+        for path in [self.path(id), self.resolv_conf(id), self.health_output(id)] {
             if let Err(e) = fs::remove_file(&path)
                 && e.kind() != io::ErrorKind::NotFound
             {

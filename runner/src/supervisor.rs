@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    net::IpAddr,
     os::fd::{AsFd, OwnedFd},
     path::PathBuf,
     time::Duration,
@@ -12,8 +13,9 @@ use anyhow::Context as _;
 use kernel::netns::{Netns, NetnsId, Process, ProcessError};
 use model::{
     EndpointId, NodeId,
-    api::{Assignments, EndpointView},
+    api::{Assignments, EndpointView, TaskStatus},
     client::{Client, WatchEvent},
+    spec::Health,
 };
 use nix::sys::signal::Signal;
 use tokio::{
@@ -24,12 +26,13 @@ use tokio::{
 };
 
 use crate::{
+    health::{Checker, Subject},
     logs::Logs,
     netd::{Netd, Turn},
     process::{self, Marks},
     record::{Record, Store},
     report::Reports,
-    task::{Action, Event, Order, Task},
+    task::{Action, Event, Found, Order, Task},
 };
 
 /// Messages that wait to be taken in; who sends more waits.
@@ -70,9 +73,14 @@ struct Slot {
     resolv_conf: String,
     order: Option<Order>,
     restarts: u32,
+    recent: u32,
+    addresses: Vec<IpAddr>,
+    health: Option<bool>,
+    done: Option<TaskStatus>,
     process: Option<Process>,
     session: Option<u32>,
     drain: Option<JoinHandle<()>>,
+    probe: Option<JoinHandle<()>>,
     sweep: Option<JoinHandle<()>>,
 }
 
@@ -86,9 +94,14 @@ impl Slot {
             resolv_conf: String::new(),
             order: None,
             restarts: 0,
+            recent: 0,
+            addresses: Vec::new(),
+            health: None,
+            done: None,
             process: None,
             session: None,
             drain: None,
+            probe: None,
             sweep: None,
         }
     }
@@ -103,6 +116,7 @@ pub(crate) struct Supervisor {
     boot: String,
     slots: BTreeMap<EndpointId, Slot>,
     reports: Reports,
+    checker: Checker,
     sender: mpsc::Sender<Message>,
     inbox: mpsc::Receiver<Message>,
     started: Instant,
@@ -123,6 +137,7 @@ impl Supervisor {
             boot,
             slots: BTreeMap::new(),
             reports: Reports::default(),
+            checker: Checker::default(),
             sender,
             inbox,
             started: Instant::now(),
@@ -280,6 +295,8 @@ impl Supervisor {
         };
         slot.netns = PathBuf::from(&view.netns);
         slot.resolv_conf.clone_from(&view.resolv_conf);
+        let (v4, v6) = (view.v4.map(IpAddr::V4), view.v6.map(IpAddr::V6));
+        slot.addresses = v4.into_iter().chain(v6).collect();
         let same = match &slot.process {
             Some(p) => process::lives_in(p.pid(), &slot.netns),
             None => true,
@@ -309,8 +326,11 @@ impl Supervisor {
         let Some(slot) = self.slots.get_mut(id) else {
             return;
         };
-        let how = process::ending(slot.process.take().and_then(|mut p| p.reap()));
-        tracing::info!("{id}: {how}");
+        let end = process::ending(slot.process.take().and_then(|mut p| p.reap()));
+        tracing::info!("{id}: {}", end.how);
+        if let Some(probe) = slot.probe.take() {
+            probe.abort();
+        }
         if let Some(netns) = slot.netns_id {
             let (id, session, sender) = (id.clone(), slot.session, self.sender.clone());
             slot.sweep = Some(tokio::spawn(async move {
@@ -321,7 +341,7 @@ impl Supervisor {
             }));
         }
         let known = slot.netns_id.is_some();
-        self.feed(id, Event::Exited(how));
+        self.feed(id, Event::Exited(end));
         if !known {
             self.feed(id, Event::Empty);
         }
@@ -341,13 +361,24 @@ impl Supervisor {
         let found = process::find(record.process.as_ref(), &record.netns, &id);
         let pid = found.as_ref().map(Process::pid);
         let netns_id = Netns::open(&record.netns).ok().map(|n| n.id());
-        let (order, restarts) = (record.order.clone(), record.restarts);
-        let task = Task::found(self.now(), order, pid, restarts, netns_id.is_some());
-        let mut slot = Slot::new(task);
+        let found_so = Found {
+            order: record.order.clone(),
+            pid,
+            restarts: record.restarts,
+            recent: record.recent,
+            attached: netns_id.is_some(),
+            health: record.health,
+            done: record.done.clone().filter(|_| pid.is_none()),
+        };
+        let mut slot = Slot::new(Task::found(self.now(), found_so));
         slot.netns_id = netns_id;
         slot.netns.clone_from(&record.netns);
         slot.resolv_conf.clone_from(&record.resolv_conf);
         slot.restarts = record.restarts;
+        slot.recent = record.recent;
+        slot.addresses.clone_from(&record.addresses);
+        slot.health = record.health;
+        slot.done.clone_from(&record.done);
         slot.order = Some(record.order);
         slot.session = pid.or(record.process.as_ref().map(|m| m.pid));
         match &found {
@@ -384,6 +415,10 @@ impl Supervisor {
             resolv_conf: slot.resolv_conf.clone(),
             process,
             restarts: slot.restarts,
+            recent: slot.recent,
+            addresses: slot.addresses.clone(),
+            health: slot.health,
+            done: slot.done.clone(),
         };
         if let Err(e) = self.store.save(&record) {
             tracing::error!("{id}: cannot be recorded, a restart of netd-run may lose it: {e}");
@@ -417,9 +452,9 @@ impl Supervisor {
                 });
             }
             Action::Start { order, restarts } => self.start(id, *order, restarts),
-            Action::Drain => {
+            Action::Drain { timeout_ms } => {
                 slot.drain = Some(tokio::spawn(async move {
-                    netd.drain(turn, &id).await;
+                    netd.drain(turn, &id, timeout_ms).await;
                     send(&sender, Message::Task(id, Event::Drained)).await;
                 }));
             }
@@ -451,12 +486,45 @@ impl Supervisor {
                     send(&sender, Message::Task(id, event)).await;
                 });
             }
-            Action::Report(status) => self.reports.push(id, status),
+            Action::Report(mut status) => {
+                status.log = Some(self.logs.path(&id).display().to_string());
+                let changed = slot.health != status.health;
+                slot.health = status.health;
+                self.reports.push(id.clone(), status);
+                let process = self.slots.get(&id).and_then(|s| s.process.as_ref());
+                if changed && let Some(marks) = process.map(|p| self.marks(p)) {
+                    self.save(&id, Some(marks));
+                }
+            }
+            Action::Probe { number, health } => self.probe(id, number, *health),
+            Action::Remember { recent, done } => {
+                slot.recent = recent;
+                slot.done = done;
+                self.save(&id, None);
+            }
             Action::Forget => {
                 self.store.forget(&id);
                 self.slots.remove(&id);
             }
         }
+    }
+
+    fn probe(&mut self, id: EndpointId, number: u32, health: Health) {
+        let Some(slot) = self.slots.get_mut(&id) else {
+            return;
+        };
+        let at = Subject {
+            netns: slot.netns.clone(),
+            addresses: slot.addresses.clone(),
+            leader: slot.process.as_ref().map(|p| (p.pid(), p.start())),
+            order: slot.order.clone(),
+            output: self.store.health_output(&id),
+        };
+        let (checker, sender) = (self.checker.clone(), self.sender.clone());
+        slot.probe = Some(tokio::spawn(async move {
+            let answer = checker.ask(&health, at).await;
+            send(&sender, Message::Task(id, Event::Probed { number, answer })).await;
+        }));
     }
 
     fn start(&mut self, id: EndpointId, order: Order, restarts: u32) {
@@ -468,6 +536,7 @@ impl Supervisor {
         }
         slot.order = Some(order.clone());
         slot.restarts = restarts;
+        slot.done = None;
         slot.netns_id = Netns::open(&slot.netns).ok().map(|n| n.id());
         slot.session = None;
         let (netns, text) = (slot.netns.clone(), slot.resolv_conf.clone());

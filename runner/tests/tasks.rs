@@ -97,7 +97,7 @@ async fn a_command_that_does_not_exist_is_told() {
     let mut task = node.task("web.1", 1, "");
     task.command = vec!["no-such-program".into()];
     node.want(&[task]);
-    let report = node.report("web.1", TaskState::Failed).await;
+    let report = node.report("web.1", TaskState::Rejected).await;
     assert!(report.message.contains("no-such-program"), "{}", report.message);
     assert!(report.message.contains("next try in 0.1 s"), "{}", report.message);
 }

@@ -260,7 +260,7 @@ impl<D: Disk> Manager<D> {
 
     /// When [`Input::Tick`] is due.
     pub fn next(&self) -> Duration {
-        match self.peer.is_leader() {
+        match self.peer.is_leader() && !self.leads_alone() {
             true => self.next_tick.min(self.next_beat),
             false => self.next_tick,
         }
@@ -329,11 +329,19 @@ impl<D: Disk> Manager<D> {
         self.stalled.is_some()
     }
 
+    /// It leads, and there is nobody whom it has to tell so.
+    fn leads_alone(&self) -> bool {
+        let conf = self.peer.conf();
+        let alone = conf.voters == [self.peer.id()] && conf.learners.is_empty() && conf.outgoing.is_empty();
+        alone && self.peer.is_leader()
+    }
+
     fn tick(&mut self, now: Duration) -> Result<(), RaftError> {
         let due = now >= self.next_tick;
         if due {
             // Ticks that a slow disk swallowed are not made up for: they would look like a leader's silence.
-            self.next_tick = now + self.pace.draw();
+            let tick = if self.leads_alone() { MAX_TICK } else { self.pace.draw() };
+            self.next_tick = now + tick;
         } else if now < self.next_beat {
             return Ok(());
         }

@@ -10,6 +10,9 @@ use crate::{
     state::{Envelope, State},
 };
 
+/// Octets of entries that are joined into one message, at most.
+const MAX_JOINED: usize = 1 << 20;
+
 impl<D: Disk> Manager<D> {
     /// Does all that is to be done after what came in, and hands out what follows. After an error nothing is known about
     /// what is on the disk, and what was handed out before still counts: the process must exit. A full disk is none: what
@@ -71,7 +74,7 @@ impl<D: Disk> Manager<D> {
     }
 
     fn send(&mut self, now: Duration, messages: Vec<Message>, out: &mut impl FnMut(Output)) {
-        for m in messages {
+        for m in joined(messages) {
             if m.kind == Kind::Snapshot {
                 let (since, told) = (now, None);
                 self.sending.insert(m.to, Sending { since, told });
@@ -138,6 +141,8 @@ impl<D: Disk> Manager<D> {
                 Err(e) => return Err(e.into()),
             }
             self.choose_pace();
+            // Who was alone has ticked slowly until now.
+            self.next_tick = self.next_tick.min(now + self.pace.draw());
         }
         Ok(entries.last().map(|e| e.index))
     }
@@ -237,5 +242,126 @@ impl<D: Disk> Manager<D> {
         self.log.compact(keep_from)?;
         (self.entries_since, self.octets_since) = (0, 0);
         Ok(())
+    }
+}
+
+/// Joins messages to one member that bring entries one behind the other: each proposal makes one of its own, and each would
+/// be written, read and answered alone.
+fn joined(messages: Vec<Message>) -> Vec<Message> {
+    let mut out: Vec<(Message, usize)> = Vec::with_capacity(messages.len());
+    for mut m in messages {
+        let size = m.entries.iter().map(octets).sum();
+        let last = out.iter_mut().rev().find(|(l, _)| l.to == m.to);
+        match last {
+            Some((l, octets)) if goes_on(l, &m) && *octets + size <= MAX_JOINED => {
+                l.entries.append(&mut m.entries);
+                l.commit = l.commit.max(m.commit);
+                *octets += size;
+            }
+            _ => out.push((m, size)),
+        }
+    }
+    out.into_iter().map(|(m, _)| m).collect()
+}
+
+fn octets(e: &Entry) -> usize {
+    match &e.body {
+        Body::Command(bytes) => 32 + bytes.len(),
+        Body::Empty | Body::Conf(_) => 32,
+    }
+}
+
+/// Whether one message says what the two say.
+fn goes_on(first: &Message, next: &Message) -> bool {
+    let before = (first.index, first.log_term);
+    let end = first.entries.last().map_or(before, |e| (e.index, e.term));
+    let plain = |m: &Message| {
+        m.kind == Kind::Append && !m.reject && m.snapshot.is_none() && m.context.is_empty() && m.request_snapshot == 0
+    };
+    plain(first)
+        && plain(next)
+        && (first.from, first.term, first.commit_term) == (next.from, next.term, next.commit_term)
+        && end == (next.index, next.log_term)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn append(to: u64, after: (u64, u64), entries: &[(u64, u64)], commit: u64) -> Message {
+        Message {
+            kind: Kind::Append,
+            from: 1,
+            to,
+            term: 4,
+            log_term: after.1,
+            index: after.0,
+            commit,
+            commit_term: 0,
+            entries: entries
+                .iter()
+                .map(|(index, term)| Entry {
+                    term: *term,
+                    index: *index,
+                    body: Body::Command(vec![0; 100]),
+                })
+                .collect(),
+            snapshot: None,
+            request_snapshot: 0,
+            reject: false,
+            reject_hint: 0,
+            context: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn entries_that_follow_each_other_go_as_one_message() {
+        let each = vec![
+            append(2, (7, 3), &[], 5),
+            append(2, (7, 3), &[(8, 4)], 5),
+            append(3, (7, 3), &[(8, 4)], 5),
+            append(2, (8, 4), &[(9, 4), (10, 4)], 6),
+            append(3, (8, 4), &[(9, 4), (10, 4)], 6),
+            append(2, (10, 4), &[], 8),
+        ];
+        let want = vec![
+            append(2, (7, 3), &[(8, 4), (9, 4), (10, 4)], 8),
+            append(3, (7, 3), &[(8, 4), (9, 4), (10, 4)], 6),
+        ];
+        assert_eq!(joined(each), want);
+    }
+
+    #[test]
+    fn what_does_not_follow_stays_by_itself() {
+        let first = append(2, (7, 3), &[(8, 4)], 5);
+        let mut later_term = append(2, (8, 4), &[(9, 5)], 5);
+        later_term.term = 5;
+        let mut heartbeat = append(2, (8, 4), &[], 5);
+        heartbeat.kind = Kind::Heartbeat;
+        for next in [
+            append(2, (9, 4), &[(10, 4)], 5),
+            append(2, (8, 3), &[(9, 4)], 5),
+            append(2, (7, 3), &[(8, 4)], 5),
+            append(3, (8, 4), &[(9, 4)], 5),
+            later_term,
+            heartbeat,
+        ] {
+            let both = vec![first.clone(), next];
+            assert_eq!(joined(both.clone()), both);
+        }
+        // Nothing overtakes what goes to the same member in between.
+        let mut vote = append(2, (8, 4), &[], 5);
+        vote.kind = Kind::Vote;
+        let three = vec![first.clone(), vote, append(2, (8, 4), &[(9, 4)], 5)];
+        assert_eq!(joined(three.clone()), three);
+    }
+
+    #[test]
+    fn a_message_grows_to_its_bound() {
+        let one = |index: u64| append(2, (index - 1, 4), &[(index, 4)], 0);
+        let all = joined((1..=20_000).map(one).collect());
+        let sizes: Vec<usize> = all.iter().map(|m| m.entries.iter().map(octets).sum()).collect();
+        assert!(sizes.len() > 1 && sizes.iter().all(|s| *s <= MAX_JOINED), "{sizes:?}");
+        assert_eq!(all.iter().map(|m| m.entries.len()).sum::<usize>(), 20_000);
     }
 }

@@ -67,7 +67,7 @@ fn byte(buf: &mut impl Buf) -> Result<u8, CodecError> {
     take::<1>(buf).map(|[b]| b)
 }
 
-fn put_member(out: &mut Vec<u8>, m: &Member) {
+pub(super) fn put_member(out: &mut Vec<u8>, m: &Member) {
     out.put_u64(m.node.0);
     out.put_u64(m.generation);
     match m.addr.ip() {

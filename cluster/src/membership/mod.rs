@@ -19,6 +19,7 @@ use std::{
 use foca::{Codec as _, Foca, NoCustomBroadcast, Notification, PeriodicParams, Runtime, State, Timer};
 use model::ids::NodeId;
 use rand::{SeedableRng, rngs::StdRng};
+use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 pub use codec::Member;
@@ -218,14 +219,22 @@ impl Membership {
 
     /// When [`Membership::tick`] is due; none: nothing is planned.
     pub fn next_timer(&self) -> Option<Duration> {
-        let (at, _) = self.pending.timers.first_key_value()?.0;
+        // Nobody is woken to tell nothing: that timer runs with the next one, or as soon as there is news.
+        let quiet = self.foca.updates_backlog() == 0;
+        self.first(|t| !(quiet && matches!(t, Timer::PeriodicGossip(_))))
+    }
+
+    fn first(&self, which: impl Fn(&Timer<Member>) -> bool) -> Option<Duration> {
+        let mut timers = self.pending.timers.iter();
+        let ((at, _), _) = timers.find(|(_, t)| which(t))?;
         Some(*at + self.stood_still)
     }
 
     /// Lets planned things happen. After a pause of more than [`LAG`] the time lost is not counted, so that the answers
     /// that wait in the socket are read before anybody is suspected.
     pub fn tick(&mut self, now: Duration) {
-        if let Some(due) = self.next_timer()
+        // The timer for news may have waited for some.
+        if let Some(due) = self.first(|t| !matches!(t, Timer::PeriodicGossip(_)))
             && now.saturating_sub(due) > LAG
         {
             self.stood_still += now - due;
@@ -287,6 +296,28 @@ impl Membership {
             },
         });
         std::iter::once(me).chain(others).collect()
+    }
+
+    /// Digest of who lives, where, and who of them is suspected: equal at two nodes that have nothing to tell each other
+    /// about members. Those that are down do not count: nodes forget them at different times, and whoever still holds
+    /// one of them for alive has another digest.
+    pub fn digest(&self) -> u64 {
+        let others = self.foca.iter_members().map(|m| (*m.id(), m.state() == State::Suspect));
+        let all: BTreeMap<NodeId, (Member, bool)> = others
+            .chain([(self.me(), false)])
+            .map(|(m, suspect)| (m.node, (m, suspect)))
+            .collect();
+        let mut c = Context::new(&SHA256);
+        for (member, suspect) in all.values() {
+            let mut bytes = Vec::with_capacity(64);
+            codec::put_member(&mut bytes, member);
+            bytes.push(u8::from(*suspect));
+            c.update(&bytes);
+        }
+        c.finish()
+            .as_ref()
+            .first_chunk::<8>()
+            .map_or(0, |b| u64::from_be_bytes(*b))
     }
 
     /// Takes what another node (or the disk) knows; more than [`MAX_MEMBERS`] are not looked at.

@@ -22,6 +22,7 @@ struct Net {
     nodes: BTreeMap<u64, Membership>,
     wire: BTreeMap<(Duration, u64), (Member, Vec<u8>)>,
     sent: u64,
+    ticks: usize,
     /// Nodes whose daemon stands still.
     paused: BTreeSet<u64>,
     /// (time, observer, event)
@@ -36,6 +37,7 @@ impl Net {
             nodes: nodes.collect(),
             wire: BTreeMap::new(),
             sent: 0,
+            ticks: 0,
             paused: BTreeSet::new(),
             log: Vec::new(),
         };
@@ -88,6 +90,7 @@ impl Net {
                 }
             } else if let Some((_, i)) = timer {
                 self.nodes.get_mut(&i).unwrap().tick(at);
+                self.ticks += 1;
                 self.drain(i);
             }
         }
@@ -313,4 +316,42 @@ fn a_node_that_moves_is_known_at_its_new_address_and_missed_by_nobody() {
         let observers: BTreeSet<u64> = net.downs().iter().filter(|d| d.2 == 5).map(|d| d.1).collect();
         assert_eq!(observers, BTreeSet::from([1, 2, 3, 4, 6]), "seed {seed}");
     }
+}
+
+#[test]
+fn digests_are_equal_where_the_same_live() {
+    let mut net = Net::new(5, 3);
+    net.run(Duration::from_secs(3));
+    let digests = |net: &Net| net.nodes.values().map(Membership::digest).collect::<BTreeSet<_>>();
+    assert_eq!(digests(&net).len(), 1);
+    let before = net.nodes[&1].digest();
+    // One more, known to one of them alone.
+    let now = net.now;
+    let told = |n, generation, liveness| MemberState {
+        member: member(n, generation),
+        incarnation: 0,
+        liveness,
+    };
+    let one = net.nodes.get_mut(&1).unwrap();
+    one.apply(now, &[told(9, 1, Liveness::Alive)]);
+    let with = one.digest();
+    assert_ne!(with, before);
+    // Suspected, come anew, dead: each is another thing; whom nobody holds for alive is told of to nobody.
+    one.apply(now, &[told(9, 1, Liveness::Suspect)]);
+    let suspected = one.digest();
+    assert!(![with, before].contains(&suspected));
+    one.apply(now, &[told(9, 2, Liveness::Alive)]);
+    assert!(![with, before, suspected].contains(&one.digest()));
+    one.apply(now, &[told(9, 2, Liveness::Down)]);
+    assert_eq!(one.digest(), before);
+}
+
+#[test]
+fn a_quiet_cluster_is_not_woken_to_tell_nothing() {
+    let mut net = Net::new(3, 5);
+    net.run(Duration::from_secs(10));
+    net.ticks = 0;
+    net.run(PROBE_PERIOD * 20);
+    // A probe is two timers: it, and the look whether it was answered. A few more are for members that are down.
+    assert!((3 * 2 * 19..=3 * (2 * 20 + 3)).contains(&net.ticks), "{}", net.ticks);
 }

@@ -15,6 +15,7 @@ mod secrets;
 mod services;
 mod settings;
 mod snapshot;
+mod task;
 #[cfg(test)]
 mod tests;
 

@@ -18,7 +18,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
     sys::signal::{Signal, killpg},
-    unistd::{Pid, setsid},
+    unistd::{Pid, sethostname, setsid},
 };
 
 use super::{Netns, NetnsError};
@@ -95,11 +95,33 @@ pub struct Spawn<'a> {
     pub stderr: &'a Path,
     /// File that it sees as `/etc/resolv.conf`; `None`: the host's.
     pub resolv_conf: Option<&'a Path>,
+    /// Its host name, at most 64 octets (`HOST_NAME_MAX`); `None`: the host's. Either way a change of it stays inside.
+    pub hostname: Option<&'a OsStr>,
 }
 
 impl Spawn<'_> {
-    /// Starts the command in a namespace.
+    /// Starts the command in a namespace, with host name and mounts of its own.
     pub fn start(&self, netns: &Netns) -> Result<Process, ProcessError> {
+        let netns = netns.as_fd().try_clone_to_owned().map_err(NetnsError::Enter)?;
+        let resolv = self.resolv_conf.map(resolv_conf).transpose()?;
+        let hostname = self.hostname.map(OsStr::to_owned);
+        self.run(move || enter(&netns, resolv.as_deref(), hostname.as_deref()))
+    }
+
+    /// Starts the command beside a process: in the same namespaces (network, mounts, host name). `resolv_conf` and
+    /// `hostname` are not looked at.
+    pub fn start_beside(&self, other: &Process) -> Result<Process, ProcessError> {
+        let other = other.fd.try_clone().map_err(NetnsError::Enter)?;
+        self.run(move || {
+            setsid()?;
+            // Of a pidfd several namespaces can be entered at once (setns(2), Linux 5.8).
+            let all = CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS;
+            Ok(setns(&other, all)?)
+        })
+    }
+
+    /// `enter` makes system calls alone.
+    fn run(&self, enter: impl Fn() -> io::Result<()> + Send + Sync + 'static) -> Result<Process, ProcessError> {
         let output = |path: &Path| {
             let open = fs::OpenOptions::new().append(true).create(true).open(path);
             open.map_err(|source| ProcessError::Output {
@@ -107,8 +129,6 @@ impl Spawn<'_> {
                 source,
             })
         };
-        let netns = netns.as_fd().try_clone_to_owned().map_err(NetnsError::Enter)?;
-        let resolv = self.resolv_conf.map(resolv_conf).transpose()?;
         let mut command = Command::new(self.program);
         command
             .args(self.args)
@@ -118,9 +138,9 @@ impl Spawn<'_> {
             .stdin(Stdio::null())
             .stdout(Stdio::from(output(self.stdout)?))
             .stderr(Stdio::from(output(self.stderr)?));
-        // SAFETY: between fork and exec the closure makes system calls alone (setsid, setns, unshare, mount); it
-        // allocates nothing and takes no lock: its strings were made before.
-        unsafe { command.pre_exec(move || enter(&netns, resolv.as_deref())) };
+        // SAFETY: between fork and exec the closure makes system calls alone (setsid, setns, unshare, mount,
+        // sethostname); it allocates nothing and takes no lock: its strings were made before.
+        unsafe { command.pre_exec(enter) };
         let child = command.spawn().map_err(|source| ProcessError::Start {
             program: self.program.to_string_lossy().into_owned(),
             source,
@@ -141,9 +161,13 @@ fn resolv_conf(path: &Path) -> Result<CString, ProcessError> {
     CString::new(path.as_os_str().as_bytes()).map_err(|e| failed(e.into()))
 }
 
-fn enter(netns: &OwnedFd, resolv: Option<&std::ffi::CStr>) -> io::Result<()> {
+fn enter(netns: &OwnedFd, resolv: Option<&std::ffi::CStr>, hostname: Option<&OsStr>) -> io::Result<()> {
     setsid()?;
     setns(netns, CloneFlags::CLONE_NEWNET)?;
+    unshare(CloneFlags::CLONE_NEWUTS)?;
+    if let Some(name) = hostname {
+        sethostname(name)?;
+    }
     if let Some(file) = resolv {
         unshare(CloneFlags::CLONE_NEWNS)?;
         // Slave, not private: what the host unmounts later is unmounted here too.

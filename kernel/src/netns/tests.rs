@@ -24,6 +24,7 @@ fn sh(folder: &Folder, script: &str, resolv: Option<&Path>, netns: &Netns) -> Pr
         stdout: &out,
         stderr: &out,
         resolv_conf: resolv,
+        hostname: None,
     }
     .start(netns)
     .unwrap()
@@ -130,6 +131,7 @@ fn a_missing_program_or_resolv_conf_is_an_error_that_names_it() {
         stdout: &out,
         stderr: &out,
         resolv_conf: None,
+        hostname: None,
     };
     assert!(spawn.start(&netns).unwrap_err().to_string().contains("no-such-program"));
     let missing = folder.path().join("missing");
@@ -182,4 +184,55 @@ fn a_task_elsewhere_does_not_keep_a_removed_namespace_alive() {
     let seen = receive.recv_timeout(Duration::from_secs(10));
     other.signal(Signal::SIGKILL).unwrap();
     assert!(seen.is_ok(), "the namespace lives on: {:?}", rtnl.link("near").unwrap());
+}
+
+#[test]
+fn a_command_beside_another_sees_what_that_one_sees() {
+    let folder = Folder::new("netns-beside");
+    let netns = create(&folder.path().join("task")).unwrap();
+    let (resolv, out) = (folder.path().join("resolv.conf"), folder.path().join("beside"));
+    fs::write(&resolv, "nameserver 127.0.0.11\n").unwrap();
+    let host = nix::unistd::gethostname().unwrap();
+    let first = folder.path().join("out");
+    let args = [OsString::from("-c"), OsString::from("uname -n; exec sleep 1000")];
+    let env = [("PATH".into(), "/usr/bin:/bin".into())];
+    let spawn = Spawn {
+        program: "sh".as_ref(),
+        args: &args,
+        env: &env,
+        folder: None,
+        stdout: &first,
+        stderr: &first,
+        resolv_conf: Some(&resolv),
+        hostname: Some("web-1".as_ref()),
+    };
+    let task = spawn.start(&netns).unwrap();
+    let args = [
+        OsString::from("-c"),
+        OsString::from("readlink /proc/self/ns/net; cat /etc/resolv.conf; uname -n"),
+    ];
+    let mut beside = Spawn {
+        args: &args,
+        stdout: &out,
+        stderr: &out,
+        ..spawn.clone()
+    }
+    .start_beside(&task)
+    .unwrap();
+    assert!(beside.ended(Duration::from_secs(10)).unwrap());
+    assert!(beside.reap().unwrap().success());
+    task.signal(Signal::SIGKILL).unwrap();
+    let seen = fs::read_to_string(&out).unwrap();
+    assert_eq!(
+        seen.lines().collect::<Vec<_>>(),
+        [
+            format!("net:[{}]", netns.id().inode).as_str(),
+            "nameserver 127.0.0.11",
+            "web-1"
+        ]
+    );
+    assert_eq!(fs::read_to_string(&first).unwrap(), "web-1\n");
+    assert_eq!(nix::unistd::gethostname().unwrap(), host, "the host's name stays");
+    let gone = Spawn { args: &args, ..spawn }.start_beside(&beside);
+    assert!(gone.is_err(), "what has ended has no namespaces");
 }

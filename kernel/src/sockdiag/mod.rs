@@ -25,6 +25,10 @@ const LIVING: u32 = ESTABLISHED | 1 << 2 | 1 << 3 | 1 << 8;
 /// Octets of `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 
+/// TCP connections that would be cut if their process ended now: `TCP_ESTABLISHED`, `TCP_SYN_RECV`, `TCP_FIN_WAIT1`,
+/// `TCP_CLOSE_WAIT`, `TCP_LAST_ACK`, `TCP_CLOSING`. In the others the near end has said all, and the far end has it.
+const UNDER_WAY: u32 = ESTABLISHED | 1 << 3 | 1 << 4 | 1 << 8 | 1 << 9 | 1 << 11;
+
 /// The sockets could not be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum SockDiagError {
@@ -60,29 +64,53 @@ pub fn listeners() -> Result<BTreeSet<Listener>, SockDiagError> {
 fn sockets(tcp: u32, udp: u32) -> Result<BTreeSet<Listener>, SockDiagError> {
     let mut socket = Socket::open(NETLINK_SOCK_DIAG)?;
     let mut out = BTreeSet::new();
-    for (proto, states, option) in [
-        (Proto::Tcp, tcp, "CONFIG_INET_TCP_DIAG"),
-        (Proto::Udp, udp, "CONFIG_INET_UDP_DIAG"),
-    ] {
-        for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-            // struct inet_diag_req_v2: family, protocol, extensions, padding, states, and an id of zeros.
-            let mut body = vec![family, proto.number(), 0, 0];
-            body.extend_from_slice(&states.to_ne_bytes());
-            body.resize(body.len() + 48, 0);
-            let answers = match socket.dump(&Request {
-                kind: SOCK_DIAG_BY_FAMILY,
-                flags: 0,
-                body,
-            }) {
-                Err(e) if e.is(Errno::ENOENT) || e.is(Errno::EINVAL) => {
-                    return Err(SockDiagError::Missing { proto, option });
-                }
-                other => other?,
-            };
-            out.extend(answers.iter().filter_map(|a| parse(proto, &a.body)));
-        }
+    for (proto, states) in [(Proto::Tcp, tcp), (Proto::Udp, udp)] {
+        dump(&mut socket, proto, states, |body| out.extend(parse(proto, body)))?;
     }
     Ok(out)
+}
+
+/// Hands every socket's message to `take`.
+fn dump(socket: &mut Socket, proto: Proto, states: u32, mut take: impl FnMut(&[u8])) -> Result<(), SockDiagError> {
+    let option = match proto {
+        Proto::Tcp => "CONFIG_INET_TCP_DIAG",
+        Proto::Udp => "CONFIG_INET_UDP_DIAG",
+    };
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        // struct inet_diag_req_v2: family, protocol, extensions, padding, states, and an id of zeros.
+        let mut body = vec![family, proto.number(), 0, 0];
+        body.extend_from_slice(&states.to_ne_bytes());
+        body.resize(body.len() + 48, 0);
+        let answers = match socket.dump(&Request {
+            kind: SOCK_DIAG_BY_FAMILY,
+            flags: 0,
+            body,
+        }) {
+            Err(e) if e.is(Errno::ENOENT) || e.is(Errno::EINVAL) => {
+                return Err(SockDiagError::Missing { proto, option });
+            }
+            other => other?,
+        };
+        answers.iter().for_each(|a| take(&a.body));
+    }
+    Ok(())
+}
+
+/// TCP connections of the calling thread's namespace whose near end is one of `ports` and that have more to say; those
+/// within the namespace are not counted.
+pub fn connections(ports: &BTreeSet<u16>) -> Result<usize, SockDiagError> {
+    let mut socket = Socket::open(NETLINK_SOCK_DIAG)?;
+    let mut ends = Vec::new();
+    dump(&mut socket, Proto::Tcp, UNDER_WAY, |body| {
+        ends.extend(parse(Proto::Tcp, body).and_then(|near| Some((near.at, far(body)?))));
+    })?;
+    // Both ends of a connection within the namespace are in the list; of an address mapped into IPv6 too.
+    let plain = |a: SocketAddr| SocketAddr::new(a.ip().to_canonical(), a.port());
+    let near: BTreeSet<SocketAddr> = ends.iter().map(|(near, _)| plain(*near)).collect();
+    let from_outside = ends
+        .iter()
+        .filter(|(at, far)| ports.contains(&at.port()) && !near.contains(&plain(*far)));
+    Ok(from_outside.count())
 }
 
 /// The ports among them: what an endpoint offers (run in its namespace).
@@ -95,16 +123,27 @@ pub fn listening_ports() -> Result<BTreeSet<(Proto, u16)>, SockDiagError> {
         .collect())
 }
 
+/// The far end in the same message.
+fn far(body: &[u8]) -> Option<SocketAddr> {
+    let port = u16::from_be_bytes(*body.get(6..)?.first_chunk()?);
+    let address: &[u8; 16] = body.get(24..)?.first_chunk()?;
+    Some(SocketAddr::new(ip(*body.first()?, address)?, port))
+}
+
+fn ip(family: u8, address: &[u8; 16]) -> Option<IpAddr> {
+    match i32::from(family) {
+        libc::AF_INET => Some(IpAddr::V4(Ipv4Addr::from(*address.first_chunk::<4>()?))),
+        libc::AF_INET6 => Some(IpAddr::V6(Ipv6Addr::from(*address))),
+        _ => None,
+    }
+}
+
 /// `struct inet_diag_msg`: family, state, timer, retransmissions, then the id (ports, addresses, ...), ..., inode last.
 fn parse(proto: Proto, body: &[u8]) -> Option<Listener> {
     let body = body.get(..MESSAGE)?;
     let port = u16::from_be_bytes(*body.get(4..)?.first_chunk()?);
     let address: &[u8; 16] = body.get(8..)?.first_chunk()?;
-    let ip = match i32::from(*body.first()?) {
-        libc::AF_INET => IpAddr::V4(Ipv4Addr::from(*address.first_chunk::<4>()?)),
-        libc::AF_INET6 => IpAddr::V6(Ipv6Addr::from(*address)),
-        _ => return None,
-    };
+    let ip = ip(*body.first()?, address)?;
     let inode = u32::from_ne_bytes(*body.get(MESSAGE - 4..)?.first_chunk()?);
     Some(Listener {
         proto,
@@ -243,6 +282,67 @@ mod tests {
             assert_eq!(listening_ports().unwrap(), BTreeSet::new());
         })
         .unwrap();
+    }
+
+    #[test]
+    fn connections_from_outside_are_counted_until_all_is_said() {
+        use crate::rtnl::{
+            Rtnl,
+            request::{VethEnd, create_veth},
+        };
+        let folder = Folder::new("sockdiag-flows");
+        let task = netns::create(&folder.path().join("task")).unwrap();
+        let client = netns::create(&folder.path().join("client")).unwrap();
+        let mut rtnl = Rtnl::open_in(&task).unwrap();
+        let near = VethEnd {
+            name: "near",
+            mac: None,
+            mtu: None,
+            netns: None,
+        };
+        let far = VethEnd {
+            name: "far",
+            netns: Some(std::os::fd::AsFd::as_fd(&client)),
+            ..near
+        };
+        rtnl.execute_all(&[create_veth(&near, &far)]).unwrap();
+        for (ns, name, address) in [(&task, "near", "192.0.2.1/24"), (&client, "far", "192.0.2.2/24")] {
+            let done = netns::run_in(ns, || {
+                std::process::Command::new("sh")
+                    .args([
+                        "-c",
+                        &format!("ip addr add {address} dev {name} && ip link set {name} up"),
+                    ])
+                    .status()
+            });
+            assert!(done.unwrap().unwrap().success());
+        }
+        let ports = BTreeSet::from([8080]);
+        let count = || netns::run_in(&task, || connections(&ports)).unwrap().unwrap();
+        let (server, other) = netns::run_in(&task, || {
+            (
+                TcpListener::bind("[::]:8080").unwrap(),
+                TcpListener::bind("0.0.0.0:9090").unwrap(),
+            )
+        })
+        .unwrap();
+        assert_eq!(count(), 0);
+        let connect = |port: u16| TcpStream::connect(("192.0.2.1", port)).unwrap();
+        let (long, elsewhere) = netns::run_in(&client, || (connect(8080), connect(9090))).unwrap();
+        let accepted = server.accept().unwrap().0;
+        assert_eq!(count(), 1, "one on the port, one on another");
+        let inside = netns::run_in(&task, || connect(8080)).unwrap();
+        let inside_accepted = server.accept().unwrap().0;
+        assert_eq!(count(), 1, "a health check is nobody's flow");
+        drop(long);
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+        // The client has closed, the server may still answer: it counts until it has closed too.
+        assert_eq!(count(), 1);
+        drop(accepted);
+        while count() > 0 {
+            assert!(std::time::Instant::now() < until);
+        }
+        drop((server, other, elsewhere, inside, inside_accepted));
     }
 
     #[test]

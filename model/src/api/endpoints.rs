@@ -111,3 +111,21 @@ pub struct EndpointSeen {
     /// State.
     pub state: EndpointState,
 }
+
+/// `POST /v1/endpoints/ID/drain`: takes an endpoint out of new flows everywhere, and answers when its established ones have
+/// ended or may go on no longer. The answer says whether all living nodes have acknowledged it, and how many are cut.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EndpointDrain {
+    /// How long established flows may go on after the acknowledgements, ms; none: as its service says, else 10,000.
+    pub timeout_ms: Option<u64>,
+}
+
+/// What a drain came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndpointDrained {
+    /// All living nodes have said that they send no new flows to it.
+    pub acknowledged: bool,
+    /// TCP connections that were still established when the time was over. A UDP flow has no end that could be seen.
+    pub cut: usize,
+}

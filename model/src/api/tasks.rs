@@ -7,27 +7,83 @@ use serde::{Deserialize, Serialize};
 use crate::ids::EndpointId;
 use crate::ids::Name;
 use crate::ids::NodeId;
+use crate::spec::{Health, Restart};
 
-/// A life stage of a task (Swarm's words).
+/// A life stage of a task (Swarm's words), in the order in which they come; from `Complete` on it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskState {
+    /// Wanted, and no node found yet.
+    New,
     /// Placed, not yet seen by its node.
     Assigned,
+    /// Its node knows of it.
+    Accepted,
     /// Its namespace is being made.
     Preparing,
+    /// All is made, and something else is waited for.
+    Ready,
     /// Its command was started.
     Starting,
     /// Its command runs.
     Running,
     /// Ended with 0 and not restarted.
     Complete,
-    /// Ended by an error; restarted after a pause.
-    Failed,
     /// Stopped because the log no longer wants it here.
     Shutdown,
+    /// Ended by an error, or found unhealthy.
+    Failed,
+    /// Its node could not start it.
+    Rejected,
     /// Its node is gone.
     Orphaned,
+}
+
+impl TaskState {
+    /// All of them.
+    pub const ALL: [TaskState; 12] = [
+        TaskState::New,
+        TaskState::Assigned,
+        TaskState::Accepted,
+        TaskState::Preparing,
+        TaskState::Ready,
+        TaskState::Starting,
+        TaskState::Running,
+        TaskState::Complete,
+        TaskState::Shutdown,
+        TaskState::Failed,
+        TaskState::Rejected,
+        TaskState::Orphaned,
+    ];
+
+    /// Whether nothing comes after it.
+    pub fn is_end(self) -> bool {
+        self >= TaskState::Complete
+    }
+
+    /// Whether it ended as nobody wished.
+    pub fn is_failure(self) -> bool {
+        matches!(self, TaskState::Failed | TaskState::Rejected | TaskState::Orphaned)
+    }
+
+    /// Whether one and the same task may go from here to `next`. Stages may be passed over, since reports are; none comes
+    /// twice, and nothing comes after an end.
+    pub fn may_become(self, next: TaskState) -> bool {
+        use TaskState::{Complete, Orphaned, Rejected, Running, Starting};
+        match next {
+            _ if self.is_end() => false,
+            // The command has run by then.
+            Complete => matches!(self, Starting | Running),
+            Rejected => self < Running,
+            Orphaned => true,
+            _ => next > self,
+        }
+    }
+
+    /// Whether a node may say this of a task of its own; the others are the managers' to say.
+    pub fn is_told_by_nodes(self) -> bool {
+        !matches!(self, TaskState::New | TaskState::Assigned | TaskState::Orphaned)
+    }
 }
 
 /// `GET /v1/services/NAME/tasks`: newest first within a slot.
@@ -69,9 +125,33 @@ pub struct TaskStatus {
     /// Process id in netd-run's pid namespace.
     #[serde(default)]
     pub pid: Option<u32>,
-    /// Restarts so far.
+    /// Restarts so far: another number is another task in the same slot.
     #[serde(default)]
     pub restarts: u32,
+    /// What the health check says; none: there is none, or no probe has succeeded yet.
+    #[serde(default)]
+    pub health: Option<bool>,
+    /// Its restarts on this node are used up: it is not started here again.
+    #[serde(default)]
+    pub exhausted: bool,
+    /// File with its output, an absolute path on the node.
+    #[serde(default)]
+    pub log: Option<String>,
+}
+
+impl TaskStatus {
+    /// Of a state, with nothing more to say.
+    pub fn of(state: TaskState) -> TaskStatus {
+        TaskStatus {
+            state,
+            message: String::new(),
+            pid: None,
+            restarts: 0,
+            health: None,
+            exhausted: false,
+            log: None,
+        }
+    }
 }
 
 /// A line of `GET /v1/watch?resource=assignments` (NDJSON): the whole set at each change.
@@ -98,10 +178,65 @@ pub struct Assignment {
     pub networks: Vec<Name>,
     /// Command and arguments.
     pub command: Vec<String>,
-    /// Environment.
+    /// Environment, templates filled in.
     pub env: BTreeMap<String, String>,
+    /// Host name; none: the host's.
+    pub hostname: Option<String>,
+    /// What happens when it ends.
+    pub restart: Restart,
+    /// When it is fit for new flows; none: when it listens.
+    pub health: Option<Health>,
     /// SIGTERM to SIGKILL, ms.
     pub stop_grace_ms: u64,
+    /// How long established flows may go on when it leaves, ms.
+    pub drain_timeout_ms: u64,
     /// A task running with another one is replaced.
     pub generation: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TaskState::{self, *};
+
+    /// The whole table: what each state may become.
+    #[test]
+    fn no_way_but_the_allowed_ones() {
+        let table: [(TaskState, &[TaskState]); 12] = [
+            (
+                New,
+                &[
+                    Assigned, Accepted, Preparing, Ready, Starting, Running, Shutdown, Failed, Rejected, Orphaned,
+                ],
+            ),
+            (
+                Assigned,
+                &[
+                    Accepted, Preparing, Ready, Starting, Running, Shutdown, Failed, Rejected, Orphaned,
+                ],
+            ),
+            (
+                Accepted,
+                &[
+                    Preparing, Ready, Starting, Running, Shutdown, Failed, Rejected, Orphaned,
+                ],
+            ),
+            (
+                Preparing,
+                &[Ready, Starting, Running, Shutdown, Failed, Rejected, Orphaned],
+            ),
+            (Ready, &[Starting, Running, Shutdown, Failed, Rejected, Orphaned]),
+            (Starting, &[Running, Complete, Shutdown, Failed, Rejected, Orphaned]),
+            (Running, &[Complete, Shutdown, Failed, Orphaned]),
+            (Complete, &[]),
+            (Shutdown, &[]),
+            (Failed, &[]),
+            (Rejected, &[]),
+            (Orphaned, &[]),
+        ];
+        assert_eq!(table.map(|(s, _)| s), TaskState::ALL, "every state, in order");
+        for (from, to) in table {
+            let got: Vec<TaskState> = TaskState::ALL.into_iter().filter(|s| from.may_become(*s)).collect();
+            assert_eq!(got, to, "from {from:?}");
+        }
+    }
 }

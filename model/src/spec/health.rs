@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 pub struct Health {
     /// What is asked.
     pub probe: Probe,
-    /// Between two probes, ms; 100 to a day. Default: 5,000.
+    /// Between two probes, ms; 100 to a day. Before the first success probes come sooner; what counts as a failure lies an
+    /// interval apart all the same. Default: 5,000.
     #[serde(default = "Health::interval")]
     pub interval_ms: u64,
     /// How long an answer may take, ms; 1 to a day. Default: 2,000. What hangs longer is ended, and has failed.
@@ -24,6 +25,16 @@ pub struct Health {
 }
 
 impl Health {
+    /// A check with the defaults.
+    pub fn of(probe: Probe) -> Health {
+        Health {
+            probe,
+            interval_ms: Health::interval(),
+            timeout_ms: Health::timeout(),
+            retries: Health::retries(),
+            start_period_ms: 0,
+        }
+    }
     fn interval() -> u64 {
         5_000
     }

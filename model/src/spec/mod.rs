@@ -6,6 +6,7 @@ mod port;
 mod restart;
 mod rolling;
 mod service;
+pub mod template;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};

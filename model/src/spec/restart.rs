@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 pub struct Restart {
     /// After which ends. Default: any.
     pub condition: Condition,
-    /// Before a start, ms; 0 to a day. Each further start that fails soon waits longer, up to 30 s or `delay_ms` if that
-    /// is more. Default: 100.
+    /// Before a start, ms; 0 to a day. After each further start whose task ends within 10 s twice as long, up to 30 s or
+    /// `delay_ms` if that is more. Default: 100.
     pub delay_ms: u64,
-    /// Restarts on one node within `window_ms`, after which the slot is given to another node; none: no limit.
+    /// Restarts on one node within `window_ms`, 1 to 1,000, after which the slot is given to another node; none: no limit.
     pub max_attempts: Option<u32>,
     /// The time that `max_attempts` counts in, ms; 0: for ever. Default: 0.
     pub window_ms: u64,

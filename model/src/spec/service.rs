@@ -44,7 +44,9 @@ pub struct ServiceSpec {
     /// Environment of the command, beside `NETD_SERVICE`, `NETD_SLOT`, `NETD_NODE`. Values may have templates, as
     /// `hostname`.
     pub env: BTreeMap<String, String>,
-    /// Host name inside each task, with templates: `{{.Service}}`, `{{.Slot}}`, `{{.Node}}`. None: the host's.
+    /// Host name inside each task, with [templates](super::template): `{{.Service}}`, `{{.Slot}}`, `{{.Node}}`. None: the
+    /// host's. Without `{{.Slot}}` all tasks have the same one, which is no conflict: it is theirs alone, names on networks
+    /// are those of services and tasks.
     pub hostname: Option<String>,
     /// For people and filters; not looked at by netd.
     pub labels: BTreeMap<String, String>,

@@ -172,13 +172,17 @@ async fn settle(cx: &Context, wait: &WaitArgs, name: &Name, changed: &Changed, d
 /// A life stage in a word.
 pub(crate) fn state_word(state: TaskState) -> &'static str {
     match state {
+        TaskState::New => "new",
         TaskState::Assigned => "assigned",
+        TaskState::Accepted => "accepted",
         TaskState::Preparing => "preparing",
+        TaskState::Ready => "ready",
         TaskState::Starting => "starting",
         TaskState::Running => "running",
         TaskState::Complete => "complete",
-        TaskState::Failed => "failed",
         TaskState::Shutdown => "shutdown",
+        TaskState::Failed => "failed",
+        TaskState::Rejected => "rejected",
         TaskState::Orphaned => "orphaned",
     }
 }
@@ -186,9 +190,9 @@ pub(crate) fn state_word(state: TaskState) -> &'static str {
 fn state_cell(state: TaskState) -> Cell {
     let tone = match state {
         TaskState::Running => Tone::Good,
-        TaskState::Failed | TaskState::Orphaned => Tone::Bad,
         TaskState::Complete | TaskState::Shutdown => Tone::Plain,
-        TaskState::Assigned | TaskState::Preparing | TaskState::Starting => Tone::Warn,
+        _ if state.is_failure() => Tone::Bad,
+        _ => Tone::Warn,
     };
     Cell::toned(state_word(state), tone)
 }

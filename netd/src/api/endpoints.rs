@@ -3,7 +3,7 @@
 use axum::extract::{Path, State};
 use model::{
     Code, EndpointId,
-    api::{EndpointCreate, EndpointView},
+    api::{EndpointCreate, EndpointDrain, EndpointDrained, EndpointView},
 };
 
 use super::{
@@ -43,8 +43,11 @@ pub(super) async fn detach(State(d): State<Shared>, path: Path<String>) -> Resul
     Ok(Answer(serde_json::json!({ "removed": existed })))
 }
 
-pub(super) async fn drain(State(d): State<Shared>, path: Path<String>) -> Result<Answer<serde_json::Value>, Fail> {
+pub(super) async fn drain(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(req): Body<EndpointDrain>,
+) -> Result<Answer<EndpointDrained>, Fail> {
     let id: EndpointId = segment(path)?;
-    let acknowledged = d.cluster()?.drain(&id).await?;
-    Ok(Answer(serde_json::json!({ "acknowledged": acknowledged })))
+    Ok(Answer(d.cluster()?.drain(&id, &req).await?))
 }

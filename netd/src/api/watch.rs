@@ -14,6 +14,7 @@ use model::{
     Code, EndpointId, NodeId,
     api::{Assignment, Assignments, EndpointAt, EndpointSeen, EndpointsSeen, NodesSeen, TaskStatus},
     row::{Row, RowBody, RowKey},
+    spec::template::{self, Fill},
 };
 use serde::Deserialize;
 
@@ -47,21 +48,33 @@ pub(super) struct WatchQuery {
 pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
     let c = c?;
     let intent = c.intent();
+    let hostname = intent.nodes.get(&c.me).map(|n| n.hostname.as_str()).unwrap_or_default();
     let mut tasks = Vec::new();
     for (name, nodes) in &intent.placements {
         let Some(service) = intent.services.get(name) else {
             continue;
         };
         for slot in nodes.get(&c.me).into_iter().flat_map(|s| s.iter()) {
+            let (spec, generation) = service.template(slot);
+            let fill = Fill {
+                service: name,
+                slot,
+                node: c.me,
+                hostname,
+            };
             tasks.push(Assignment {
                 id: EndpointId::task(name, slot),
                 service: name.clone(),
                 slot,
-                networks: service.spec.networks.clone(),
-                command: service.spec.command.clone(),
-                env: service.spec.env.clone(),
-                stop_grace_ms: service.spec.stop_grace_ms,
-                generation: service.generation,
+                networks: spec.networks.clone(),
+                command: spec.command.clone(),
+                env: filled(&spec.env, &fill),
+                hostname: spec.hostname.as_deref().map(|h| template::hostname(h, &fill)),
+                restart: spec.restart.clone(),
+                health: spec.health.clone(),
+                stop_grace_ms: spec.stop_grace_ms,
+                drain_timeout_ms: spec.drain_timeout_ms,
+                generation,
             });
         }
     }
@@ -70,6 +83,11 @@ pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
         node: c.me,
         tasks,
     })
+}
+
+fn filled(env: &BTreeMap<String, String>, fill: &Fill<'_>) -> BTreeMap<String, String> {
+    let pairs = env.iter().map(|(k, v)| (k.clone(), template::fill(v, fill)));
+    pairs.collect()
 }
 
 /// What the reader of a stream knows by now.
@@ -250,8 +268,7 @@ pub(super) async fn task_status(
 }
 
 fn report(d: &Daemon, id: EndpointId, status: TaskStatus) -> Result<(), Fail> {
-    d.cluster()?.task_reported(id, status);
-    Ok(())
+    Ok(d.cluster()?.task_reported(id, status)?)
 }
 
 #[cfg(test)]

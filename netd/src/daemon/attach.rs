@@ -1,15 +1,18 @@
 //! Attaching, detaching and draining endpoints of this node.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use kernel::netns::{self, Netns};
+use kernel::{
+    netns::{self, Netns},
+    sockdiag,
+};
 use model::{
-    ApiError, Code, EndpointId, Intent, Name, Vni,
-    api::{EndpointCreate, EndpointView},
+    ApiError, Code, EndpointId, Intent, Name, Proto, Vni,
+    api::{EndpointCreate, EndpointDrain, EndpointDrained, EndpointView},
 };
 
 use super::{Cluster, internal};
@@ -17,6 +20,12 @@ use crate::endpoints::{Endpoint, NoAddress, endpoint_mac};
 
 /// Longest wait for the kernel to hold a new endpoint.
 const ATTACH: Duration = Duration::from_secs(10);
+/// How long established flows may go on where no service says.
+const DRAIN: Duration = Duration::from_secs(10);
+/// Longest that they may, whoever says so.
+const LONGEST_DRAIN: Duration = Duration::from_secs(24 * 3600);
+/// Between two looks at the flows of an endpoint that drains.
+const LOOK: Duration = Duration::from_millis(50);
 /// Longest wait for a manager to give a block.
 const BLOCK: Duration = Duration::from_secs(5);
 
@@ -34,6 +43,15 @@ struct Part {
     id: EndpointId,
     network: Name,
     vni: Vni,
+}
+
+/// Connections from outside to ports of a namespace; one that cannot be looked into has none.
+async fn connections(netns: PathBuf, ports: BTreeSet<u16>) -> usize {
+    let looked = tokio::task::spawn_blocking(move || {
+        let netns = Netns::open(&netns).ok()?;
+        netns::run_in(&netns, || sockdiag::connections(&ports)).ok()?.ok()
+    });
+    looked.await.ok().flatten().unwrap_or(0)
 }
 
 impl Cluster {
@@ -120,6 +138,8 @@ impl Cluster {
                     slot: req.slot,
                     of: (w.id != id).then(|| id.clone()),
                     draining: false,
+                    healthy: None,
+                    running: self.task_runs(&id),
                     listening: Default::default(),
                     attached: false,
                     problem: None,
@@ -418,29 +438,53 @@ impl Cluster {
         }
     }
 
-    /// Takes an endpoint and those that belong to it out of new flows on every living node; `true` once all have said
-    /// that they have it so.
-    pub async fn drain(&self, id: &EndpointId) -> Result<bool, ApiError> {
-        if self.by_itself(id)?.is_none() {
+    /// Takes an endpoint and those that belong to it out of new flows on every living node, and waits until its established ones have ended, as long
+    /// as its service allows (CONTRACTS, Draining). TCP alone: an UDP flow has no end that anybody could see.
+    pub async fn drain(&self, id: &EndpointId, req: &EndpointDrain) -> Result<EndpointDrained, ApiError> {
+        let Some(e) = self.by_itself(id)? else {
             return Err(ApiError::new(
                 Code::NotFound,
                 format!("no endpoint {id} on this node"),
                 "netctl endpoint ls",
             ));
-        }
-        let group = {
+        };
+        let (group, netns, ports, limit) = {
             let mut table = self.endpoints();
             let mut group = table.group(id);
             group.values_mut().for_each(|e| e.draining = true);
+            let intent = self.intent();
+            let spec = e.service.as_ref().and_then(|s| intent.services.get(s));
+            let spec = spec.map(|s| e.slot.map_or(&s.spec, |slot| s.template(slot).0));
+            let limit = req.timeout_ms.or(spec.map(|s| s.drain_timeout_ms));
+            let limit = limit.map_or(DRAIN, |ms| Duration::from_millis(ms).min(LONGEST_DRAIN));
+            // The VIP leads to every port that is listened on.
+            let tcp = |(proto, port): &(Proto, u16)| (*proto == Proto::Tcp).then_some(*port);
+            let asked = spec.map(|s| s.publish.iter().map(|p| (p.proto, p.target)).collect());
+            let asked: Vec<(Proto, u16)> = asked.unwrap_or_default();
+            let ports: BTreeSet<u16> = e.listening.iter().chain(&asked).filter_map(tcp).collect();
+            let netns = e.netns.clone();
             table
                 .put(group.clone())
                 .map_err(|e| internal("the endpoints on disk", e))?;
-            group
+            (group, netns, ports, limit)
         };
         let version = group.keys().map(|id| self.publish_row(id)).max().unwrap_or(0);
         self.endpoints_changed();
-        Ok(self
+        let acknowledged = self
             .held_everywhere(version, self.intent().settings.drain_ack_timeout())
-            .await)
+            .await;
+        let end = tokio::time::Instant::now() + limit;
+        let cut = loop {
+            // Who detached it meanwhile does not wait for anything.
+            if self.endpoints().get(id).is_none_or(|e| !e.draining) {
+                break 0;
+            }
+            let left = connections(netns.clone(), ports.clone()).await;
+            if left == 0 || tokio::time::Instant::now() >= end {
+                break left;
+            }
+            tokio::time::sleep_until(end.min(tokio::time::Instant::now() + LOOK)).await;
+        };
+        Ok(EndpointDrained { acknowledged, cut })
     }
 }

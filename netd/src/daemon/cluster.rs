@@ -9,7 +9,7 @@ use std::{
 
 use model::{
     ApiError, Code, EndpointId, Intent, NodeId, NodeRow, Vni,
-    api::{Convergence, TaskStatus},
+    api::{Convergence, TaskState, TaskStatus},
     intent::Role,
 };
 use serde::de::DeserializeOwned;
@@ -409,11 +409,31 @@ impl Cluster {
         )
     }
 
-    /// What a task's runner reported.
-    pub fn task_reported(&self, id: EndpointId, status: TaskStatus) {
+    /// What a task's runner reported. The task's endpoints are fit for new flows, or not, from now on.
+    pub fn task_reported(&self, id: EndpointId, status: TaskStatus) -> Result<(), ApiError> {
+        if !status.state.is_told_by_nodes() {
+            return Err(ApiError::new(
+                Code::Invalid,
+                format!("{id}: that a task is {:?} is for managers to say", status.state),
+                "accepted, preparing, ready, starting, running, complete, shutdown, failed or rejected",
+            ));
+        }
+        let changed = self
+            .endpoints()
+            .told(&id, status.state == TaskState::Running, status.health)
+            .map_err(|e| internal("the endpoints on disk", e))?;
+        if changed {
+            self.endpoints_changed();
+        }
         self.tasks.send_modify(|t| {
             t.insert(id, status);
         });
+        Ok(())
+    }
+
+    /// Whether a task runs, as far as its runner has told.
+    pub(super) fn task_runs(&self, id: &EndpointId) -> Option<bool> {
+        self.tasks.borrow().get(id).map(|t| t.state == TaskState::Running)
     }
 
     /// Counters of the data path that are not 0.

@@ -79,19 +79,20 @@ impl Cluster {
         let mut intent = self.intent_changes();
         let mut endpoints = self.endpoint_changes();
         loop {
-            self.look_who_listens().await;
-            self.publish_all();
-            let waiting = {
-                let now = intent.borrow_and_update().clone();
-                self.endpoints()
-                    .all()
-                    .values()
-                    .any(|e| e.state(&now) == EndpointState::Starting)
-            };
+            // Before the look: what changes during it is looked at again.
+            let now = intent.borrow_and_update().clone();
             endpoints.mark_unchanged();
             reconciled.mark_unchanged();
+            self.look_who_listens().await;
+            self.publish_all();
+            let again = {
+                let here = self.endpoints();
+                let waits = here.all().values().any(|e| e.state(&now) == EndpointState::Starting);
+                // Without endpoints there is nobody who could begin or end to listen.
+                (!here.all().is_empty()).then_some(if waits { SOON } else { CALM })
+            };
             tokio::select! {
-                () = tokio::time::sleep(if waiting { SOON } else { CALM }) => {}
+                () = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
                 r = intent.changed() => if r.is_err() { return },
                 r = endpoints.changed() => if r.is_err() { return },
                 r = reconciled.changed() => if r.is_err() { return },

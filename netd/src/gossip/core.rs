@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use super::{
     Facts, Stats,
     disk::{Disk, Save, View},
+    kept::KEPT,
 };
 
 /// First octet of a datagram's content.
@@ -66,12 +67,15 @@ pub(super) struct Core {
     highest: NodeId,
     /// Last known gossip addresses.
     addrs: BTreeMap<NodeId, SocketAddr>,
-    seeds: BTreeSet<SocketAddr>,
+    /// Addresses to meet others at, and who was met there last.
+    seeds: BTreeMap<SocketAddr, Option<NodeId>>,
     /// What this node wants its own rows to say.
     own: BTreeMap<RowKey, RowBody>,
     pending: Vec<SignedRow>,
     dirty: BTreeSet<NodeId>,
     facts: Arc<Facts>,
+    /// The health of nodes may have changed since it was published.
+    judged: bool,
     unsaved: bool,
     leaving: bool,
     rng: StdRng,
@@ -91,11 +95,12 @@ impl Core {
             intent: Arc::default(),
             highest: NodeId(0),
             addrs: last.members.iter().map(|m| (m.member.node, m.member.addr)).collect(),
-            seeds: BTreeSet::new(),
+            seeds: BTreeMap::new(),
             own: BTreeMap::new(),
             pending: decode_all(&last.rows).unwrap_or_default(),
             dirty: BTreeSet::new(),
             facts: Arc::default(),
+            judged: true,
             unsaved: false,
             leaving: false,
             rng: StdRng::seed_from_u64(seed ^ 1),
@@ -144,6 +149,7 @@ impl Core {
             }
         }
         self.dirty.extend(self.table.owners());
+        self.judged = true;
     }
 
     /// A datagram's content.
@@ -272,10 +278,13 @@ impl Core {
     pub(super) fn pinged(&mut self, now: Duration, node: NodeId, outcome: Outcome) {
         tracing::debug!(%node, ?outcome, "direct ping");
         self.watch.pinged(now, node, outcome);
+        self.judged = true;
     }
 
     pub(super) fn seeds(&mut self, seeds: &[SocketAddr]) {
-        self.seeds.extend(seeds);
+        for seed in seeds {
+            self.seeds.entry(*seed).or_insert(None);
+        }
     }
 
     /// This node's gossip address has changed.
@@ -313,6 +322,7 @@ impl Core {
                     tracing::info!(node = %m.node, addr = %m.addr, "member up");
                     self.addrs.insert(m.node, m.addr);
                     self.watch.up(m.node);
+                    self.judged = true;
                     self.unsaved = true;
                 }
                 Output::Down(m) => {
@@ -364,20 +374,31 @@ impl Core {
     }
 
     /// Somebody to compare with: a living member, or (`far`, or when there is none) one that is not, or a seed.
-    pub(super) fn partner(&mut self, far: bool) -> Option<(Option<NodeId>, SocketAddr)> {
+    ///
+    /// `kept`: nodes that a connection is open to. With [`KEPT`] of them that live, it is one of them.
+    pub(super) fn partner(&mut self, far: bool, kept: &[NodeId]) -> Option<(Option<NodeId>, SocketAddr)> {
         let living: BTreeMap<NodeId, SocketAddr> = self.membership.living().map(|m| (m.node, m.addr)).collect();
-        let near = living.iter().map(|(n, a)| (Some(*n), *a));
-        if !far && let Some(p) = near.choose(&mut self.rng) {
-            return Some(p);
+        let kept = kept.iter().filter_map(|n| living.get_key_value(n));
+        let near: Vec<(&NodeId, &SocketAddr)> = match kept.clone().count() >= KEPT {
+            true => kept.collect(),
+            false => living.iter().collect(),
+        };
+        let near = near.into_iter().choose(&mut self.rng).map(|(n, a)| (Some(*n), *a));
+        if !far && near.is_some() {
+            return near;
         }
         let known = self
             .addrs
             .iter()
             .filter(|(n, _)| **n != self.me && !living.contains_key(n));
         let known = known.map(|(n, a)| (Some(*n), *a));
-        let seeds = self.seeds.iter().map(|a| (None, *a));
+        // A seed that lives is near: were it asked as a seed, all nodes would ask the same few managers.
+        let lives = |who: &Option<NodeId>| who.is_some_and(|n| living.contains_key(&n));
+        let seeds = self.seeds.iter().filter(|(_, who)| !lives(who));
+        let seeds = seeds.map(|(a, _)| (None, *a));
         let mine = self.membership.me().addr;
-        known.chain(seeds).filter(|(_, a)| *a != mine).choose(&mut self.rng)
+        let far = known.chain(seeds).filter(|(_, a)| *a != mine);
+        far.choose(&mut self.rng).or(near)
     }
 
     /// The facts, if they have changed since the last call.
@@ -399,14 +420,15 @@ impl Core {
                 false => rows.insert(owner, Arc::new(new)),
             };
         }
-        let health = self.health();
-        if rows.is_none() && health == self.facts.health {
+        let judged = std::mem::take(&mut self.judged);
+        let health = judged.then(|| self.health()).filter(|h| *h != self.facts.health);
+        if rows.is_none() && health.is_none() {
             return;
         }
         self.unsaved = true;
         self.facts = Arc::new(Facts {
             rows: rows.unwrap_or_else(|| self.facts.rows.clone()),
-            health,
+            health: health.unwrap_or_else(|| self.facts.health.clone()),
             seq: self.facts.seq + 1,
         });
         to.send_replace(self.facts.clone());
@@ -449,6 +471,19 @@ impl Core {
         }
     }
 
+    /// A connection was made for a comparison, and this node answered.
+    pub(super) fn opened(&mut self, addr: SocketAddr, node: NodeId) {
+        self.stats.opened += 1;
+        if let Some(who) = self.seeds.get_mut(&addr) {
+            *who = Some(node);
+        }
+    }
+
+    /// Equal where the same members live.
+    pub(super) fn digest(&self) -> u64 {
+        self.membership.digest()
+    }
+
     pub(super) fn members(&self) -> Vec<MemberState> {
         self.membership.state()
     }
@@ -459,6 +494,11 @@ impl Core {
 
     pub(super) fn root(&self) -> u64 {
         self.table.root()
+    }
+
+    #[cfg(test)]
+    pub(super) fn rows_of(&self, owner: NodeId) -> usize {
+        self.table.rows_of(owner).count()
     }
 
     pub(super) fn summary(&self) -> Summary {

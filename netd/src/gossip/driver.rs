@@ -14,6 +14,7 @@ use model::ids::NodeId;
 use tokio::{
     net::UdpSocket,
     sync::{Semaphore, mpsc},
+    task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
 };
 
@@ -47,6 +48,9 @@ pub(super) async fn run(shared: Arc<Shared>, udp: UdpSocket) {
     // One octet more than may be, so that longer datagrams are seen as such.
     let mut buf = vec![0; MAX_PACKET + 1];
     let mut intent_open = true;
+    let mut certified = shared.tls.replaced();
+    // Ended with this task.
+    let mut running = JoinSet::new();
     loop {
         let now = shared.now();
         let (out, more, due, next) = {
@@ -62,7 +66,7 @@ pub(super) async fn run(shared: Arc<Shared>, udp: UdpSocket) {
         }
         for (node, addr) in due {
             let (shared, pings) = (shared.clone(), pings.clone());
-            tokio::spawn(async move {
+            running.spawn(async move {
                 let outcome = link::ping(&shared.tls, addr, node).await;
                 let _ = pings.send((node, outcome)).await;
             });
@@ -89,17 +93,24 @@ pub(super) async fn run(shared: Arc<Shared>, udp: UdpSocket) {
                 intent_open = changed.is_ok();
                 let new = intent.borrow_and_update().clone();
                 shared.lock().on_intent(shared.now(), new);
+                shared.with_kept(|kept, now| kept.sweep(now));
             }
+            Ok(()) = certified.changed() => shared.with_kept(|kept, now| kept.sweep(now)),
             Some((node, outcome)) = pinged.recv() => shared.lock().pinged(shared.now(), node, outcome),
             () = sleep_until(sync_at) => {
                 sync_at = Instant::now() + SYNC_EVERY.mul_f64(0.5 + rand::random::<f64>() / 2.0);
                 syncs += 1;
-                let partner = shared.lock().partner(syncs.is_multiple_of(FAR_EACH));
+                while running.try_join_next().is_some() {}
+                let kept = shared.with_kept(|kept, now| {
+                    kept.sweep(now);
+                    kept.nodes()
+                });
+                let partner = shared.lock().partner(syncs.is_multiple_of(FAR_EACH), &kept);
                 if let Some((node, addr)) = partner
                     && let Ok(permit) = syncing.clone().try_acquire_owned()
                 {
                     let shared = shared.clone();
-                    tokio::spawn(async move {
+                    running.spawn(async move {
                         let _permit = permit;
                         if let Err(e) = link::sync(&shared, addr, node).await {
                             tracing::debug!(%addr, error = %e, "no comparison with another node");

@@ -4,12 +4,13 @@
 //! port carries what datagrams may lose: every second or two a node compares members and rows with another one
 //! (anti-entropy), and a death that SWIM reports is confirmed by a direct ping before it counts.
 //!
-//! `core` decides and is driven by `driver`; `link` is the TCP side, `disk` keeps the last view, so that a restarted
-//! daemon begins where it ended and withdraws nothing.
+//! `core` decides and is driven by `driver`; `link` is the TCP side, on connections of `kept`; `disk` keeps the last view,
+//! so that a restarted daemon begins where it ended and withdraws nothing.
 
 mod core;
 mod disk;
 mod driver;
+mod kept;
 mod link;
 #[cfg(test)]
 mod tests;
@@ -35,10 +36,11 @@ use model::{
     row::{Row, RowBody, RowKey},
 };
 use tokio::{
-    net::{TcpListener, UdpSocket},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::{Notify, watch},
     task::JoinHandle,
 };
+use tokio_rustls::client::TlsStream;
 
 use self::{core::Core, disk::Disk};
 use crate::identity::{About, IdentityError, NodeKey, Tls, random};
@@ -131,13 +133,19 @@ pub struct Stats {
     pub syncs: u64,
     /// Those that did not.
     pub syncs_failed: u64,
+    /// Connections made for them; the others went over one that was kept.
+    pub opened: u64,
     /// Connections by strangers and removed nodes.
     pub strangers: u64,
 }
 
+/// Connections kept for the next comparison.
+type Connections = kept::Kept<TlsStream<TcpStream>>;
+
 /// What the tasks share.
 struct Shared {
     core: Mutex<Core>,
+    kept: Mutex<Connections>,
     keys: ArcSwap<Keyring>,
     tls: Arc<Tls>,
     intent: watch::Receiver<Arc<Intent>>,
@@ -230,6 +238,7 @@ impl Gossip {
         let core = Core::new(me, config.signer, disk, last, first, seed);
         let shared = Arc::new(Shared {
             core: Mutex::new(core),
+            kept: Mutex::default(),
             keys: ArcSwap::from_pointee(keys),
             tls: config.tls,
             intent,
@@ -338,6 +347,7 @@ impl Gossip {
             // Aborted, which is an error too.
             let _ = t.await;
         }
+        self.shared.with_kept(|kept, _| kept.clear());
         self.flush().await
     }
 

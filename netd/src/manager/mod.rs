@@ -44,6 +44,9 @@ const ASK: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two tries, when nothing tells that another one makes sense.
 const AGAIN: Duration = Duration::from_millis(50);
+/// Between two times that the rooms of this node are told of newer intents: a dozen of them wake up, on every manager, and
+/// would take the processors from the next write of a burst. The first of a burst is told at once.
+const TOLD_APART: Duration = Duration::from_millis(5);
 
 pub use found::{FirstCommand, found};
 pub use request::{REQUEST, RequestId};
@@ -148,6 +151,7 @@ impl Manager {
             async move {
                 loop {
                     known.offer(&intent.borrow_and_update().clone());
+                    tokio::time::sleep(TOLD_APART).await;
                     if intent.changed().await.is_err() {
                         return;
                     }
@@ -242,15 +246,14 @@ impl Manager {
 
     /// Waits until this manager has applied a revision, so that who asked here sees it here.
     async fn has(&self, revision: u64) {
-        let mut status = self.store.watch_status();
-        let _ = tokio::time::timeout(PATIENCE, status.wait_for(|s| s.applied >= revision)).await;
+        let _ = tokio::time::timeout(PATIENCE, self.store.reached(revision)).await;
         self.catch_up();
     }
 
-    /// What this node shows is not older than what its log holds.
+    /// What this node shows is not older than what its log holds; who follows it is told within [`TOLD_APART`].
     fn catch_up(&self) {
         let newest = self.store.intent().borrow().clone();
-        self.known.offer(&newest);
+        self.known.show(&newest);
     }
 
     /// Waits until this node shows all that was acknowledged before, by whatever manager.

@@ -39,7 +39,7 @@ impl Peers {
         to: u64,
     ) -> Result<()> {
         let shared = &self.0.shared;
-        let (rd, mut wr) = tokio::io::split(stream);
+        let (mut rd, mut wr) = tokio::io::split(stream);
         let refusal = match shared.is_manager(&peer, from) {
             Err(e) => Some(e.into()),
             Ok(()) if to != shared.raft => Some(ApiError::new(
@@ -58,12 +58,11 @@ impl Peers {
             .lock()
             .unwrap_or_else(|e| e.into_inner())
             .insert(from, tx);
-        let mut frames = wire::read_all(rd);
         let mut out = Vec::new();
         let mut coming = None;
         loop {
             let f = tokio::select! {
-                f = frames.recv() => f.unwrap_or(Err(ErrorKind::UnexpectedEof.into()))?,
+                f = wire::read(&mut rd) => f?,
                 _ = &mut ended => return Err(Error::other("the manager has opened another stream")),
             };
             // Each message is checked: it may have been demoted or removed since the last one.

@@ -1,6 +1,7 @@
 //! The stream to one other manager, from connecting to its end, again and again.
 
 use std::{
+    future::poll_fn,
     io::{Error, ErrorKind, Result},
     sync::Arc,
     time::{Duration, Instant},
@@ -16,12 +17,13 @@ use tokio::{
 
 use super::{
     Peer, Shared, Standing,
+    out::Out,
     queue::Dropped,
-    wire::{self, Frame, PIECE, flush},
+    wire::{self, Frame, PIECE},
 };
 use crate::{
     identity::IdentityError,
-    rpc::{frame, message::ToManager},
+    rpc::{IDLE, frame, message::ToManager},
 };
 
 /// TCP connect and TLS handshake may take this long.
@@ -38,8 +40,6 @@ const PING: Duration = Duration::from_millis(250);
 const SILENT: Duration = Duration::from_secs(5);
 /// Pieces of a snapshot under way: what lies in the kernel's buffers delays every heartbeat behind it.
 const UNDER_WAY: usize = 4;
-/// Octets written at once.
-const BATCH: usize = 256 << 10;
 
 pub(super) async fn run(shared: Arc<Shared>, peer: Arc<Peer>) {
     let mut pause = BACKOFF_MIN;
@@ -100,7 +100,6 @@ async fn once(shared: &Shared, peer: &Peer, pause: &mut Duration) -> Result<()> 
         peer,
         begun: Instant::now(),
         sending: None,
-        buffer: Vec::new(),
     }
     .talk(stream, replaced, pause)
     .await
@@ -118,11 +117,11 @@ struct Link<'a> {
     peer: &'a Peer,
     begun: Instant,
     sending: Option<Sending>,
-    buffer: Vec<u8>,
 }
 
 impl Drop for Link<'_> {
     fn drop(&mut self) {
+        self.peer.out().close();
         if self.sending.is_some() {
             self.shared.inbox.snapshot_sent(self.peer.raft, false);
         }
@@ -140,15 +139,16 @@ impl Link<'_> {
         mut replaced: watch::Receiver<u64>,
         pause: &mut Duration,
     ) -> Result<()> {
-        let (rd, mut wr) = tokio::io::split(stream);
+        let (rd, wr) = tokio::io::split(stream);
+        self.peer.out().open(Box::new(wr));
         let mut frames = wire::read_all(rd);
         let mut ping = interval(PING);
         ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         loop {
-            self.fill()?;
-            if !self.buffer.is_empty() {
-                flush(&mut wr, &mut self.buffer).await?;
+            if self.fill()? {
+                // A peer that does not read is cut off.
+                timeout(IDLE, poll_fn(|cx| self.peer.out().poll(cx))).await??;
                 continue;
             }
             if self.sending.is_none() && replaced.has_changed().unwrap_or(false) {
@@ -168,54 +168,53 @@ impl Link<'_> {
                     if heard.elapsed() > SILENT {
                         return Err(Error::new(ErrorKind::TimedOut, "it has stopped answering"));
                     }
-                    Frame::Ping(self.clock()).put(&mut self.buffer)?;
+                    self.peer.out().put(&Frame::Ping(self.clock()))?;
                 }
             }
         }
     }
 
-    /// Puts what is to be sent into the buffer: messages first, then a piece of a snapshot.
-    fn fill(&mut self) -> Result<()> {
-        let now = Instant::now();
+    /// Puts what is to be sent behind what waits: messages first, then a piece of a snapshot. Whether anything waits.
+    fn fill(&mut self) -> Result<bool> {
+        let peer = self.peer;
+        let mut out = peer.out();
+        if let Some(e) = out.take_failure() {
+            return Err(e);
+        }
         let snapshot = {
-            let mut queue = self.peer.queue();
-            while self.buffer.len() < BATCH
-                && let Some(m) = queue.pop(now)
-            {
-                Frame::message(&m)?.put(&mut self.buffer)?;
-            }
+            let mut queue = peer.queue();
+            out.fill(&mut queue, Instant::now())?;
             match self.sending {
                 None => queue.snapshot.take(),
                 Some(_) => None,
             }
         };
         if let Some(m) = snapshot {
-            self.begin(m)?;
+            self.begin(m, &mut out)?;
         }
         if let Some(s) = &mut self.sending
             && s.under_way < UNDER_WAY
             && s.at < s.data.len()
         {
             let end = (s.at + PIECE).min(s.data.len());
-            Frame::Piece(s.data.get(s.at..end).unwrap_or_default().to_vec()).put(&mut self.buffer)?;
+            out.put(&Frame::Piece(s.data.get(s.at..end).unwrap_or_default().to_vec()))?;
             s.at = end;
             s.under_way += 1;
         }
-        Ok(())
+        Ok(out.waits())
     }
 
-    fn begin(&mut self, mut m: Message) -> Result<()> {
+    fn begin(&mut self, mut m: Message, out: &mut Out) -> Result<()> {
         let data = m
             .snapshot
             .as_mut()
             .map(|s| std::mem::take(&mut s.data))
             .unwrap_or_default();
         tracing::info!(manager = %self.peer.node, octets = data.len(), "sending a snapshot");
-        let head = Frame::Snapshot {
+        out.put(&Frame::Snapshot {
             message: m.encode().map_err(Error::other)?,
             octets: data.len() as u64,
-        };
-        head.put(&mut self.buffer)?;
+        })?;
         self.sending = Some(Sending {
             data,
             at: 0,

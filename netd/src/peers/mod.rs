@@ -8,6 +8,7 @@
 
 mod accept;
 mod link;
+mod out;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ use tokio::{
 };
 
 use crate::identity::{IdentityError, PeerId, Tls, admit_manager};
+use out::Out;
 use queue::Queue;
 pub(crate) use queue::octets;
 
@@ -90,7 +92,9 @@ struct Peer {
     node: NodeId,
     addr: SocketAddr,
     queue: Mutex<Queue>,
-    /// There is something in the queue.
+    /// Locked before the queue, by whoever needs both.
+    out: Mutex<Out>,
+    /// The link has something to send, or to look at.
     wake: Notify,
     view: Mutex<PeerView>,
 }
@@ -99,6 +103,27 @@ impl Peer {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // No code panics while it holds the lock; if one did, the queue would still be whole.
         self.queue.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn out(&self) -> MutexGuard<'_, Out> {
+        self.out.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Takes a message, and writes it if the stream takes it now.
+    fn send(&self, m: Message) -> Option<queue::Dropped> {
+        let now = Instant::now();
+        let snapshot = m.snapshot.is_some();
+        let dropped = self.queue().push(m, now);
+        // Whoever holds it looks into the queue once more when it is woken.
+        let sent = !snapshot
+            && self
+                .out
+                .try_lock()
+                .is_ok_and(|mut out| out.send_now(&mut self.queue(), now));
+        if !sent {
+            self.wake.notify_one();
+        }
+        dropped
     }
 
     fn view(&self) -> MutexGuard<'_, PeerView> {
@@ -170,11 +195,7 @@ impl Peers {
         let snapshot = m.snapshot.is_some();
         let peer = self.0.shared.table().get(&to).map(|(p, _)| p.clone());
         let dropped = match peer {
-            Some(peer) => {
-                let dropped = peer.queue().push(m, Instant::now());
-                peer.wake.notify_one();
-                dropped
-            }
+            Some(peer) => peer.send(m),
             None => Some(queue::Dropped { snapshot }),
         };
         if let Some(dropped) = dropped {
@@ -246,6 +267,7 @@ impl Shared {
                     node,
                     addr,
                     queue: Mutex::default(),
+                    out: Mutex::default(),
                     wake: Notify::new(),
                     view: Mutex::default(),
                 });

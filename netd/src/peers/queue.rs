@@ -42,6 +42,11 @@ pub(crate) fn octets(m: &Message) -> usize {
 }
 
 impl Queue {
+    /// Octets of the messages that wait.
+    pub(super) fn octets(&self) -> usize {
+        self.octets
+    }
+
     /// Takes a message, or says that it dropped one.
     pub(super) fn push(&mut self, m: Message, now: Instant) -> Option<Dropped> {
         if m.snapshot.is_some() {

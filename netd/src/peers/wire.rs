@@ -80,20 +80,21 @@ pub(super) async fn flush(to: &mut (impl AsyncWrite + Unpin), buffer: &mut Vec<u
     Ok(())
 }
 
-/// Reads frames in a task of its own, because reading one must not be broken off. Ends with the stream, with silence of
-/// [`IDLE`], or when the receiver is dropped.
+/// Reads a frame. Must not be broken off, but at the end of the stream. Fails after silence of [`IDLE`].
+pub(super) async fn read(rd: &mut (impl AsyncRead + Unpin)) -> Result<Frame> {
+    let bytes = timeout(IDLE, frame::read_bytes(rd, MAX_FRAME)).await??;
+    postcard::from_bytes(&bytes).map_err(|e| Error::new(ErrorKind::InvalidData, e))
+}
+
+/// Reads frames in a task of its own, for who has other things to do meanwhile. Ends with the stream, or when the receiver
+/// is dropped.
 pub(super) fn read_all(mut rd: impl AsyncRead + Unpin + Send + 'static) -> mpsc::Receiver<Result<Frame>> {
     let (tx, rx) = mpsc::channel(64);
     tokio::spawn(async move {
         loop {
             let got = tokio::select! {
-                got = timeout(IDLE, frame::read_bytes(&mut rd, MAX_FRAME)) => got,
+                got = read(&mut rd) => got,
                 () = tx.closed() => return,
-            };
-            let got = match got {
-                Ok(Ok(bytes)) => postcard::from_bytes(&bytes).map_err(|e| Error::new(ErrorKind::InvalidData, e)),
-                Ok(Err(e)) => Err(e),
-                Err(_) => Err(ErrorKind::TimedOut.into()),
             };
             let end = got.is_err();
             if tx.send(got).await.is_err() || end {

@@ -30,6 +30,9 @@ pub use pass::{Kernel, KernelError};
 const GATHER: Duration = Duration::from_millis(3);
 /// A look without a reason: what no event told of is found at the latest then.
 const IDLE: Duration = Duration::from_secs(10);
+/// The same for what the maps of the data path hold. They are ours alone and large: reading them was half of what an idle
+/// daemon did.
+const MAPS: Duration = Duration::from_secs(60);
 /// First and longest pause after a pass that failed in part.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -111,6 +114,7 @@ impl Reconciler {
                     total: 0,
                     runs: 0,
                     passed: None,
+                    read: Instant::now(),
                 }
                 .run()
             }
@@ -246,6 +250,8 @@ struct Loop {
     runs: u64,
     /// Intent of the last pass, if that left no problem.
     passed: Option<Arc<Intent>>,
+    /// When the maps were read last.
+    read: Instant,
 }
 
 /// What a wake leads to.
@@ -275,6 +281,10 @@ impl Loop {
             if !clean {
                 self.passed = None;
             }
+            if self.runs == 1 {
+                // What was needed to load the programs lies about.
+                kernel::heap::trim();
+            }
             let pause = if clean {
                 retry = RETRY.0;
                 IDLE
@@ -301,7 +311,10 @@ impl Loop {
                 },
                 Err(RecvTimeoutError::Disconnected) => return false,
                 Err(RecvTimeoutError::Timeout) => {
-                    self.kernel.forget_mirrors();
+                    if self.read.elapsed() >= MAPS {
+                        self.read = Instant::now();
+                        self.kernel.forget_mirrors();
+                    }
                     return true;
                 }
             }

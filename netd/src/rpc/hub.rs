@@ -14,7 +14,7 @@ use model::{
 };
 use tokio::{
     io::DuplexStream,
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
 };
 
 use super::{
@@ -57,10 +57,18 @@ pub(super) const MAX_WAITING: usize = 256;
 /// Before a question is asked again of a node that has come by another stream.
 const ANEW: Duration = Duration::from_millis(20);
 
+/// A stream that is open.
+struct Open {
+    number: u64,
+    to: mpsc::Sender<ToNode>,
+    /// Somebody holds other rows of this node than before.
+    held: Arc<Notify>,
+}
+
 #[derive(Default)]
 struct State {
-    nodes: BTreeMap<NodeId, NodeReport>,
-    sessions: BTreeMap<NodeId, (u64, mpsc::Sender<ToNode>)>,
+    nodes: BTreeMap<NodeId, Arc<NodeReport>>,
+    sessions: BTreeMap<NodeId, Open>,
     count: u64,
     asked: BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>,
     held: Held,
@@ -98,7 +106,7 @@ impl Hub {
     }
 
     /// What nodes reported last.
-    pub fn snapshot(&self) -> BTreeMap<NodeId, NodeReport> {
+    pub fn snapshot(&self) -> BTreeMap<NodeId, Arc<NodeReport>> {
         self.lock().nodes.clone()
     }
 
@@ -143,7 +151,7 @@ impl Hub {
     async fn session(&self, node: NodeId) -> Option<mpsc::Sender<ToNode>> {
         let mut changed = self.changed.subscribe();
         loop {
-            let to = self.lock().sessions.get(&node).map(|(_, to)| to.clone());
+            let to = self.lock().sessions.get(&node).map(|s| s.to.clone());
             if to.is_some() {
                 return to;
             }
@@ -169,39 +177,46 @@ impl Hub {
         node: NodeId,
         version: String,
         from: Option<SocketAddr>,
-    ) -> (u64, mpsc::Receiver<ToNode>) {
-        let (tx, rx) = mpsc::channel(MAX_WAITING);
+    ) -> (u64, mpsc::Receiver<ToNode>, Arc<Notify>) {
+        let (to, rx) = mpsc::channel(MAX_WAITING);
+        let held = Arc::new(Notify::new());
         let mut s = self.lock();
         s.count += 1;
         let number = s.count;
-        if s.sessions.insert(node, (number, tx)).is_some() {
+        let open = Open {
+            number,
+            to,
+            held: held.clone(),
+        };
+        if s.sessions.insert(node, open).is_some() {
             // Nobody answers there any more.
             s.asked.retain(|_, (of, _)| *of != node);
         }
-        let entry = s.nodes.entry(node).or_insert_with(|| NodeReport {
+        let new = || NodeReport {
             report: Report::default(),
             at: Instant::now(),
             since: BTreeMap::new(),
             version: String::new(),
             connected: true,
             from,
-        });
+        };
+        let entry = Arc::make_mut(s.nodes.entry(node).or_insert_with(|| new().into()));
         entry.connected = true;
         entry.version = version;
         entry.from = from;
         drop(s);
         self.bump();
-        (number, rx)
+        (number, rx, held)
     }
 
     /// A node's stream has ended.
     pub(super) fn close(&self, node: NodeId, number: u64) {
         let mut s = self.lock();
-        if s.sessions.get(&node).is_some_and(|(n, _)| *n == number) {
+        if s.sessions.get(&node).is_some_and(|s| s.number == number) {
             s.sessions.remove(&node);
             s.asked.retain(|_, (of, _)| *of != node);
             if let Some(n) = s.nodes.get_mut(&node) {
-                n.connected = false;
+                Arc::make_mut(n).connected = false;
             }
         }
         drop(s);
@@ -211,11 +226,17 @@ impl Hub {
     pub(super) fn report(&self, node: NodeId, report: Report) {
         let now = Instant::now();
         let mut s = self.lock();
-        let State { nodes, held, .. } = &mut *s;
-        let Some(entry) = nodes.get_mut(&node) else {
+        let State {
+            nodes, held, sessions, ..
+        } = &mut *s;
+        let Some(entry) = nodes.get_mut(&node).map(Arc::make_mut) else {
             return;
         };
-        held.report(node, &report.held);
+        for owner in held.report(node, &report.held) {
+            if let Some(s) = sessions.get(&owner) {
+                s.held.notify_one();
+            }
+        }
         let before = |id: &EndpointId| -> Option<(TaskState, Instant)> {
             Some((entry.report.tasks.get(id)?.state, *entry.since.get(id)?))
         };
@@ -242,11 +263,12 @@ impl Hub {
         }
     }
 
-    /// The version of a node's rows that all living nodes hold.
-    pub(super) fn held(&self, owner: NodeId, intent: &Intent) -> Option<u64> {
+    /// The version of a node's rows that all living nodes hold, and the newest that any holds.
+    pub(super) fn held(&self, owner: NodeId, intent: &Intent) -> (Option<u64>, u64) {
         let living = intent.nodes.keys().copied();
         let living = living.filter(|n| self.port.health(*n) == NodeHealth::Ready);
-        self.lock().held.by_all(owner, living)
+        let held = &self.lock().held;
+        (held.by_all(owner, living), held.newest(owner))
     }
 
     /// Forgets nodes that the intent no longer has.

@@ -14,8 +14,8 @@ use model::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, AsyncWriteExt},
-    sync::{Semaphore, mpsc, watch},
-    time::{MissedTickBehavior, interval, sleep_until, timeout},
+    sync::{Notify, Semaphore, mpsc, watch},
+    time::{Instant, interval, sleep_until, timeout},
 };
 
 use super::{
@@ -25,7 +25,7 @@ use super::{
 };
 use crate::identity::{Csr, IdentityError, PeerId, admit_node};
 
-/// How often what all nodes hold is looked at.
+/// How often what all nodes hold is looked at while a node waits for that.
 const HELD_EVERY: Duration = Duration::from_millis(100);
 
 /// How often a manager's node is sent the intent.
@@ -50,12 +50,13 @@ where
     let got = match peer.as_ref().map_or(Ok(()), |p| admit_node(&first, p)) {
         Err(e) => Err(Error::other(e)),
         Ok(()) => {
-            let (number, out) = hub.open(node, version, from);
+            let (number, out, held) = hub.open(node, version, from);
             let mut s = Session {
                 hub,
                 node,
                 peer,
                 out,
+                held,
                 sent: Arc::default(),
                 ahead: 0,
                 keys: Vec::new(),
@@ -83,6 +84,8 @@ struct Session<'a> {
     node: NodeId,
     peer: Option<PeerId>,
     out: mpsc::Receiver<ToNode>,
+    /// Somebody holds other rows of this node than before.
+    held: Arc<Notify>,
     /// What the node knows of the intent.
     sent: Arc<Intent>,
     /// Revision that the node knew when it came.
@@ -122,9 +125,10 @@ impl Session<'_> {
         let mut messages = read_all(rd, MAX_UP, intent.clone());
         let mut every = beat(&intent.borrow());
         let mut ping = interval(every);
-        let mut held_tick = interval(HELD_EVERY);
-        held_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut held = None;
+        // When that is looked at next, and when it was last.
+        let mut look = Some(Instant::now());
+        let mut looked = Instant::now();
         let mut late = None;
         let (replies_tx, mut replies) = mpsc::channel::<ToNode>(MAX_REQUESTS);
         let room = Arc::new(Semaphore::new(MAX_REQUESTS));
@@ -152,12 +156,12 @@ impl Session<'_> {
                     }
                     self.send_keys(wr).await?;
                     if self.may_wait(&now) {
-                        late.get_or_insert_with(|| tokio::time::Instant::now() + FOR_MANAGERS);
+                        late.get_or_insert_with(|| Instant::now() + FOR_MANAGERS);
                     } else {
                         self.send_intent(wr, now).await?;
                     }
                 }
-                () = tokio::time::sleep_until(late.unwrap_or_else(tokio::time::Instant::now)), if late.is_some() => {
+                () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => {
                     late = None;
                     let now = intent.borrow().clone();
                     self.send_intent(wr, now).await?;
@@ -175,8 +179,12 @@ impl Session<'_> {
                     self.renewed(&m);
                     send(wr, &frame::encode(&m)?).await?;
                 }
-                _ = held_tick.tick() => {
-                    let all = self.hub.held(self.node, &intent.borrow().clone());
+                () = self.held.notified(), if look.is_none() => look = Some(looked + HELD_EVERY),
+                () = sleep_until(look.unwrap_or_else(Instant::now)), if look.is_some() => {
+                    let (all, newest) = self.hub.held(self.node, &intent.borrow().clone());
+                    looked = Instant::now();
+                    // Who is waited for may die, which no report tells.
+                    look = (newest > all.unwrap_or(0)).then(|| looked + HELD_EVERY);
                     if let Some(version) = all && all != held {
                         held = all;
                         send(wr, &frame::encode(&ToNode::Held { version })?).await?;
@@ -347,7 +355,7 @@ where
     let (tx, rx) = mpsc::channel(16);
     tokio::spawn(async move {
         loop {
-            let since = tokio::time::Instant::now();
+            let since = Instant::now();
             let silent = || since + beat(&intent.borrow()) * MISSED;
             let read = frame::read_bytes(&mut rd, max);
             tokio::pin!(read);

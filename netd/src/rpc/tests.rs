@@ -237,7 +237,7 @@ async fn soon<T>(f: impl Future<Output = T>) -> T {
         .expect("it did not come within 10 s")
 }
 
-async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, NodeReport>) -> bool) {
+async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, Arc<NodeReport>>) -> bool) {
     let mut changed = m.hub.changed();
     soon(async {
         while !what(&m.hub.snapshot()) {
@@ -388,10 +388,8 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
     let m = manager().await;
     let mut w = worker(&m).await;
     let status = TaskStatus {
-        state: TaskState::Running,
-        message: String::new(),
         pid: Some(7),
-        restarts: 0,
+        ..TaskStatus::of(TaskState::Running)
     };
     let report = Report {
         applied: 9,

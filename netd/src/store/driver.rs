@@ -13,8 +13,8 @@ use std::{
 
 use cluster::{
     log::Disk,
-    manager::{FOUNDER, Input, Limits, Manager, ManagerError, Options, Output, Status, Unanswered},
-    raft::{Conf, ConfChange, Message},
+    manager::{FOUNDER, Input, Limits, Manager, ManagerError, MemberStatus, Options, Output, Status, Unanswered},
+    raft::{Conf, ConfChange, Kind, Message},
     state::{Command, Outcome, State},
 };
 use model::Intent;
@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub(super) state: Arc<RwLock<State>>,
     pub(super) intent: watch::Sender<Arc<Intent>>,
     pub(super) status: watch::Sender<Status>,
+    /// Index of the last entry applied.
+    pub(super) applied: watch::Sender<u64>,
     pub(super) fatal: watch::Sender<Option<String>>,
     /// Proposals that wait for the thread.
     pub(super) queued: AtomicUsize,
@@ -113,6 +115,7 @@ impl<D: Disk> Driver<D> {
             state: manager.state(),
             intent: watch::Sender::new(manager.read().intent()),
             status: watch::Sender::new(Status::default()),
+            applied: watch::Sender::new(0),
             fatal: watch::Sender::new(None),
             queued: AtomicUsize::new(0),
             inbound: AtomicUsize::new(0),
@@ -213,19 +216,28 @@ impl<D: Disk> Driver<D> {
         }
     }
 
-    /// Lets the manager work, then tells the readers, then the askers: who has an answer sees what it did.
+    /// Lets the manager work, and answers: who has an answer sees what it did. What nobody waits for comes after that:
+    /// word to the followers of what is agreed on, and to those who follow intent and status.
     pub(super) fn work(&mut self) -> Result<(), ManagerError> {
         let mut answers = Vec::new();
+        let mut later = Vec::new();
         let now = self.now();
         let transport = &mut self.transport;
         let done = self.manager.work(now, &mut |output| match output {
-            Output::Send(message) => transport(message),
+            Output::Send(message) if message.kind == Kind::Append && message.entries.is_empty() => later.push(message),
+            Output::Send(message) => {
+                // None overtakes another one.
+                later.drain(..).for_each(&mut *transport);
+                transport(message);
+            }
             answer => answers.push(answer),
         });
-        self.publish();
+        let news = self.publish();
         for answer in answers {
             self.answer(answer);
         }
+        later.into_iter().for_each(&mut self.transport);
+        self.tell(news);
         done
     }
 
@@ -256,19 +268,22 @@ impl<D: Disk> Driver<D> {
         }
     }
 
-    fn publish(&mut self) {
+    /// Puts what is known now where handles look. Those who wait for changes are told by [`Driver::tell`].
+    fn publish(&mut self) -> News {
         let intent = self.read(State::intent);
         self.manager.set_limits(Limits {
             entries: intent.settings.snapshot_interval,
             retain: intent.settings.log_retention,
             ..Limits::default()
         });
+        let mut news = News::default();
         self.shared.intent.send_if_modified(|old| {
-            let changed = old.revision != intent.revision;
+            news.intent = old.revision != intent.revision;
             *old = intent;
-            changed
+            false
         });
         let status = self.manager.status(self.now());
+        let applied = status.applied;
         self.shared.status.send_if_modified(|old| {
             if (old.term, old.leader) != (status.term, status.leader) {
                 tracing::info!(term = status.term, leader = ?status.leader, "leadership");
@@ -276,11 +291,39 @@ impl<D: Disk> Driver<D> {
             if old.conf != status.conf {
                 tracing::info!(conf = ?status.conf, "the managers changed");
             }
-            let changed = *old != status;
+            news.status = is_news(old, &status);
             *old = status;
-            changed
+            false
         });
+        // Whoever waits for this has an asker who waits.
+        self.shared
+            .applied
+            .send_if_modified(|old| std::mem::replace(old, applied) != applied);
+        news
     }
+
+    fn tell(&self, news: News) {
+        if news.intent {
+            self.shared.intent.send_modify(|_| {});
+        }
+        if news.status {
+            self.shared.status.send_modify(|_| {});
+        }
+    }
+}
+
+/// What those who wait for changes are to be told of.
+#[derive(Default)]
+struct News {
+    intent: bool,
+    status: bool,
+}
+
+/// Whether a status says more than how far the log of voters has come.
+fn is_news(old: &Status, new: &Status) -> bool {
+    let whole = |s: &Status| (s.id, s.term, s.leader, s.leads, s.disk_full, s.tick_ms);
+    let seat = |m: &MemberStatus| (m.id, m.voter, m.heard, m.snapshot, m.matched.filter(|_| !m.voter));
+    whole(old) != whole(new) || old.conf != new.conf || !old.members.iter().map(seat).eq(new.members.iter().map(seat))
 }
 
 impl From<Unanswered> for ProposeError {

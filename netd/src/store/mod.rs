@@ -312,7 +312,8 @@ impl Store {
         why.unwrap_or_else(|| "this manager's log is closed".into())
     }
 
-    /// The intent as of the last applied entry. Changes once for all entries that were applied together.
+    /// The intent as of the last applied entry. Changes once for all entries that were applied together. Who is answered
+    /// finds in it what the answer is about; those who wait for its changes are told after that.
     pub fn intent(&self) -> watch::Receiver<Arc<Intent>> {
         self.shared.intent.subscribe()
     }
@@ -327,9 +328,17 @@ impl Store {
         self.shared.status.borrow().clone()
     }
 
-    /// As [`Store::status`], to be waited on.
+    /// As [`Store::status`], to be waited on. Tells who leads, who is a member and how a learner comes on, and not of each
+    /// entry: for that there is [`Store::reached`].
     pub fn watch_status(&self) -> watch::Receiver<Status> {
         self.shared.status.subscribe()
+    }
+
+    /// Waits until the entry at an index is applied here; for ever, once the thread has ended.
+    pub async fn reached(&self, index: u64) {
+        if self.shared.applied.subscribe().wait_for(|a| *a >= index).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 
     /// Becomes `Some(why)` when the log can no longer be written: netd must exit at once.

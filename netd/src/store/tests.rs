@@ -89,10 +89,12 @@ async fn a_cluster_begins_goes_on_and_is_found_again() {
 
     let (revision, applied) = store.propose(service("web")).await.unwrap();
     assert_eq!(applied, Applied::Service { index: 1 });
-    // The answer comes after the intent: who got it sees what it did.
-    assert!(intents.has_changed().unwrap());
-    let intent = intents.borrow_and_update().clone();
+    // The answer comes after the intent: who got it sees what it did. Those who follow are told after the answer.
+    let intent = store.intent().borrow().clone();
     assert_eq!((intent.revision, intent.services.len()), (revision, 1));
+    let told = tokio::time::timeout(Duration::from_secs(10), intents.changed()).await;
+    told.expect("within 10 s").unwrap();
+    assert_eq!(*intents.borrow_and_update(), intent);
     let again = store.propose(service("web")).await.unwrap_err();
     assert!(
         matches!(&again, ProposeError::Refused(r) if r.code == Code::Conflict),

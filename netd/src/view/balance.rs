@@ -182,6 +182,8 @@ mod tests {
             slot: Some(1),
             of: None,
             draining: false,
+            healthy: None,
+            running: None,
             listening: Default::default(),
             attached: false,
             problem: None,

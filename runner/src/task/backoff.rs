@@ -3,12 +3,9 @@
 use std::time::Duration;
 
 /// The first pause.
-pub(super) const FIRST: Duration = Duration::from_millis(100);
+const FIRST: Duration = Duration::from_millis(100);
 /// The longest.
-pub(super) const LONGEST: Duration = Duration::from_secs(10);
-/// A task that ran so long was sound: its next failure counts as the first.
-pub(super) const SOUND: Duration = Duration::from_secs(10);
-
+const LONGEST: Duration = Duration::from_secs(10);
 /// 0.1 s, doubled at each failure, at most 10 s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Backoff {

@@ -3,11 +3,16 @@
 //!
 //! ```text
 //! Attaching -> Starting -> Running -> Draining -> Stopping -> Detaching -> (forgotten, or Attaching again)
-//!     ^  pause      ^         | ended by itself                  ^
-//!     +--------+    +- Pause <- Ending                           +- from any other phase, when it is not wanted
+//!     ^  pause      ^         | ended by itself                  ^   |
+//!     +--------+    +- Pause <- Ending, or Stopping (unhealthy)  |   +-> Done, when it is not started again here
+//!                                                                +- from any other phase, when it is not wanted
 //! ```
+//!
+//! [`policy`] says what comes after an end, [`checks`] when a running task is asked for its health.
 
 mod backoff;
+mod checks;
+mod policy;
 #[cfg(test)]
 mod tests;
 
@@ -16,10 +21,13 @@ use std::time::Duration;
 use model::{
     EndpointId, NodeId,
     api::{Assignment, EndpointCreate, TaskState, TaskStatus},
+    spec::Health,
 };
 use serde::{Deserialize, Serialize};
 
 pub(crate) use backoff::Backoff;
+use checks::{Checks, Verdict};
+use policy::{Next, Policy};
 
 /// How long after SIGKILL it is sent again; only a process that hangs in the kernel lives on.
 const KILL_AGAIN: Duration = Duration::from_secs(5);
@@ -67,8 +75,15 @@ pub(crate) enum Event {
     },
     /// It was not; why.
     NotStarted(String),
-    /// The started process has ended; how. What it started may live on.
-    Exited(String),
+    /// The started process has ended. What it started may live on.
+    Exited(End),
+    /// Answer to the probe of that number: well, or how it failed.
+    Probed {
+        /// As in [`Action::Probe`].
+        number: u32,
+        /// What it came to.
+        answer: Result<(), String>,
+    },
     /// Nothing of it is left.
     Empty,
     /// No node sends new flows to it, or netd has waited long enough.
@@ -79,6 +94,34 @@ pub(crate) enum Event {
     NotDetached(String),
     /// Time has passed.
     Tick,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct End {
+    /// In words.
+    pub(crate) how: String,
+    /// With status 0.
+    pub(crate) well: bool,
+}
+
+/// What an earlier life of this program left of a task.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    /// What it ran for.
+    pub(crate) order: Order,
+    /// Its process, if it still runs.
+    pub(crate) pid: Option<u32>,
+    /// Restarts so far.
+    pub(crate) restarts: u32,
+    /// Those that count for the restart policy.
+    pub(crate) recent: u32,
+    /// Its namespace is there.
+    pub(crate) attached: bool,
+    /// As last told.
+    pub(crate) health: Option<bool>,
+    /// It is not to be started again here: what was told last.
+    pub(crate) done: Option<TaskStatus>,
 }
 
 /// What to do.
@@ -93,8 +136,26 @@ pub(crate) enum Action {
         /// For the record.
         restarts: u32,
     },
+    /// Ask the running task for its health; answered by [`Event::Probed`].
+    Probe {
+        /// To be given back.
+        number: u32,
+        /// What, and for how long.
+        health: Box<Health>,
+    },
+    /// Keep on record, over a restart of this program: restarts that count, and, when it is not to be started again here,
+    /// what was told last.
+    Remember {
+        /// See [`Found::recent`].
+        recent: u32,
+        /// See [`Found::done`].
+        done: Option<TaskStatus>,
+    },
     /// Ask netd to drain the endpoint; answered by [`Event::Drained`].
-    Drain,
+    Drain {
+        /// How long established flows may go on, ms.
+        timeout_ms: u64,
+    },
     /// SIGTERM to its process group.
     Terminate,
     /// SIGKILL to all that is left of it.
@@ -107,7 +168,7 @@ pub(crate) enum Action {
     Forget,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 enum Phase {
     /// Nothing is there.
     Void,
@@ -121,10 +182,11 @@ enum Phase {
         since: Duration,
         /// When to ask for the endpoint again, after a refusal.
         attach_at: Option<Duration>,
+        checks: Option<Checks>,
     },
     /// The leader ended by itself; what it left is being killed.
     Ending {
-        how: String,
+        end: End,
         ran: Duration,
         kill_at: Duration,
     },
@@ -134,11 +196,15 @@ enum Phase {
     Draining,
     Stopping {
         kill_at: Duration,
+        /// It was found unhealthy after it ran so long: another start follows, not the end.
+        unhealthy: Option<(String, Duration)>,
     },
     Detaching,
     DetachPause {
         until: Duration,
     },
+    /// Ended, and not started again here.
+    Done,
 }
 
 /// A task of this node.
@@ -150,9 +216,15 @@ pub(crate) struct Task {
     current: Option<Order>,
     phase: Phase,
     attach_pause: Backoff,
-    run_pause: Backoff,
+    policy: Policy,
     restarts: u32,
-    started_before: bool,
+    /// Something was begun in this slot before what is begun next.
+    begun_before: bool,
+    /// What was begun last has not ended.
+    open: bool,
+    health: Option<bool>,
+    /// What was told when it was decided not to start it again here.
+    finished: Option<TaskStatus>,
     /// The namespace is known and was not found wanting.
     attached: bool,
     /// Found dead after a restart: it waits a little for netd to say whether it is still wanted.
@@ -169,38 +241,48 @@ impl Task {
             current: None,
             phase: Phase::Void,
             attach_pause: Backoff::default(),
-            run_pause: Backoff::default(),
+            policy: Policy::default(),
             restarts: 0,
-            started_before: false,
+            begun_before: false,
+            open: false,
+            health: None,
+            finished: None,
             attached: false,
             asking: false,
             last: None,
         }
     }
 
-    /// A task that an earlier life of this program left; with `pid` when it still runs; `attached` when its namespace is
-    /// there. Until netd says otherwise it is wanted as it was.
-    pub(crate) fn found(now: Duration, order: Order, pid: Option<u32>, restarts: u32, attached: bool) -> Self {
+    /// A task that an earlier life of this program left. Until netd says otherwise it is wanted as it was.
+    pub(crate) fn found(now: Duration, found: Found) -> Self {
+        let Found { order, pid, .. } = found;
         let mut task = Task::new(order.task.id.clone());
+        let checks = order.task.health.clone();
         task.wanted = Some(order.clone());
         task.current = Some(order);
-        task.restarts = restarts;
-        task.started_before = true;
-        task.attached = attached;
+        task.restarts = found.restarts;
+        task.policy = Policy::found(now, found.recent);
+        task.begun_before = true;
+        task.attached = found.attached;
+        if let Some(status) = found.done {
+            task.last = Some(status.clone());
+            task.finished = Some(status);
+            task.phase = Phase::Done;
+            return task;
+        }
         task.asking = pid.is_none();
         task.phase = match pid {
             Some(pid) => {
+                task.open = true;
+                task.health = found.health;
                 // Netd may have been away too: it is told at the first occasion.
-                task.last = Some(TaskStatus {
-                    state: TaskState::Running,
-                    message: String::new(),
-                    pid: Some(pid),
-                    restarts,
-                });
+                task.last = Some(task.status(TaskState::Running, "", Some(pid)));
+                let healthy = found.health == Some(true);
                 Phase::Running {
                     pid,
                     since: now,
                     attach_at: None,
+                    checks: checks.map(|c| Checks::new(c, now, healthy)),
                 }
             }
             None => Phase::Pause { until: now + ASK },
@@ -212,9 +294,14 @@ impl Task {
     pub(crate) fn next_timer(&self) -> Option<Duration> {
         match self.phase {
             Phase::AttachPause { until } | Phase::Pause { until } | Phase::DetachPause { until } => Some(until),
-            Phase::Ending { kill_at, .. } | Phase::Stopping { kill_at } => Some(kill_at),
-            Phase::Running { attach_at, .. } => attach_at,
-            Phase::Void | Phase::Attaching | Phase::Starting | Phase::Draining | Phase::Detaching => None,
+            Phase::Ending { kill_at, .. } | Phase::Stopping { kill_at, .. } => Some(kill_at),
+            Phase::Running {
+                attach_at, ref checks, ..
+            } => [attach_at, checks.as_ref().and_then(Checks::due)]
+                .into_iter()
+                .flatten()
+                .min(),
+            Phase::Void | Phase::Attaching | Phase::Starting | Phase::Draining | Phase::Detaching | Phase::Done => None,
         }
     }
 
@@ -228,12 +315,21 @@ impl Task {
         let mut out = Vec::new();
         match event {
             Event::Wanted(order) => {
+                let mut anew = false;
+                let used_up = self.finished.as_ref().is_some_and(|f| f.exhausted);
                 if let Some(current) = self.current.as_mut().filter(|c| c.serves(&order)) {
-                    // The time to stop may have changed; that needs no restart.
+                    let (had, has) = (&current.task.restart, &order.task.restart);
+                    anew = had.condition != has.condition || (used_up && had != has);
+                    // Rules of its life may have changed; that needs no restart.
                     current.clone_from(&order);
                 }
                 self.wanted = Some(order);
-                self.wish_changed(now, &mut out);
+                self.follow_checks(now, &mut out);
+                match self.phase {
+                    // Other rules may allow another start.
+                    Phase::Done if anew => self.begin_again(now, &mut out),
+                    _ => self.wish_changed(now, &mut out),
+                }
             }
             Event::Unwanted => {
                 self.wanted = None;
@@ -259,10 +355,12 @@ impl Task {
         match self.phase {
             Phase::Void => self.begin(now, out),
             _ if !self.stale() => {}
+            Phase::Done => self.begin_again(now, out),
             Phase::Running { pid, .. } => {
                 self.phase = Phase::Draining;
                 self.report(TaskState::Running, "draining", Some(pid), out);
-                out.push(Action::Drain);
+                let timeout_ms = self.current.as_ref().map_or(0, |o| o.task.drain_timeout_ms);
+                out.push(Action::Drain { timeout_ms });
             }
             // Its requests are not on their way: the endpoint can go at once.
             Phase::AttachPause { .. } | Phase::Pause { .. } => self.detach(out),
@@ -274,6 +372,32 @@ impl Task {
             | Phase::Stopping { .. }
             | Phase::Detaching
             | Phase::DetachPause { .. } => {}
+        }
+    }
+
+    /// Out of the end: what is wanted now begins, or all is forgotten.
+    fn begin_again(&mut self, now: Duration, out: &mut Vec<Action>) {
+        self.finished = None;
+        self.current = None;
+        self.policy = Policy::default();
+        self.begin(now, out);
+    }
+
+    /// The service asks for another health check than the running task is given.
+    fn follow_checks(&mut self, now: Duration, out: &mut Vec<Action>) {
+        let rules = self.current.as_ref().and_then(|o| o.task.health.clone());
+        let (Phase::Running { pid, checks, .. }, false) = (&mut self.phase, self.current.is_none()) else {
+            return;
+        };
+        if checks.as_ref().map(Checks::rules) == rules.as_ref() {
+            return;
+        }
+        let pid = *pid;
+        let healthy = self.health == Some(true);
+        *checks = rules.map(|r| Checks::new(r, now, healthy));
+        if checks.is_none() {
+            self.health = None;
+            self.report(TaskState::Running, "", Some(pid), out);
         }
     }
 
@@ -302,11 +426,19 @@ impl Task {
                 }
             }
             Phase::DetachPause { until } if *until <= now => self.detach(out),
-            Phase::Running { attach_at, .. } if attach_at.is_some_and(|t| t <= now) => {
-                *attach_at = None;
-                self.attach(out);
+            Phase::Running { attach_at, checks, .. } => {
+                if let Some(checks) = checks.as_mut().filter(|c| c.due().is_some_and(|at| at <= now)) {
+                    out.push(Action::Probe {
+                        number: checks.ask(),
+                        health: Box::new(checks.rules().clone()),
+                    });
+                }
+                if attach_at.is_some_and(|t| t <= now) {
+                    *attach_at = None;
+                    self.attach(out);
+                }
             }
-            Phase::Ending { kill_at, .. } | Phase::Stopping { kill_at } if *kill_at <= now => {
+            Phase::Ending { kill_at, .. } | Phase::Stopping { kill_at, .. } if *kill_at <= now => {
                 *kill_at = now + KILL_AGAIN;
                 out.push(Action::Kill);
             }
@@ -343,10 +475,12 @@ impl Task {
                 self.attach_pause = Backoff::default();
             }
             (Phase::Starting, Event::Started { pid }) => {
+                let rules = self.current.as_ref().and_then(|o| o.task.health.clone());
                 self.phase = Phase::Running {
                     pid,
                     since: now,
                     attach_at: None,
+                    checks: rules.map(|r| Checks::new(r, now, false)),
                 };
                 self.report(TaskState::Running, "", Some(pid), out);
                 self.wish_changed(now, out);
@@ -354,37 +488,42 @@ impl Task {
             (Phase::Starting, Event::NotStarted(why)) => {
                 // Perhaps the namespace is gone: next time it is asked for first.
                 self.attached = false;
-                self.ended(now, &why, Duration::ZERO, out);
+                let end = End { how: why, well: false };
+                self.ended(now, TaskState::Rejected, &end, Duration::ZERO, out);
             }
-            (Phase::Running { since, .. }, Event::Exited(how)) => {
+            (Phase::Running { since, .. }, Event::Exited(end)) => {
                 let ran = now.saturating_sub(*since);
+                self.health = None;
                 self.phase = Phase::Ending {
-                    how,
+                    end,
                     ran,
                     kill_at: now + KILL_AGAIN,
                 };
                 out.push(Action::Kill);
             }
-            (Phase::Ending { how, ran, .. }, Event::Empty) => {
-                let (how, ran) = (std::mem::take(how), *ran);
-                self.ended(now, &how, ran, out);
+            (Phase::Running { .. }, Event::Probed { number, answer }) => self.probed(now, number, answer, out),
+            (Phase::Ending { end, ran, .. }, Event::Empty) => {
+                let (end, ran) = (end.clone(), *ran);
+                self.ended(now, TaskState::Failed, &end, ran, out);
+            }
+            (Phase::Stopping { unhealthy, .. }, Event::Empty) if unhealthy.is_some() => {
+                let (how, ran) = unhealthy.take().unwrap_or_default();
+                self.ended(now, TaskState::Failed, &End { how, well: false }, ran, out);
             }
             (Phase::Draining | Phase::Stopping { .. }, Event::Empty) => self.detach(out),
-            (Phase::Draining, Event::Drained) => {
-                let grace = self.current.as_ref().map_or(0, |o| o.task.stop_grace_ms);
-                // A grace of centuries must not overflow the clock.
-                let grace = Duration::from_millis(grace).min(Duration::from_secs(86_400));
-                self.phase = Phase::Stopping { kill_at: now + grace };
-                out.push(Action::Terminate);
-            }
+            (Phase::Draining, Event::Drained) => self.stop(now, None, out),
             (Phase::Detaching, Event::Detached) => {
-                self.phase = Phase::Void;
-                self.current = None;
                 self.attached = false;
                 self.attach_pause = Backoff::default();
-                self.run_pause = Backoff::default();
-                self.report(TaskState::Shutdown, "", None, out);
-                self.begin(now, out);
+                if self.finished.is_some() && !self.stale() {
+                    self.phase = Phase::Done;
+                    return;
+                }
+                if std::mem::take(&mut self.open) {
+                    self.health = None;
+                    self.report(TaskState::Shutdown, "", None, out);
+                }
+                self.begin_again(now, out);
             }
             (Phase::Detaching, Event::NotDetached(_)) => {
                 let until = now + self.attach_pause.fail();
@@ -403,6 +542,7 @@ impl Task {
         };
         self.current = Some(wanted);
         self.phase = Phase::Attaching;
+        self.open();
         self.report(TaskState::Preparing, "", None, out);
         if !self.attach(out) {
             self.attach_failed(now, "the service has no network", out);
@@ -435,13 +575,22 @@ impl Task {
         self.report(TaskState::Preparing, &message, None, out);
     }
 
+    /// What is begun now is another task in the same slot, unless the last one has not ended.
+    fn open(&mut self) {
+        if std::mem::replace(&mut self.open, true) {
+            return;
+        }
+        if std::mem::replace(&mut self.begun_before, true) {
+            self.restarts = self.restarts.saturating_add(1);
+        }
+        self.health = None;
+    }
+
     fn start(&mut self, out: &mut Vec<Action>) {
         let Some(order) = self.current.clone() else {
             return;
         };
-        if std::mem::replace(&mut self.started_before, true) {
-            self.restarts = self.restarts.saturating_add(1);
-        }
+        self.open();
         self.phase = Phase::Starting;
         self.report(TaskState::Starting, "", None, out);
         out.push(Action::Start {
@@ -450,18 +599,76 @@ impl Task {
         });
     }
 
-    /// Nothing of it runs any more, without our asking.
-    fn ended(&mut self, now: Duration, how: &str, ran: Duration, out: &mut Vec<Action>) {
-        if self.stale() {
+    /// SIGTERM, and SIGKILL after the grace.
+    fn stop(&mut self, now: Duration, unhealthy: Option<(String, Duration)>, out: &mut Vec<Action>) {
+        let grace = self.current.as_ref().map_or(0, |o| o.task.stop_grace_ms);
+        // A grace of centuries must not overflow the clock.
+        let grace = Duration::from_millis(grace).min(Duration::from_secs(86_400));
+        self.phase = Phase::Stopping {
+            kill_at: now + grace,
+            unhealthy,
+        };
+        out.push(Action::Terminate);
+    }
+
+    fn probed(&mut self, now: Duration, number: u32, answer: Result<(), String>, out: &mut Vec<Action>) {
+        let Phase::Running {
+            pid,
+            since,
+            checks: Some(checks),
+            ..
+        } = &mut self.phase
+        else {
+            return;
+        };
+        let (pid, ran) = (*pid, now.saturating_sub(*since));
+        match checks.answer(now, number, answer) {
+            None => {}
+            Some(Verdict::Healthy(doubt)) => {
+                self.health = Some(true);
+                self.report(TaskState::Running, &doubt.unwrap_or_default(), Some(pid), out);
+            }
+            Some(Verdict::NotYet(why)) => self.report(TaskState::Running, &why, Some(pid), out),
+            Some(Verdict::Unhealthy(why)) => {
+                self.health = Some(false);
+                self.report(TaskState::Running, &why, Some(pid), out);
+                // Its flows are not waited for: it does not answer.
+                self.stop(now, Some((why, ran)), out);
+            }
+        }
+    }
+
+    /// Nothing of it runs any more, without the log asking.
+    fn ended(&mut self, now: Duration, failure: TaskState, end: &End, ran: Duration, out: &mut Vec<Action>) {
+        self.health = None;
+        let Some(order) = self.current.as_ref().filter(|_| !self.stale()) else {
             return self.detach(out);
+        };
+        self.open = false;
+        let next = self.policy.ended(&order.task.restart, now, ran, end.well);
+        let how = &end.how;
+        let (state, message) = match next {
+            Next::Again(pause) if pause.is_zero() => (failure, format!("{how}, tried again at once")),
+            Next::Again(pause) => (failure, format!("{how}, next try in {} s", pause.as_secs_f64())),
+            Next::Enough if end.well => (TaskState::Complete, String::new()),
+            Next::Enough => (failure, format!("{how}, not restarted")),
+            Next::UsedUp => (failure, format!("{how}, restarts on this node are used up")),
+        };
+        let mut status = self.status(state, &message, None);
+        status.exhausted = next == Next::UsedUp;
+        let recent = self.policy.recent();
+        self.tell(status.clone(), out);
+        if let Next::Again(pause) = next {
+            self.phase = Phase::Pause { until: now + pause };
+            out.push(Action::Remember { recent, done: None });
+            return;
         }
-        if ran >= backoff::SOUND {
-            self.run_pause = Backoff::default();
-        }
-        let pause = self.run_pause.fail();
-        self.phase = Phase::Pause { until: now + pause };
-        let message = format!("{how}, next try in {} s", pause.as_secs_f64());
-        self.report(TaskState::Failed, &message, None, out);
+        self.finished = Some(status.clone());
+        out.push(Action::Remember {
+            recent,
+            done: Some(status),
+        });
+        self.detach(out);
     }
 
     fn detach(&mut self, out: &mut Vec<Action>) {
@@ -470,12 +677,21 @@ impl Task {
     }
 
     fn report(&mut self, state: TaskState, message: &str, pid: Option<u32>, out: &mut Vec<Action>) {
-        let status = TaskStatus {
-            state,
+        let status = self.status(state, message, pid);
+        self.tell(status, out);
+    }
+
+    fn status(&self, state: TaskState, message: &str, pid: Option<u32>) -> TaskStatus {
+        TaskStatus {
             message: message.to_owned(),
             pid,
             restarts: self.restarts,
-        };
+            health: self.health,
+            ..TaskStatus::of(state)
+        }
+    }
+
+    fn tell(&mut self, status: TaskStatus, out: &mut Vec<Action>) {
         if self.last.as_ref() != Some(&status) {
             self.last = Some(status.clone());
             out.push(Action::Report(status));

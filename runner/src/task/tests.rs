@@ -4,7 +4,36 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
+use model::spec::{Condition, Probe, Restart};
+
 use super::*;
+
+fn bad(how: &str) -> Event {
+    Event::Exited(End {
+        how: how.into(),
+        well: false,
+    })
+}
+
+fn well() -> Event {
+    Event::Exited(End {
+        how: "exit status 0".into(),
+        well: true,
+    })
+}
+
+fn found(pid: Option<u32>, attached: bool) -> Task {
+    let found = Found {
+        order: order(1),
+        pid,
+        restarts: 3,
+        recent: 0,
+        attached,
+        health: None,
+        done: None,
+    };
+    Task::found(ms(0), found)
+}
 
 fn order(generation: u64) -> Order {
     Order {
@@ -16,7 +45,11 @@ fn order(generation: u64) -> Order {
             networks: vec!["app".parse().unwrap()],
             command: vec!["srv".into()],
             env: BTreeMap::new(),
+            hostname: None,
+            restart: Restart::default(),
+            health: None,
             stop_grace_ms: 3000,
+            drain_timeout_ms: 1000,
             generation,
         },
     }
@@ -32,18 +65,23 @@ fn task() -> Task {
 
 /// Actions in a word each; reports as their state.
 fn words(actions: &[Action]) -> Vec<String> {
-    let word = |a: &Action| match a {
-        Action::Attach(_) => "attach".to_owned(),
-        Action::Start { restarts, .. } => format!("start {restarts}"),
-        Action::Drain => "drain".to_owned(),
-        Action::Terminate => "term".to_owned(),
-        Action::Kill => "kill".to_owned(),
-        Action::Detach => "detach".to_owned(),
-        Action::Forget => "forget".to_owned(),
-        Action::Report(s) if s.message.is_empty() => format!("{:?}", s.state),
-        Action::Report(s) => format!("{:?}: {}", s.state, s.message),
+    let word = |a: &Action| {
+        Some(match a {
+            Action::Attach(_) => "attach".to_owned(),
+            Action::Start { restarts, .. } => format!("start {restarts}"),
+            Action::Drain { .. } => "drain".to_owned(),
+            Action::Probe { number, .. } => format!("probe {number}"),
+            Action::Remember { done: None, .. } => return None,
+            Action::Remember { recent, .. } => format!("done, {recent} restarts"),
+            Action::Terminate => "term".to_owned(),
+            Action::Kill => "kill".to_owned(),
+            Action::Detach => "detach".to_owned(),
+            Action::Forget => "forget".to_owned(),
+            Action::Report(s) if s.message.is_empty() => format!("{:?}", s.state),
+            Action::Report(s) => format!("{:?}: {}", s.state, s.message),
+        })
     };
-    actions.iter().map(word).collect()
+    actions.iter().filter_map(word).collect()
 }
 
 /// Plays a script of (ms, event, expected words).
@@ -76,7 +114,7 @@ fn a_life() {
             (5, Event::Wanted(order(1)), &[]),
             (6, Event::Unwanted, &["Running: draining", "drain"]),
             (7, Event::Drained, &["term"]),
-            (8, Event::Exited("exit status 0".into()), &[]),
+            (8, well(), &[]),
             (9, Event::Empty, &["detach"]),
             (10, Event::Detached, &["Shutdown", "forget"]),
         ],
@@ -107,7 +145,7 @@ fn crashes_are_met_with_growing_pauses() {
     let mut now = 2;
     let mut pauses = Vec::new();
     for restart in 1..=9 {
-        play(&mut t, &[(now, Event::Exited("exit status 1".into()), &["kill"])]);
+        play(&mut t, &[(now, bad("exit status 1"), &["kill"])]);
         let report = words(&t.handle(ms(now), Event::Empty));
         assert!(
             report[0].starts_with("Failed: exit status 1, next try in "),
@@ -126,12 +164,9 @@ fn crashes_are_met_with_growing_pauses() {
             ],
         );
     }
-    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 10_000, 10_000]);
+    assert_eq!(pauses, [100, 200, 400, 800, 1600, 3200, 6400, 12_800, 25_600]);
     // Ten seconds of running make it sound again.
-    play(
-        &mut t,
-        &[(now + 10_000, Event::Exited("killed by SIGSEGV".into()), &["kill"])],
-    );
+    play(&mut t, &[(now + 10_000, bad("killed by SIGSEGV"), &["kill"])]);
     play(
         &mut t,
         &[(
@@ -236,7 +271,7 @@ fn a_command_that_cannot_start_asks_for_its_namespace_again() {
             (
                 2,
                 Event::NotStarted("no such file".into()),
-                &["Failed: no such file, next try in 0.1 s"],
+                &["Rejected: no such file, next try in 0.1 s"],
             ),
             (102, Event::Tick, &["Preparing", "attach"]),
             (103, Event::Attached { same: true }, &["Starting", "start 1"]),
@@ -262,7 +297,7 @@ fn unwanted_at_any_point_ends_with_the_endpoint_gone() {
     play(
         &mut t,
         &[
-            (5, Event::Exited("exit status 1".into()), &["kill"]),
+            (5, bad("exit status 1"), &["kill"]),
             (6, Event::Unwanted, &[]),
             (7, Event::Empty, &["detach"]),
         ],
@@ -286,14 +321,14 @@ fn unwanted_and_wanted_again_while_it_stops() {
 
 #[test]
 fn one_that_is_found_again_goes_on() {
-    let mut t = Task::found(ms(0), order(1), Some(7), 3, true);
+    let mut t = found(Some(7), true);
     play(
         &mut t,
         &[
             (1, Event::Wanted(order(1)), &[]),
             (1, Event::Reconnected, &["Running", "attach"]),
             (2, Event::Attached { same: true }, &[]),
-            (3, Event::Exited("ended".into()), &["kill"]),
+            (3, bad("ended"), &["kill"]),
             (3, Event::Empty, &["Failed: ended, next try in 0.1 s"]),
             (103, Event::Tick, &["Starting", "start 4"]),
         ],
@@ -302,7 +337,7 @@ fn one_that_is_found_again_goes_on() {
 
 #[test]
 fn one_that_is_found_dead_asks_netd_first_but_not_for_long() {
-    let mut dead = Task::found(ms(0), order(1), None, 3, true);
+    let mut dead = found(None, true);
     play(
         &mut dead,
         &[
@@ -310,12 +345,12 @@ fn one_that_is_found_dead_asks_netd_first_but_not_for_long() {
             (1, Event::Reconnected, &["Starting", "start 4"]),
         ],
     );
-    let mut unwanted = Task::found(ms(0), order(1), None, 3, true);
+    let mut unwanted = found(None, true);
     play(&mut unwanted, &[(1, Event::Unwanted, &["detach"])]);
-    let mut alone = Task::found(ms(0), order(1), None, 3, true);
+    let mut alone = found(None, true);
     assert_eq!(alone.next_timer(), Some(ms(1000)));
     play(&mut alone, &[(1000, Event::Tick, &["Starting", "start 4"])]);
-    let mut rebooted = Task::found(ms(0), order(1), None, 3, false);
+    let mut rebooted = found(None, false);
     play(
         &mut rebooted,
         &[
@@ -335,7 +370,7 @@ fn netd_is_told_again_when_it_is_back() {
             (6, Event::NotAttached("starting".into()), &[]),
             (106, Event::Tick, &["attach"]),
             (107, Event::Attached { same: false }, &["kill"]),
-            (108, Event::Exited("killed by SIGKILL".into()), &["kill"]),
+            (108, bad("killed by SIGKILL"), &["kill"]),
             (109, Event::Empty, &["Failed: killed by SIGKILL, next try in 0.1 s"]),
         ],
     );
@@ -351,16 +386,235 @@ fn a_service_without_a_network_is_told() {
     assert!(t.next_timer().is_some());
 }
 
+/// A task whose service asks for a health check, running since 2 ms.
+fn checked(interval_ms: u64, retries: u32) -> Task {
+    let mut order = order(1);
+    order.task.health = Some(Health {
+        interval_ms,
+        retries,
+        ..Health::of(Probe::Tcp { port: 80 })
+    });
+    let mut t = task();
+    play(
+        &mut t,
+        &[
+            (0, Event::Wanted(order), &["Preparing", "attach"]),
+            (1, Event::Attached { same: true }, &["Starting", "start 0"]),
+            (2, Event::Started { pid: 7 }, &["Running"]),
+        ],
+    );
+    t
+}
+
+fn answer(number: u32, answer: Result<(), &str>) -> Event {
+    let answer = answer.map_err(str::to_owned);
+    Event::Probed { number, answer }
+}
+
+#[test]
+fn health_is_told_and_the_unhealthy_are_replaced_in_place() {
+    let mut t = checked(1000, 2);
+    let health = |t: &Task| t.last.as_ref().unwrap().health;
+    play(
+        &mut t,
+        &[
+            (52, Event::Tick, &["probe 1"]),
+            (53, answer(1, Err("refused")), &["Running: not healthy yet: refused"]),
+            (103, Event::Tick, &["probe 2"]),
+        ],
+    );
+    assert_eq!(health(&t), None);
+    play(&mut t, &[(104, answer(2, Ok(())), &["Running"])]);
+    assert_eq!((health(&t), t.next_timer()), (Some(true), Some(ms(1104))));
+    play(
+        &mut t,
+        &[
+            (1104, Event::Tick, &["probe 3"]),
+            (
+                1105,
+                answer(3, Err("late")),
+                &["Running: check failed 1 of 2 times: late"],
+            ),
+            (2105, Event::Tick, &["probe 4"]),
+            (2106, answer(4, Err("late")), &["Running: unhealthy: late", "term"]),
+        ],
+    );
+    assert_eq!(health(&t), Some(false));
+    play(
+        &mut t,
+        &[
+            // The leader's end is told when nothing of it is left.
+            (2107, well(), &[]),
+            (2108, Event::Empty, &["Failed: unhealthy: late, next try in 0.1 s"]),
+            (2208, Event::Tick, &["Starting", "start 1"]),
+            (2209, Event::Started { pid: 8 }, &["Running"]),
+            (2259, Event::Tick, &["probe 1"]),
+        ],
+    );
+    assert_eq!(health(&t), None);
+}
+
+#[test]
+fn an_unhealthy_one_that_does_not_end_is_killed_and_may_be_unwanted_meanwhile() {
+    let mut t = checked(100, 1);
+    play(
+        &mut t,
+        &[
+            (202, Event::Tick, &["probe 1"]),
+            (203, answer(1, Err("x")), &["Running: unhealthy: x", "term"]),
+            (204, Event::Unwanted, &[]),
+            (3203, Event::Tick, &["kill"]),
+            (3204, Event::Empty, &["detach"]),
+            (3205, Event::Detached, &["Shutdown", "forget"]),
+        ],
+    );
+}
+
+#[test]
+fn another_health_check_needs_no_restart() {
+    let mut t = checked(1000, 2);
+    play(
+        &mut t,
+        &[
+            (52, Event::Tick, &["probe 1"]),
+            (53, answer(1, Ok(())), &["Running"]),
+            // None any more: nothing is said of its health.
+            (60, Event::Wanted(order(1)), &["Running"]),
+        ],
+    );
+    assert_eq!(t.last.as_ref().unwrap().health, None);
+    assert_eq!(t.next_timer(), None);
+}
+
+fn with_restart(restart: Restart) -> Order {
+    let mut o = order(1);
+    o.task.restart = restart;
+    o
+}
+
+#[test]
+fn a_job_that_ended_well_stays_ended() {
+    let mut t = running(1);
+    let on_failure = Restart {
+        condition: Condition::OnFailure,
+        ..Restart::default()
+    };
+    play(
+        &mut t,
+        &[
+            (5, Event::Wanted(with_restart(on_failure.clone())), &[]),
+            (6, well(), &["kill"]),
+            (7, Event::Empty, &["Complete", "done, 0 restarts", "detach"]),
+            (8, Event::Wanted(with_restart(on_failure.clone())), &[]),
+            (9, Event::Detached, &[]),
+            (10, Event::Wanted(with_restart(on_failure)), &[]),
+            (11, Event::Reconnected, &["Complete"]),
+        ],
+    );
+    assert_eq!(t.next_timer(), None);
+    // netd-run starts anew: it stays ended.
+    let done = t.finished.clone();
+    let again = Found {
+        order: order(1),
+        pid: None,
+        restarts: 0,
+        recent: 0,
+        attached: false,
+        health: None,
+        done,
+    };
+    let mut again = Task::found(ms(0), again);
+    play(
+        &mut again,
+        &[
+            (0, Event::Reconnected, &["Complete"]),
+            (1, Event::Unwanted, &["forget"]),
+        ],
+    );
+    // Another generation is another task.
+    play(&mut t, &[(20, Event::Wanted(order(2)), &["Preparing", "attach"])]);
+}
+
+#[test]
+fn restarts_that_are_used_up_are_told() {
+    let mut t = running(1);
+    let twice = Restart {
+        max_attempts: Some(1),
+        ..Restart::default()
+    };
+    play(
+        &mut t,
+        &[
+            (5, Event::Wanted(with_restart(twice)), &[]),
+            (6, bad("exit status 1"), &["kill"]),
+            (7, Event::Empty, &["Failed: exit status 1, next try in 0.1 s"]),
+            (107, Event::Tick, &["Starting", "start 1"]),
+            (108, Event::Started { pid: 9 }, &["Running"]),
+            (109, bad("exit status 1"), &["kill"]),
+            (
+                110,
+                Event::Empty,
+                &[
+                    "Failed: exit status 1, restarts on this node are used up",
+                    "done, 1 restarts",
+                    "detach",
+                ],
+            ),
+            (111, Event::Detached, &[]),
+        ],
+    );
+    assert!(t.last.as_ref().unwrap().exhausted);
+    // More are allowed: it goes on.
+    play(&mut t, &[(200, Event::Wanted(order(1)), &["Preparing", "attach"])]);
+}
+
+#[test]
+fn one_that_is_not_wanted_any_more_while_its_end_is_carried_out_is_forgotten() {
+    let mut t = running(1);
+    let never = Restart {
+        condition: Condition::None,
+        ..Restart::default()
+    };
+    play(
+        &mut t,
+        &[
+            (5, Event::Wanted(with_restart(never)), &[]),
+            (6, bad("killed by SIGKILL"), &["kill"]),
+            (
+                7,
+                Event::Empty,
+                &["Failed: killed by SIGKILL, not restarted", "done, 0 restarts", "detach"],
+            ),
+            (8, Event::Unwanted, &[]),
+            (9, Event::Detached, &["forget"]),
+        ],
+    );
+}
+
+fn any_order(generation: u64, n: u32) -> Order {
+    let mut o = order(generation);
+    if n > 0 {
+        o.task.health = Some(Health {
+            retries: n,
+            ..Health::of(Probe::Tcp { port: 80 })
+        });
+        o.task.restart.max_attempts = Some(n);
+    }
+    o
+}
+
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (1u64..3).prop_map(|g| Event::Wanted(order(g))),
+        (1u64..3, 0u32..3).prop_map(|(g, n)| Event::Wanted(any_order(g, n))),
         Just(Event::Unwanted),
         Just(Event::Reconnected),
         any::<bool>().prop_map(|same| Event::Attached { same }),
         Just(Event::NotAttached("x".into())),
         Just(Event::Started { pid: 7 }),
         Just(Event::NotStarted("x".into())),
-        Just(Event::Exited("x".into())),
+        Just(bad("x")),
+        Just(well()),
+        (0u32..4, any::<bool>()).prop_map(|(n, well)| answer(n, if well { Ok(()) } else { Err("x") })),
         Just(Event::Empty),
         Just(Event::Drained),
         Just(Event::Detached),
@@ -396,13 +650,13 @@ impl World {
                     assert!(!self.start && !self.lives, "two at once");
                     self.start = true;
                 }
-                Action::Drain => self.drain = true,
+                Action::Drain { .. } => self.drain = true,
                 Action::Terminate | Action::Kill => self.asked_to_end = true,
                 Action::Detach => {
                     assert!(!self.lives && !self.start, "its namespace is taken from under it");
                     self.detach = true;
                 }
-                Action::Report(_) => {}
+                Action::Report(_) | Action::Probe { .. } | Action::Remember { .. } => {}
                 Action::Forget => {
                     assert!(!self.lives && !self.start && !self.endpoint);
                     self.forgotten = true;
@@ -434,7 +688,7 @@ impl World {
         }
         if self.asked_to_end && self.lives {
             self.lives = false;
-            return Some(vec![Event::Exited("x".into()), Event::Empty]);
+            return Some(vec![bad("x"), Event::Empty]);
         }
         if std::mem::take(&mut self.detach) {
             if !luck {
@@ -489,7 +743,7 @@ proptest! {
                 }
                 if crashes && world.lives && steps == 5 {
                     world.lives = false;
-                    world.apply(t.handle(now, Event::Exited("crash".into())));
+                    world.apply(t.handle(now, bad("crash")));
                     world.apply(t.handle(now, Event::Empty));
                 }
                 world.apply(t.handle(now, Event::Tick));

@@ -25,6 +25,7 @@ use kernel::netns;
 use model::{
     EndpointId, EndpointState, NodeId, Vni,
     api::{Assignment, Assignments, EndpointCreate, EndpointView, TaskState, TaskStatus},
+    spec::Restart,
 };
 use nix::{
     sys::signal::{Signal, kill},
@@ -172,7 +173,11 @@ impl Node {
             networks: vec!["app".parse().unwrap()],
             command: ["sh", "-c", script].map(str::to_owned).to_vec(),
             env: BTreeMap::from([("FIFO".to_owned(), self.folder().join("fifo").display().to_string())]),
+            hostname: None,
+            restart: Restart::default(),
+            health: None,
             stop_grace_ms: 10_000,
+            drain_timeout_ms: 10_000,
             generation,
         }
     }
@@ -366,7 +371,7 @@ async fn attach(
         vni: Vni::try_from(4096).unwrap(),
         netns: path.display().to_string(),
         interface: "eth0".into(),
-        v4: None,
+        v4: Some(std::net::Ipv4Addr::LOCALHOST),
         v6: None,
         mac: "02:6e:00:00:00:01".parse().unwrap(),
         mtu: 1450,

@@ -59,6 +59,12 @@ impl Extra {
     }
 }
 
+fn mib(octets: u64) -> f64 {
+    #[allow(clippy::cast_precision_loss, reason = "memory of a process, for people")]
+    let mib = octets as f64 / f64::from(1 << 20);
+    mib
+}
+
 /// How much to measure.
 #[derive(Debug, Clone, Copy)]
 struct Effort {

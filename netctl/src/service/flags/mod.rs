@@ -1,5 +1,6 @@
 //! Flags that say what a service should be: `create` lays them over the defaults, `update` over what there is.
 
+mod health;
 mod placement;
 mod publish;
 mod rolling;

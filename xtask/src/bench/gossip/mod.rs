@@ -6,6 +6,7 @@
 
 mod limit;
 mod netd;
+mod room;
 mod serf;
 
 use std::collections::BTreeSet;
@@ -54,7 +55,7 @@ const EVENTS: usize = 8;
 
 pub(super) fn run(programs: &Path, effort: Effort, extra: &Extra) -> anyhow::Result<Vec<Figure>> {
     let members = usize::from(extra.nodes);
-    room_for_neighbours(members)?;
+    let _room = room::for_neighbours(members)?;
     let mut ours = ui::during(&format!("{members} netd"), || netd::Cluster::new(programs, extra.nodes))?;
     let mut figures = ui::during("idle netd", || ours.idle(effort.idle()))?;
     let mut other = match serf::Cluster::new(programs, extra.nodes) {
@@ -99,25 +100,6 @@ pub(super) fn run(programs: &Path, effort: Effort, extra: &Extra) -> anyhow::Res
         netd::false_deaths(programs, extra.nodes, extra.minutes_or(effort.quick))
     })?);
     Ok(figures)
-}
-
-/// All hosts of all labs share one table of neighbours: what does not fit in loses packets, and that would be measured.
-fn room_for_neighbours(members: usize) -> anyhow::Result<()> {
-    const LIMIT: &str = "/proc/sys/net/ipv4/neigh/default/gc_thresh3";
-    // Each member of both clusters knows each other one, the switches know all, and something else may run.
-    let needed = 2 * members * members + 200;
-    let limit = std::fs::read_to_string(LIMIT).with_context(|| format!("reading {LIMIT}"))?;
-    let limit: usize = limit
-        .trim()
-        .parse()
-        .with_context(|| format!("{LIMIT} holds no number"))?;
-    if limit < needed {
-        bail!(
-            "this machine keeps {limit} neighbours for all its namespaces together, and two clusters of {members} have up to \
-             {needed}\ntry: sysctl -w net.ipv4.neigh.default.gc_thresh3=16384, or fewer --nodes"
-        );
-    }
-    Ok(())
 }
 
 /// Several events; the 99th percentile over all members that heard them, seconds.

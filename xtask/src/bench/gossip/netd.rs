@@ -14,7 +14,7 @@ use model::api::{EndpointsSeen, NodeHealth, NodesSeen};
 
 use super::limit::Limits;
 use super::{Side, Told, Word};
-use crate::bench::figure::Figure;
+use crate::bench::{figure::Figure, mib};
 
 /// Share of a CPU that a slow node has.
 const SLOW: f64 = 0.05;
@@ -82,18 +82,13 @@ impl Cluster {
         let most = |all: Vec<f64>| all.into_iter().fold(0.0, f64::max);
         Ok(vec![
             Figure::own("gossip", "idle_cpu_pct", "% of a core", &[most(rate(|c| c.0)) * 100.0]),
-            Figure::own(
-                "gossip",
-                "rss_mib",
-                "MiB",
-                &[most(after.iter().map(|c| c.1).collect()) / f64::from(1 << 20)],
-            ),
+            Figure::own("gossip", "rss_mib", "MiB", &[most(after.iter().map(|c| c.1).collect())]),
             Figure::own("gossip", "bytes_s", "octets/s", &[most(rate(|c| c.2))]),
         ])
     }
 }
 
-/// CPU seconds, octets of memory, octets sent by a node's daemon since its start.
+/// CPU seconds, MiB of memory, octets sent by a node's daemon since its start.
 fn cost(node: &Host) -> anyhow::Result<(f64, f64, f64)> {
     let pid = node.netd_pid()?;
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("reading a daemon's CPU time")?;
@@ -107,18 +102,6 @@ fn cost(node: &Host) -> anyhow::Result<(f64, f64, f64)> {
     let ticks = |n: usize| words.get(n).and_then(|w| w.parse::<f64>().ok()).unwrap_or(0.0);
     // USER_HZ is 100 on every Linux that netd runs on.
     let cpu = (ticks(11) + ticks(12)) / 100.0;
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).context("reading a daemon's memory")?;
-    let resident = status
-        .lines()
-        .find_map(|l| {
-            l.strip_prefix("VmRSS:")?
-                .trim()
-                .strip_suffix(" kB")?
-                .trim()
-                .parse::<f64>()
-                .ok()
-        })
-        .context("no VmRSS")?;
     let devices = std::fs::read_to_string(format!("/proc/{}/net/dev", node.init_pid())).context("reading counters")?;
     let sent = devices
         .lines()
@@ -131,7 +114,7 @@ fn cost(node: &Host) -> anyhow::Result<(f64, f64, f64)> {
                 .ok()
         })
         .context("no eth0")?;
-    Ok((cpu, resident * 1024.0, sent))
+    Ok((cpu, mib(lab::resident(pid)?), sent))
 }
 
 impl Side for Cluster {

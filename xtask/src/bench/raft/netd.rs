@@ -14,6 +14,7 @@ use model::api::{MemberView, Vote};
 use tokio::net::UnixStream;
 
 use super::{Cluster, Writer};
+use crate::bench::mib;
 
 pub(super) struct Managers {
     lab: Lab,
@@ -102,20 +103,7 @@ impl Managers {
     pub(super) fn resident(&self) -> anyhow::Result<f64> {
         let mut most = 0.0f64;
         for node in self.lab.nodes() {
-            let status =
-                std::fs::read_to_string(format!("/proc/{}/status", node.netd_pid()?)).context("a manager's memory")?;
-            let kib = status
-                .lines()
-                .find_map(|l| {
-                    l.strip_prefix("VmRSS:")?
-                        .trim()
-                        .strip_suffix(" kB")?
-                        .trim()
-                        .parse::<f64>()
-                        .ok()
-                })
-                .context("no VmRSS")?;
-            most = most.max(kib / 1024.0);
+            most = most.max(mib(lab::resident(node.netd_pid()?)?));
         }
         Ok(most)
     }
