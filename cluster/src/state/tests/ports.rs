@@ -89,9 +89,10 @@ fn the_log_chooses_a_port_and_keeps_it() {
         "its host has let go of it"
     );
     log.ok(Command::RemoveService { name: name("web") });
-    log.no(publish("api", "auto:84,mode=host"));
+    assert_eq!(number(log.ok(publish("api", "auto:84,mode=host"))), 30_004);
+    log.no(publish("api", "auto:85,mode=host"));
     log.time += REST_MS;
-    log.ok(publish("api", "auto:84,mode=host"));
+    log.ok(publish("api", "auto:85,mode=host"));
 }
 
 #[test]

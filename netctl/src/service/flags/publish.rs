@@ -11,7 +11,7 @@ pub(super) struct PublishFlags {
     #[arg(short, long, value_name = "PORT")]
     publish: Vec<PortSpec>,
     /// What its name leads to: a virtual address (vip), or the addresses of its ready tasks (dnsrr); default: vip.
-    #[arg(long, value_name = "vip|dnsrr")]
+    #[arg(long, visible_alias = "mode", value_name = "vip|dnsrr")]
     endpoint_mode: Option<Leads>,
 }
 
