@@ -76,9 +76,10 @@ struct Effort {
 }
 
 impl Effort {
-    /// How long something idle is looked at.
+    /// How long something idle is looked at. The kernel counts CPU time in hundredths of a second: in less time one of them
+    /// is a large part of what a daemon may take.
     fn idle(self) -> std::time::Duration {
-        std::time::Duration::from_secs(if self.quick { 5 } else { 30 })
+        std::time::Duration::from_secs(if self.quick { 20 } else { 30 })
     }
 }
 
