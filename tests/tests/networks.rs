@@ -143,7 +143,7 @@ fn a_published_service_on_two_networks() {
         n1.netctl("endpoint rm both")?.ok()?;
         eventually("every endpoint and namespace to go", Duration::from_secs(30), || {
             for node in lab.nodes() {
-                let left = node.sh("ls /run/netd/netns 2>/dev/null")?.stdout;
+                let left = node.sh("find /run/netd/netns -mindepth 1")?.stdout;
                 ensure!(left.trim().is_empty(), "a namespace on {}: {left}", node.name());
                 let wanted = if node.name() == "n1" { 2 } else { 0 };
                 let veths = node.sh("ip -o link")?.ok()?.stdout.matches(": nv").count();

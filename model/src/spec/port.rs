@@ -230,14 +230,14 @@ fn split_on<'t>(whole: &str, text: &'t str) -> Result<(On, &'t str), BadValue> {
         let ip = ip.parse().map_err(|_| bad("has no IPv6 address in its brackets"))?;
         return Ok((On::address(ip)?, ports));
     }
+    if text.matches(':').count() > 2 {
+        return Err(bad("has more colons than ports; an IPv6 address stands in brackets"));
+    }
     let Some((first, rest)) = text.split_once(':') else {
         return Ok((On::All, text));
     };
     if first == "auto" || first.bytes().all(|b| b.is_ascii_digit()) {
         return Ok((On::All, text));
-    }
-    if text.matches(':').count() > 2 {
-        return Err(bad("has more colons than ports; an IPv6 address stands in brackets"));
     }
     Ok((first.parse()?, rest))
 }

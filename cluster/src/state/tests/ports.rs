@@ -1,6 +1,6 @@
 //! Published ports.
 
-use model::{PortSpec, PublishMode};
+use model::PublishMode;
 
 use super::*;
 
