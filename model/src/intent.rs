@@ -300,9 +300,33 @@ pub struct Vip {
 /// A set of slots as sorted, disjoint, non-adjacent inclusive ranges: a thousand tasks are one pair of numbers. Slots
 /// count from 1.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "Vec<(u32, u32)>")]
 pub struct SlotSet(pub Vec<(u32, u32)>);
 
+impl TryFrom<Vec<(u32, u32)>> for SlotSet {
+    type Error = &'static str;
+
+    /// From outside: what is not such a set is refused, or counting its slots would overflow, or never end.
+    fn try_from(ranges: Vec<(u32, u32)>) -> Result<Self, Self::Error> {
+        // Behind a range one slot at least is left out.
+        let mut first = 1;
+        for (a, b) in &ranges {
+            if *a < first || b < a {
+                return Err("the ranges of a set of slots are not ascending and apart");
+            }
+            if *b > SlotSet::HIGHEST {
+                return Err("a slot is higher than any service has");
+            }
+            first = b.saturating_add(2);
+        }
+        Ok(SlotSet(ranges))
+    }
+}
+
 impl SlotSet {
+    /// Highest slot: those of the largest service, and as many again while each is replaced by one beside it, and room.
+    pub const HIGHEST: u32 = 4 * ServiceSpec::MAX_REPLICAS;
+
     /// Every slot, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.0.iter().flat_map(|(a, b)| *a..=*b)
@@ -454,5 +478,30 @@ impl Intent {
     /// Slots of a service placed on a node.
     pub fn slots(&self, service: &Name, node: NodeId) -> Option<&SlotSet> {
         self.placements.get(service)?.get(&node)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_set_of_slots_from_outside_is_one_or_is_refused() {
+        let read = |text: &str| serde_json::from_str::<SlotSet>(text).map(|s| (s.len(), s.iter().count()));
+        assert_eq!(read("[]").unwrap(), (0, 0));
+        assert_eq!(read("[[1,3],[5,5]]").unwrap(), (4, 4));
+        for bad in [
+            "[[3,1]]",
+            "[[0,1]]",
+            "[[1,2],[2,3]]",
+            "[[1,2],[3,4]]",
+            "[[5,6],[1,1]]",
+            "[[1,4294967295]]",
+        ] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+        let all = SlotSet(vec![(1, 3), (5, 5)]);
+        let text = serde_json::to_string(&all).unwrap();
+        assert_eq!(serde_json::from_str::<SlotSet>(&text).unwrap(), all);
     }
 }

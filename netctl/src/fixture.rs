@@ -265,6 +265,10 @@ pub(crate) fn status() -> Status {
         nodes: nodes(),
         networks: networks(),
         services: services(),
+        taken: model::api::IntentTaken {
+            whole: 1,
+            increments: 6,
+        },
         writes: Writes {
             last: 0,
             total: 128,

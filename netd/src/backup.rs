@@ -119,6 +119,16 @@ fn seal_with(content: &Content, secret: &[u8], rounds: u32) -> Result<Vec<u8>, B
     Ok(out)
 }
 
+/// A backup that is opened at once, for the fuzzer's door.
+pub(crate) fn example(secret: &[u8]) -> Vec<u8> {
+    let content = Content {
+        cluster: "c1".into(),
+        version: "0.1.0".into(),
+        state: vec![1; 100],
+    };
+    seal_with(&content, secret, 2).unwrap_or_default()
+}
+
 fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes.get(at..)?.first_chunk()?))
 }

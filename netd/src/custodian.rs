@@ -6,7 +6,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Weak,
+    sync::{Arc, Mutex, Weak},
     time::{Duration, Instant},
 };
 
@@ -41,6 +41,23 @@ pub struct Held {
     /// Index of the last removal of a node.
     pub removed_at: u64,
     old: BTreeMap<String, Option<Vec<u8>>>,
+}
+
+/// The secrets as they were read last. A thousand nodes that join, or are told of a change, ask for them as often.
+#[derive(Debug, Default)]
+pub(crate) struct LastRead(Mutex<Option<(u64, Arc<ClusterSecrets>)>>);
+
+impl LastRead {
+    /// Reads them; what the log has not changed since is not read again.
+    pub(crate) fn now(&self, store: &Store) -> Result<Arc<ClusterSecrets>, ApiError> {
+        let mut last = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let read = store.with(|s: &State| match &*last {
+            Some((at, secrets)) if *at == s.secrets_at() => Ok((*at, secrets.clone())),
+            _ => ClusterSecrets::from_map(|name| s.secret(name)).map(|new| (s.secrets_at(), Arc::new(new))),
+        })?;
+        *last = Some(read.clone());
+        Ok(read.1)
+    }
 }
 
 /// Reads them.
@@ -330,5 +347,60 @@ fn vault_differs(vault: &Vault, unlock: Option<&UnlockKey>) -> bool {
     match unlock {
         None => vault.is_sealed(),
         Some(key) => !vault.is_sealed_with(key),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::state::{InitCluster, NewNode};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn secrets_are_read_anew_when_the_log_has_changed_them() {
+        let dir = std::env::temp_dir().join(format!("netd-last-read-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).unwrap();
+        let first = ClusterSecrets::create("c1").unwrap();
+        let given = first.to_map().unwrap().into_iter();
+        let init = InitCluster {
+            cluster: "0123456789abcdef0123456789abcdef".into(),
+            node: NewNode {
+                hostname: "host1".into(),
+                role: Role::Manager,
+                key: vec![1; 32],
+                rpc: None,
+            },
+            settings: model::ClusterSettings {
+                default_addr_pool6: Some("fd12:3456:789a::/48".parse().unwrap()),
+                ..model::ClusterSettings::default()
+            },
+            default_network: model::NetworkSpec::default(),
+            avoid: vec![],
+            secrets: given.filter_map(|(k, v)| Some((k, Secret(v?)))).collect(),
+        };
+        let store = Store::create(&dir.join("raft"), [5; 32], init, crate::store::nobody()).unwrap();
+        let read = LastRead::default();
+        let old = read.now(&store).unwrap();
+        // What is no change of the secrets is no reason to read them.
+        let id = model::NodeId(1);
+        let availability = model::intent::Availability::Pause;
+        let other = Command::SetAvailability { node: id, availability };
+        store.propose(other).await.unwrap();
+        assert!(Arc::ptr_eq(&old, &read.now(&store).unwrap()));
+        let mut rotated = held(&store).unwrap();
+        rotated.secrets.rotate_token(Role::Worker).unwrap();
+        let command = Command::ReplaceSecrets {
+            seen: rotated.seen,
+            secrets: changed(rotated.old, rotated.secrets.to_map().unwrap()),
+            trust: rotated.secrets.trust(),
+        };
+        store.propose(command).await.unwrap();
+        let new = read.now(&store).unwrap();
+        let (old_token, new_token) = (old.token(Role::Worker).unwrap(), new.token(Role::Worker).unwrap());
+        assert_eq!(new.role_of(&old_token.secret), None);
+        assert_eq!(new.role_of(&new_token.secret), Some(Role::Worker));
+        store.shutdown().await;
+        let _ = std::fs::remove_dir_all(&dir);
     }
 }

@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod discover;
 pub mod disk;
 pub mod dns;
+pub mod doors;
 pub mod endpoints;
 pub mod gossip;
 pub mod identity;

@@ -53,6 +53,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         );
     }
     keep_secrets_in()?;
+    open_many();
     kernel::heap::share_arenas();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -74,6 +75,16 @@ fn keep_secrets_in() -> anyhow::Result<()> {
     };
     prctl::set_dumpable(false).context("switching core files off")?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0).context("switching core files off")
+}
+
+/// A manager has a socket open for each node, and systemd's soft limit is 1024 files.
+fn open_many() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, most)| setrlimit(Resource::RLIMIT_NOFILE, most, most));
+    if let Err(e) = raised {
+        tracing::warn!("the limit of open files stays as it is: {e}");
+    }
 }
 
 async fn serve(config: Config) -> anyhow::Result<()> {

@@ -45,6 +45,43 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
+
+    /// What of it only adds to `observed`: nothing that is there goes, or gives way to something else. For a view that may
+    /// be older than what the kernel holds.
+    pub fn additions(mut self, observed: &Observed) -> Plan {
+        let device = |step: &Step| match step {
+            Step::CreateVeth { task, peer, .. } => vec![(Ns::Task(task.clone()), peer.clone())],
+            Step::DeleteLink { ns, name } => vec![(ns.clone(), name.clone())],
+            _ => Vec::new(),
+        };
+        // A device in whose place another one would come stays, so that one does not come.
+        let stays: BTreeSet<(Ns, String)> = self
+            .steps
+            .iter()
+            .filter(|s| matches!(s, Step::DeleteLink { .. }))
+            .flat_map(device)
+            .collect();
+        self.steps.retain(|step| match step {
+            Step::DeleteLink { .. }
+            | Step::DeleteAddress { .. }
+            | Step::DeleteNeighbour { .. }
+            | Step::DeleteRoute { .. }
+            | Step::DeleteRule { .. }
+            | Step::RemoveFilter => false,
+            Step::AddRoute { replace, .. } => !replace,
+            Step::SetFilter(_) => !observed.filter_present,
+            Step::CreateVxlan { name, .. } => !stays.contains(&(Ns::Host, name.clone())),
+            Step::CreateVeth { name, .. } => {
+                !stays.contains(&(Ns::Host, name.clone())) && !device(step).iter().any(|d| stays.contains(d))
+            }
+            Step::ChangeLink { .. }
+            | Step::SetSysctl { .. }
+            | Step::AddAddress { .. }
+            | Step::SetNeighbour { .. }
+            | Step::AddRule { .. } => true,
+        });
+        self
+    }
 }
 
 /// When a step's turn comes. What is referred to comes first and is removed last; within a stage the steps of one

@@ -77,6 +77,10 @@ fn workers_go_on_without_managers() {
                 Ok(seen.converged == Some(true) && seen.networks.iter().any(|n| n.name.as_str() == "later"))
             })?;
         }
+        // The one that had its last view got what had changed, the one that had lost it got all.
+        let (kept, lost) = (status(n2)?.taken, status(n3)?.taken);
+        ensure!(kept.whole == 0 && kept.increments > 0, "n2: {kept:?}");
+        ensure!(lost.whole == 1, "n3: {lost:?}");
         running(n1, 3)?;
         let here: Vec<EndpointView> = n2.netctl("endpoint ls -o json")?.json()?;
         ensure!(

@@ -1,13 +1,13 @@
 //! The disk of a manager's log: full, and failing.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::eventually;
+use lab::{DaemonOptions, Options, eventually};
 use tests::managers::{SETTLED, http, http_within, socket};
-use tests::{in_lab, status};
+use tests::{in_lab, in_lab_with, status};
 
 #[test]
 fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
@@ -98,4 +98,68 @@ fn traced(pid: u32) -> anyhow::Result<()> {
         Ok(all)
     })?;
     Ok(())
+}
+
+#[test]
+fn the_log_has_a_folder_of_its_own() {
+    // Without addresses in the configuration its section [cluster] is this story's to write.
+    let options = Options {
+        nodes: 1,
+        daemon: DaemonOptions {
+            no_addresses: true,
+            ..DaemonOptions::default()
+        },
+        ..Options::default()
+    };
+    in_lab_with("log-dir", options, |lab| {
+        let n1 = lab.host("n1")?;
+        let (fast, other) = (n1.folder().join("fast"), n1.folder().join("other"));
+        let set = |dir: &Path| n1.configure(&format!("[cluster]\nlog_dir = \"{}\"", dir.display()));
+        let kept = || -> anyhow::Result<()> {
+            let seen = status(n1)?;
+            ensure!(seen.networks.iter().any(|n| n.name.as_str() == "kept"), "{seen:?}");
+            Ok(())
+        };
+        set(&fast)?;
+        n1.start_netd()?;
+        n1.netctl(&format!("cluster init --advertise-addr {}", n1.v4()))?.ok()?;
+        n1.netctl("network create kept")?.ok()?;
+        ensure!(
+            holds_log(&fast) && !holds_log(&n1.folder().join("state/raft")),
+            "the log is not where it was to be"
+        );
+        n1.kill_netd()?;
+        n1.start_netd()?;
+        kept()?;
+
+        // Another folder is set, and the log is not there: no new one is begun, and it is said where it is.
+        n1.stop_netd()?;
+        set(&other)?;
+        let why = match n1.start_netd() {
+            Ok(_) => anyhow::bail!("netd began without its log"),
+            Err(e) => format!("{e:#}"),
+        };
+        for part in [
+            &fast.display().to_string(),
+            &other.display().to_string(),
+            "log_dir",
+            "move the folder",
+        ] {
+            ensure!(why.contains(part), "{part} is not in: {why}");
+        }
+        ensure!(!other.exists(), "nothing was made there");
+        // As was said.
+        std::fs::rename(&fast, &other)?;
+        n1.start_netd()?;
+        kept()?;
+        n1.netctl("network create more")?.ok()?;
+        Ok(())
+    });
+}
+
+fn holds_log(dir: &Path) -> bool {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    files
+        .into_iter()
+        .any(|f| f.file_name().to_string_lossy().starts_with("log-"))
 }

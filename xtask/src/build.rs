@@ -63,11 +63,24 @@ pub(crate) fn programs(profile: Profile, wanted: &[Programs]) -> anyhow::Result<
 ///
 /// As there.
 pub(crate) fn programs_with(profile: Profile, wanted: &[Programs], features: &[&str]) -> anyhow::Result<PathBuf> {
-    let mut command = cargo();
-    command.arg("build").arg("--locked");
-    if !features.is_empty() {
-        command.args(["--features", &features.join(",")]);
+    match features {
+        [] => built(profile, wanted, &[]),
+        _ => built(profile, wanted, &["--features", &features.join(",")]),
     }
+}
+
+/// As [`programs`], with an example of one of the packages, which lies in the folder `examples` below the programs.
+///
+/// # Errors
+///
+/// As there.
+pub(crate) fn programs_and_example(profile: Profile, wanted: &[Programs], example: &str) -> anyhow::Result<PathBuf> {
+    built(profile, wanted, &["--bins", "--example", example])
+}
+
+fn built(profile: Profile, wanted: &[Programs], more: &[&str]) -> anyhow::Result<PathBuf> {
+    let mut command = cargo();
+    command.arg("build").arg("--locked").args(more);
     for (package, _) in wanted {
         command.args(["-p", package]);
     }

@@ -6,6 +6,7 @@ mod build;
 mod demo;
 #[allow(unreachable_pub, reason = "its one door is written as of a library")]
 mod ebpf;
+mod fuzz;
 mod lane;
 mod packages;
 mod sim;
@@ -33,6 +34,8 @@ enum Verb {
     Bench(bench::Args),
     /// Managers, agents and clients in one thread, with faults by seed and an oracle.
     Sim(sim::Args),
+    /// Changed octets at every door that takes them from a wire or a disk.
+    Fuzz(fuzz::Args),
     /// Build the eBPF object, or check that it is what the sources say.
     Ebpf {
         /// Change nothing; fail when the committed object is stale.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Bench(args) => bench::run(&args),
         Verb::Sim(args) => sim::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Ebpf { check } => ebpf::run(check),
         Verb::Packages => packages::ensure(packages::ALL),
     };

@@ -66,6 +66,17 @@ const NFTABLES: Package = Package {
     purpose: "a router that translates addresses",
 };
 
+const OPENSSL: Package = Package {
+    name: "openssl",
+    program: "openssl",
+    purpose: "an external signer of certificates",
+};
+const PYTHON: Package = Package {
+    name: "python3",
+    program: "python3",
+    purpose: "its HTTPS",
+};
+
 const SERF_PACKAGE: Package = Package {
     name: "serf",
     program: "serf",
@@ -112,6 +123,8 @@ pub(crate) const ALL: &[Package] = &[
     ZOOKEEPER,
     JAVA,
     NFTABLES,
+    OPENSSL,
+    PYTHON,
 ];
 /// What the lane on another kernel needs.
 pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];

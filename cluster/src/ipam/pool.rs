@@ -4,6 +4,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::mutant::{self, Mutant};
 
+/// Half of a pool that is small: the rest of so many is written down one by one (blocks and VIPs of a network).
+const SMALL: u32 = 1 << 16;
+
 /// Numbers of a range, given out in a circle: the one after the last given, so that a number comes back as late as the
 /// range allows, and never before its rest is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +120,30 @@ impl Pool {
     /// Undoes [`Pool::take`] or [`Pool::claim`]: the number was never seen by anybody and needs no rest.
     pub fn give_back(&mut self, number: u32) {
         self.used.remove(&number);
+    }
+
+    /// Goes on from an old state: what was given out since then may be in use. That was the numbers from `next` on, so the
+    /// half of the circle that lies before it comes last, and in a small pool rests for `rest_ms` too, because it comes soon
+    /// there.
+    pub fn begin_anew(&mut self, now_ms: u64, rest_ms: u64) {
+        self.wake(now_ms);
+        let half = self.size() / 2;
+        let ahead = |n: u32, by: u32| {
+            // Whoever is left before the end goes on from the first.
+            let left = self.end - n;
+            if by < left { n + by } else { self.first + (by - left) }
+        };
+        if half <= SMALL {
+            let near = (0..half).map(|by| ahead(self.next, by));
+            let near: Vec<u32> = near
+                .filter(|n| !self.used.contains(n) && !self.rests.contains(n))
+                .collect();
+            for n in near {
+                self.resting.push_back((now_ms.saturating_add(rest_ms), n));
+                self.rests.insert(n);
+            }
+        }
+        self.next = ahead(self.next, half);
     }
 
     /// How many are in use.

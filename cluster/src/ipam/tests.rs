@@ -88,3 +88,39 @@ fn the_form_of_a_subnet_is_checked() {
     assert!(matches!(six("::ffff:0:0/96"), Err(SubnetError::Reserved(_))));
     assert_eq!(six("fd00:1::/112"), Err(SubnetError::Prefix { min: 48, max: 104 }));
 }
+
+#[test]
+fn a_new_beginning_keeps_off_what_may_have_been_given_out_since() {
+    let mut lost = Pool::new(0..20);
+    for n in 0..3 {
+        assert_eq!(lost.take(0), Some(n));
+    }
+    let mut anew = lost.clone();
+    // After the backup, half of them went.
+    let since: Vec<u32> = (0..10).filter_map(|_| lost.take(5)).collect();
+    assert_eq!(since.len(), 10);
+    anew.begin_anew(100, 50);
+    let given: Vec<u32> = (0..7).filter_map(|_| anew.take(100)).collect();
+    assert_eq!(given, [13, 14, 15, 16, 17, 18, 19]);
+    assert_eq!(anew.take(149), None, "the others rest");
+    assert_eq!(anew.take(150), Some(3));
+
+    // One whose next number is near its end.
+    let mut pool = Pool::new(10..20);
+    for _ in 0..8 {
+        pool.take(0);
+    }
+    pool.release(11, 0, 10);
+    pool.begin_anew(100, 50);
+    assert_eq!(pool.take(100), None, "18, 19 and 11 may be in use");
+    assert_eq!(pool.take(150), Some(18));
+
+    // One that is too large to write down: it comes round late enough.
+    let mut large = Pool::new(1..u32::MAX - 1);
+    large.take(0);
+    large.begin_anew(0, 50);
+    assert!(large.take(0).is_some_and(|n| n > 1 << 30));
+    let mut none = Pool::new(4..4);
+    none.begin_anew(0, 50);
+    assert_eq!(none.take(0), None);
+}

@@ -35,7 +35,7 @@ use crate::{
 pub use command::{
     Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
 };
-pub use requests::{Outcome, REMEMBERED};
+pub use requests::{FEWEST, MOST, Outcome, REMEMBERED_MS};
 pub use roles::{EPOCH, MAX_MANAGERS};
 pub use secrets::{TOKEN_MANAGER, TOKEN_WORKER};
 pub use settings::check as check_settings;
@@ -158,7 +158,7 @@ impl State {
             // What changed nothing has no revision of its own: nobody needs to be told.
             (self.intent.revision, applied)
         });
-        self.requests.put(envelope.request, outcome.clone());
+        self.requests.put(self.now_ms, envelope.request, outcome.clone());
         outcome
     }
 

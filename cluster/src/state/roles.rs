@@ -9,6 +9,7 @@ use model::{
 
 use super::{Applied, NewNode, Refusal, State, nodes::check_node};
 use crate::{
+    ipam::{BLOCK_REST_MS, REST_MS},
     manager::FOUNDER,
     mutant::{self, Mutant},
     raft::{ConfChange, ConfStep},
@@ -171,6 +172,10 @@ impl State {
     /// The state of a cluster that goes on with one manager alone, whatever becomes of the others: they are workers until
     /// they are promoted again. The manager is found by its key, or added. Returns its ids, as a node and in Raft; the
     /// state stands at the first index of a new epoch.
+    ///
+    /// What the lost log has given out since is not known. Ids jump ahead; addresses, blocks and other numbers are given
+    /// out from the other half of their circle, and what of the near half is free rests: until that is over whoever holds
+    /// some of it has heard that it is not his.
     pub fn alone(&mut self, me: &NewNode) -> Result<(NodeId, u64), Refusal> {
         if !self.is_initialised() {
             return Err(super::no_cluster());
@@ -189,6 +194,14 @@ impl State {
         // Ids that were given out since, by a log that is lost, are not given to others.
         self.next_node = (self.next_node / ID_JUMP + 1) * ID_JUMP;
         self.next_raft = (self.next_raft / ID_JUMP + 1) * ID_JUMP;
+        let now = self.now_ms;
+        for pool in [&mut self.vnis, &mut self.indices, &mut self.marks] {
+            pool.begin_anew(now, REST_MS);
+        }
+        for net in self.nets.values_mut() {
+            net.vips.begin_anew(now, REST_MS);
+            net.blocks.begin_anew(now, BLOCK_REST_MS);
+        }
         for n in self.change(index).nodes.values_mut() {
             (n.role, n.rpc, n.raft) = (Role::Worker, None, None);
         }
@@ -365,6 +378,50 @@ mod tests {
         assert_eq!(log.no(promote(10)).code, Code::Conflict);
         log.ok(demote(4));
         log.ok(promote(10));
+    }
+
+    #[test]
+    fn what_was_given_out_after_a_backup_is_not_given_again() {
+        let mut log = Log::new(3);
+        let net = model::NetworkSpec {
+            subnet: Some("10.77.0.0/20".parse().unwrap()),
+            ..Default::default()
+        };
+        let create = Command::CreateNetwork {
+            name: "app".parse().unwrap(),
+            spec: net,
+            avoid: vec![],
+        };
+        let Applied::Network { vni, .. } = log.ok(create) else {
+            panic!("no network");
+        };
+        let block = |log: &mut Log, n| log.ok(Command::AssignBlock { node: NodeId(n), vni });
+        block(&mut log, 1);
+        let backup = log.state.encode().unwrap();
+        let since: Vec<Applied> = (0..40).map(|i| block(&mut log, i % 3 + 1)).collect();
+
+        // Restored.
+        log.state = State::decode(&backup).unwrap();
+        let me = NewNode {
+            hostname: "new".into(),
+            role: Role::Manager,
+            key: vec![99; 32],
+            rpc: Some("198.18.0.9:2377".into()),
+        };
+        log.state.alone(&me).unwrap();
+        let now = log.state.now_ms();
+        log.go_on(log.state.applied(), now);
+        let after: Vec<Applied> = (0..40).map(|i| block(&mut log, i % 2 + 2)).collect();
+        assert!(after.iter().all(|b| !since.contains(b)), "{after:?}");
+        // All that is left over is given out, and then there is a rest.
+        let vni = Command::AssignBlock { node: NodeId(2), vni };
+        let mut got = Vec::new();
+        while let Ok((_, b)) = log.run(vni.clone()) {
+            got.push(b);
+        }
+        assert!(got.iter().all(|b| !since.contains(b)));
+        log.go_on(log.state.applied(), now + BLOCK_REST_MS);
+        assert!(since.contains(&log.ok(vni)), "and at last these");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 use super::State;
 
-/// First octet of an encoded [`State`].
-const FORMAT: u8 = 1;
+/// First octet of an encoded [`State`]. 2: requests with their time; 1 was never in a release.
+const FORMAT: u8 = 2;
 
 /// Why octets are no [`State`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

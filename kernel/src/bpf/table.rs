@@ -128,6 +128,21 @@ impl<K: Plain + Ord + Default, V: Plain + Eq + Default> Table<K, V> {
         Ok(count)
     }
 
+    /// Makes the map hold what of `want` has no entry yet; what is there stays as it is.
+    ///
+    /// # Errors
+    /// As [`Table::sync`].
+    pub fn add(&mut self, want: &BTreeMap<K, V>) -> Result<SyncCount, BpfError> {
+        if self.stale {
+            self.refresh()?;
+        }
+        let mut all = self.mirror.clone();
+        for (k, v) in want {
+            all.entry(*k).or_insert(*v);
+        }
+        self.sync(&all)
+    }
+
     /// Writes one entry; false: it was there.
     ///
     /// # Errors

@@ -124,19 +124,35 @@ pub fn abilities() -> Abilities {
 /// Brings the calling thread's namespace, as the host's, and the tasks' to what is desired. When nothing is to be done
 /// nothing is written, and the tables are read once.
 pub fn reconcile(desired: &Desired) -> Result<Round, ObserveError> {
-    round(desired, None)
+    round(desired, None, Extent::All)
+}
+
+/// As [`reconcile`], but only what is missing is added: for a view that may be older than what the kernel holds.
+pub fn complete(desired: &Desired) -> Result<Round, ObserveError> {
+    round(desired, None, Extent::Additions)
 }
 
 /// As [`reconcile`], for an endpoint that has just come: of the tasks' namespaces only these are read and changed, so that
 /// the cost does not grow with the number of those that stand already. `desired` is the whole all the same.
 pub fn reconcile_tasks(desired: &Desired, only: &BTreeSet<PathBuf>) -> Result<Round, ObserveError> {
-    round(desired, Some(only))
+    round(desired, Some(only), Extent::All)
 }
 
-fn round(desired: &Desired, only: Option<&BTreeSet<PathBuf>>) -> Result<Round, ObserveError> {
+/// How much of a plan is carried out.
+#[derive(Clone, Copy)]
+enum Extent {
+    All,
+    Additions,
+}
+
+fn round(desired: &Desired, only: Option<&BTreeSet<PathBuf>>, extent: Extent) -> Result<Round, ObserveError> {
     let wanted = overlay::want(desired, abilities());
     let survey = observe(&wanted, only)?;
     let plan = overlay::plan(&wanted, &survey.observed);
+    let plan = match extent {
+        Extent::All => plan,
+        Extent::Additions => plan.additions(&survey.observed),
+    };
     if plan.is_empty() {
         return Ok(Round {
             wanted,

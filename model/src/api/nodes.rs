@@ -136,12 +136,25 @@ pub struct Status {
     pub networks: Vec<NetworkView>,
     /// Services.
     pub services: Vec<ServiceView>,
+    /// How the intent has come from managers since this netd began.
+    #[serde(default)]
+    pub taken: IntentTaken,
     /// Kernel writes of the last reconcile on this node, and in all since start.
     pub writes: Writes,
     /// Counters of the data path of this node that are not 0.
     pub counters: BTreeMap<String, u64>,
     /// What is wrong on this node.
     pub problems: Vec<String>,
+}
+
+/// In which pieces a node got the intent. One that comes back within a few megabytes of changes, or to a manager that
+/// knows what it knows, gets increments alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct IntentTaken {
+    /// All of it at once.
+    pub whole: u64,
+    /// What had changed.
+    pub increments: u64,
 }
 
 /// Kernel writes.

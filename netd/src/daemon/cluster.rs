@@ -213,6 +213,7 @@ impl Cluster {
             intent: intent.clone(),
             facts: facts.clone(),
             endpoints: endpoints.clone(),
+            only_add: false,
         };
         let reconciler = Reconciler::start(inputs, kernel).map_err(|e| internal("the reconciler", e))?;
         let table = watch::Sender::new(Arc::new(view::names(&intent.borrow(), &facts.borrow())));
@@ -394,6 +395,11 @@ impl Cluster {
         } else {
             Err(serde_json::from_str(&body).unwrap_or_else(|_| away()))
         }
+    }
+
+    /// How the intent has come from managers.
+    pub fn taken(&self) -> model::api::IntentTaken {
+        self.uplink.taken()
     }
 
     pub(super) async fn need_block(&self, vni: Vni) -> Result<u32, ApiError> {

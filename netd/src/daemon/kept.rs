@@ -1,6 +1,9 @@
 //! What this node keeps on disk beside log, identity, gossip and place: the last intent, the log's key.
 
 use std::{
+    ffi::OsString,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
     sync::{Arc, OnceLock},
     time::Duration,
 };
@@ -24,6 +27,8 @@ const KEEP: Duration = Duration::from_millis(200);
 const KEEP_MANAGER: Duration = Duration::from_secs(5);
 /// The last view of the intent, for a start without managers.
 const INTENT: &str = "intent.json";
+/// Where the log is: another `log_dir` later is told from a log that is lost.
+const LOG_PLACE: &str = "log-dir";
 
 /// An open log, and where its messages to other managers will go.
 pub(super) struct Log {
@@ -40,6 +45,7 @@ pub(super) async fn open_log(
     first: Option<FirstCommand>,
 ) -> Result<Option<Log>, ApiError> {
     let (dir, state) = (config.log_dir(), config.node.state_dir.clone());
+    not_moved(&state, &dir)?;
     let key = log_key(vault)?;
     let (transport, send) = transport();
     let opened = tokio::task::spawn_blocking(move || match first {
@@ -53,9 +59,46 @@ pub(super) async fn open_log(
         }),
     });
     match opened.await.map_err(|e| internal("the log", e))? {
-        Ok(store) => Ok(store.map(|store| Log { store, transport })),
+        Ok(Some(store)) => {
+            keep_place(config)?;
+            Ok(Some(Log { store, transport }))
+        }
+        Ok(None) => Ok(None),
         Err(e) => Err(internal("the log", e)),
     }
+}
+
+/// Writes down where the log is.
+fn keep_place(config: &Config) -> Result<(), ApiError> {
+    let (file, dir) = (config.node.state_dir.join(LOG_PLACE), config.log_dir());
+    let text = dir.as_os_str().as_encoded_bytes();
+    if std::fs::read(&file).is_ok_and(|old| old == text) {
+        return Ok(());
+    }
+    crate::disk::write_atomic(&file, text, 0o600).map_err(|e| internal("the log's place cannot be kept", e))
+}
+
+/// Refuses a configuration that looks for the log where it is not: without it this node would begin an empty one, or, as
+/// the only manager, have none.
+fn not_moved(state: &Path, dir: &Path) -> Result<(), ApiError> {
+    let last = std::fs::read(state.join(LOG_PLACE)).map(|text| PathBuf::from(OsString::from_vec(text)));
+    let last = last.unwrap_or_else(|_| state.join("raft"));
+    if last == dir || !holds_log(&last) || holds_log(dir) {
+        return Ok(());
+    }
+    let (last, dir) = (last.display(), dir.display());
+    Err(ApiError::new(
+        model::Code::Conflict,
+        format!("[cluster] log_dir is {dir}, and this manager's log is in {last}"),
+        format!("move the folder {last} to {dir} and start netd again, or set log_dir = \"{last}\""),
+    ))
+}
+
+fn holds_log(dir: &Path) -> bool {
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    files
+        .into_iter()
+        .any(|f| f.file_name().as_encoded_bytes().starts_with(b"log-"))
 }
 
 /// An empty log under an id that has never voted; what lies there is wiped.
@@ -66,15 +109,15 @@ pub(super) async fn join_log(config: &Config, vault: &Vault, id: u64) -> Result<
     let (transport, send) = transport();
     let made = tokio::task::spawn_blocking(move || Store::join(&dir, key, id, send));
     let store = made.await.map_err(|e| internal("the log", e))?;
-    Ok(Log {
-        store: store.map_err(|e| internal("the log", e))?,
-        transport,
-    })
+    let store = store.map_err(|e| internal("the log", e))?;
+    keep_place(config)?;
+    Ok(Log { store, transport })
 }
 
 /// Wipes the log of a node that is no manager, or that begins anew, and its key.
 pub(super) fn forget_log(config: &Config, vault: &Vault) -> Result<(), ApiError> {
     Store::wipe(&config.log_dir()).map_err(|e| internal("the old log cannot be wiped", e))?;
+    let _ = std::fs::remove_file(config.node.state_dir.join(LOG_PLACE));
     Ok(vault.remove(LOG_KEY)?)
 }
 
@@ -169,5 +212,33 @@ pub(super) async fn keep_intent(
         if intent.changed().await.is_err() {
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_is_elsewhere_is_not_taken_for_none() {
+        let state = std::env::temp_dir().join(format!("netd-log-place-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&state);
+        let (old, new) = (state.join("raft"), state.join("fast"));
+        std::fs::create_dir_all(&old).unwrap();
+        not_moved(&state, &new).unwrap();
+        std::fs::write(old.join("log-0000000000000001"), b"").unwrap();
+        let e = not_moved(&state, &new).unwrap_err();
+        assert!(e.message.contains("raft") && e.message.contains("fast"), "{e:?}");
+        assert!(e.hint.contains("move the folder"), "{e:?}");
+        not_moved(&state, &old).unwrap();
+        // Moved as was said, and moved on from there.
+        std::fs::rename(&old, &new).unwrap();
+        not_moved(&state, &new).unwrap();
+        std::fs::write(state.join(LOG_PLACE), new.as_os_str().as_encoded_bytes()).unwrap();
+        not_moved(&state, &state.join("other")).unwrap_err();
+        // One that is gone is gone: the others have it.
+        std::fs::remove_dir_all(&new).unwrap();
+        not_moved(&state, &state.join("other")).unwrap();
+        std::fs::remove_dir_all(&state).unwrap();
     }
 }

@@ -1,7 +1,9 @@
 //! A manager that was restarted and waits for its unlock key: what it forwards and answers goes on as it was last known.
 //!
 //! The log, the node's key and the gossip keys are sealed, so there is no control plane here: no RPC, no gossip. The
-//! kernel's state is adopted and kept whole from the last view on disk, and names are answered.
+//! kernel's state is adopted, and what is missing of it is added from the last view on disk; names are answered. That view
+//! may lack the last moment before the restart, so nothing is withdrawn here: the unlocked manager does that, when it has
+//! heard what counts.
 
 use std::{
     collections::BTreeMap,
@@ -61,6 +63,7 @@ impl Locked {
             intent: intent.subscribe(),
             facts: facts.subscribe(),
             endpoints: endpoints.clone(),
+            only_add: true,
         };
         let table = view::names(&intent.borrow(), &facts.borrow());
         let reconciler = Reconciler::start(inputs, kernel).map_err(|e| internal("the reconciler", e))?;

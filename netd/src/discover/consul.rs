@@ -114,6 +114,13 @@ fn encoded(addr: &str) -> String {
     addr.bytes().map(one).collect()
 }
 
+/// The addresses in an answer.
+pub(super) fn listed(answer: &http::Answer, url: &Url) -> Result<Vec<String>, DiscoverError> {
+    let found: Vec<Pair> = answer.json(url)?;
+    let text = |p: Pair| String::from_utf8(STANDARD.decode(p.value?).ok()?).ok();
+    Ok(sound(found.into_iter().filter_map(text)))
+}
+
 impl Registry for Consul {
     fn list(&mut self) -> BoxFuture<'_, Result<Vec<String>, DiscoverError>> {
         Box::pin(async move {
@@ -122,9 +129,7 @@ impl Registry for Consul {
             if answer.status == 404 {
                 return Ok(Vec::new());
             }
-            let found: Vec<Pair> = answer.json(&self.url)?;
-            let text = |p: Pair| String::from_utf8(STANDARD.decode(p.value?).ok()?).ok();
-            Ok(sound(found.into_iter().filter_map(text)))
+            listed(&answer, &self.url)
         })
     }
 

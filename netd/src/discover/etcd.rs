@@ -88,6 +88,13 @@ fn behind(prefix: &str) -> Vec<u8> {
     end
 }
 
+/// The addresses in an answer.
+pub(super) fn listed(answer: &http::Answer, url: &Url) -> Result<Vec<String>, DiscoverError> {
+    let found: Range = answer.json(url)?;
+    let text = |p: Pair| String::from_utf8(STANDARD.decode(p.value).ok()?).ok();
+    Ok(sound(found.kvs.into_iter().filter_map(text)))
+}
+
 impl Registry for Etcd {
     fn list(&mut self) -> BoxFuture<'_, Result<Vec<String>, DiscoverError>> {
         Box::pin(async move {
@@ -97,9 +104,7 @@ impl Registry for Etcd {
                 "range_end": STANDARD.encode(behind(&folder)),
                 "limit": MAX_ADDRESSES.to_string(),
             });
-            let found: Range = self.ask("kv/range", body).await?.json(&self.url)?;
-            let text = |p: Pair| String::from_utf8(STANDARD.decode(p.value).ok()?).ok();
-            Ok(sound(found.kvs.into_iter().filter_map(text)))
+            listed(&self.ask("kv/range", body).await?, &self.url)
         })
     }
 

@@ -16,6 +16,7 @@
 mod announce;
 mod consul;
 mod dns;
+pub(crate) mod doors;
 mod etcd;
 mod file;
 mod http;

@@ -61,7 +61,7 @@ const PONG: Duration = Duration::from_secs(1);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Serialize, Deserialize)]
-enum Message {
+pub(super) enum Message {
     Ping,
     Pong,
     Offer {

@@ -9,6 +9,7 @@
 
 mod core;
 mod disk;
+pub(crate) mod doors;
 mod driver;
 mod kept;
 mod link;

@@ -26,10 +26,10 @@ use model::{
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
 use crate::{
-    custodian::{self, LogClock},
+    custodian::{self, LastRead, LogClock},
     daemon::{Cluster, internal},
     gossip::Facts,
-    identity::{ClusterSecrets, Tls},
+    identity::Tls,
     known::Known,
     peers::{Peers, PeersConfig},
     place::Addresses,
@@ -68,6 +68,7 @@ pub struct Manager {
     board: Mutex<TaskBoard>,
     addresses: watch::Receiver<Addresses>,
     leader: watch::Sender<Leader>,
+    secrets: LastRead,
     /// Ids in Raft that are on their way out: they are not let in again meanwhile.
     leaving: Mutex<BTreeSet<u64>>,
     running: Mutex<JoinSet<()>>,
@@ -133,6 +134,7 @@ impl Manager {
             board: Mutex::default(),
             addresses,
             leader: watch::Sender::new(Leader::Nobody),
+            secrets: LastRead::default(),
             leaving: Mutex::default(),
             running: Mutex::default(),
             store,
@@ -341,10 +343,6 @@ impl Manager {
         }
         Ok(out)
     }
-}
-
-fn secrets(store: &Store) -> Result<ClusterSecrets, ApiError> {
-    Ok(custodian::held(store)?.secrets)
 }
 
 /// Subnets as an answer carries them.

@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use model::{ApiError, Code, Intent, NodeId, Vni, api::NodeHealth, intent::Role};
 use tokio::sync::watch;
 
-use super::{Manager, secrets};
+use super::Manager;
 use crate::{
     daemon::{Cluster, internal},
     identity::{ClusterSecrets, Csr, Issued, PeerId, Signer, Subject, admit_manager},
@@ -60,14 +60,15 @@ impl ManagerPort for Port {
         self.known.watch()
     }
 
-    fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
-        secrets(&self.manager()?.store)
+    fn secrets(&self) -> Result<Arc<ClusterSecrets>, ApiError> {
+        let m = self.manager()?;
+        m.secrets.now(&m.store)
     }
 
     fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>> {
         Box::pin(async move {
             let m = self.manager()?;
-            let (secrets, intent) = (secrets(&m.store)?, self.known.now());
+            let (secrets, intent) = (self.secrets()?, self.known.now());
             let signer = Signer {
                 ca: &secrets.ca,
                 tls: &m.tls,

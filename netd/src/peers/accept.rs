@@ -13,7 +13,7 @@ use tokio::{
 };
 
 use super::{
-    Peers, Shared,
+    Inbox, Peers, Shared,
     wire::{self, Frame, MAX_SNAPSHOT, flush},
 };
 use crate::identity::PeerId;
@@ -22,7 +22,7 @@ use crate::identity::PeerId;
 pub(super) type Accepted = BTreeMap<u64, oneshot::Sender<()>>;
 
 /// A snapshot that is coming.
-struct Coming {
+pub(super) struct Coming {
     message: Message,
     octets: u64,
     data: Vec<u8>,
@@ -69,7 +69,7 @@ impl Peers {
             if let Err(e) = shared.is_manager(&peer, from) {
                 return refuse(shared, &mut wr, &e.into()).await;
             }
-            take(shared, f, from, &mut coming, &mut out)?;
+            take(shared.raft, &*shared.inbox, f, from, &mut coming, &mut out)?;
             if !out.is_empty() {
                 flush(&mut wr, &mut out).await?;
             }
@@ -90,22 +90,30 @@ async fn refuse(shared: &Shared, wr: &mut (impl AsyncWrite + Unpin), e: &ApiErro
     Err(Error::new(ErrorKind::PermissionDenied, why))
 }
 
-fn take(shared: &Shared, f: Frame, from: u64, coming: &mut Option<Coming>, out: &mut Vec<u8>) -> Result<()> {
+/// Takes a frame of manager `from` to this one, `raft`; answers are put into `out`.
+pub(super) fn take(
+    raft: u64,
+    inbox: &dyn Inbox,
+    f: Frame,
+    from: u64,
+    coming: &mut Option<Coming>,
+    out: &mut Vec<u8>,
+) -> Result<()> {
     let odd = |why: &str| Err(Error::new(ErrorKind::InvalidData, why.to_owned()));
     match f {
-        Frame::Ping(sent) => Frame::pong(sent, shared.inbox.standing()).put(out)?,
+        Frame::Ping(sent) => Frame::pong(sent, inbox.standing()).put(out)?,
         Frame::Message(bytes) => {
             let m = Message::decode(&bytes).map_err(Error::other)?;
-            if m.from != from || m.to != shared.raft || m.snapshot.is_some() {
+            if m.from != from || m.to != raft || m.snapshot.is_some() {
                 return odd("a message of somebody else");
             }
             // What has no room is as good as lost on the way: Raft sends it again.
-            shared.inbox.message(m);
+            inbox.message(m);
         }
         Frame::Snapshot { message, octets } => {
             let message = Message::decode(&message).map_err(Error::other)?;
             let empty = message.snapshot.as_ref().is_some_and(|s| s.data.is_empty());
-            if message.from != from || message.to != shared.raft || !empty || octets > MAX_SNAPSHOT {
+            if message.from != from || message.to != raft || !empty || octets > MAX_SNAPSHOT {
                 return odd("a snapshot that makes no sense");
             }
             *coming = Some(Coming {
@@ -113,7 +121,7 @@ fn take(shared: &Shared, f: Frame, from: u64, coming: &mut Option<Coming>, out: 
                 octets,
                 data: Vec::new(),
             });
-            arrive(shared, coming, out)?;
+            arrive(inbox, coming, out)?;
         }
         Frame::Piece(piece) => {
             let Some(c) = coming else {
@@ -124,7 +132,7 @@ fn take(shared: &Shared, f: Frame, from: u64, coming: &mut Option<Coming>, out: 
             }
             c.data.extend_from_slice(&piece);
             Frame::Taken.put(out)?;
-            arrive(shared, coming, out)?;
+            arrive(inbox, coming, out)?;
         }
         Frame::Pong { .. } | Frame::Taken | Frame::Arrived | Frame::Refused { .. } => {
             return odd("a frame out of turn");
@@ -133,7 +141,7 @@ fn take(shared: &Shared, f: Frame, from: u64, coming: &mut Option<Coming>, out: 
     Ok(())
 }
 
-fn arrive(shared: &Shared, coming: &mut Option<Coming>, out: &mut Vec<u8>) -> Result<()> {
+fn arrive(inbox: &dyn Inbox, coming: &mut Option<Coming>, out: &mut Vec<u8>) -> Result<()> {
     if coming.as_ref().is_none_or(|c| (c.data.len() as u64) < c.octets) {
         return Ok(());
     }
@@ -141,7 +149,7 @@ fn arrive(shared: &Shared, coming: &mut Option<Coming>, out: &mut Vec<u8>) -> Re
         if let Some(s) = &mut c.message.snapshot {
             s.data = c.data;
         }
-        if !shared.inbox.message(c.message) {
+        if !inbox.message(c.message) {
             return Err(Error::other("no room for the snapshot"));
         }
         Frame::Arrived.put(out)?;

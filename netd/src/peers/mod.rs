@@ -7,6 +7,7 @@
 //! other manager stands. Who a manager is, is read from the log at every stream and every message.
 
 mod accept;
+pub(crate) mod doors;
 mod link;
 mod out;
 mod queue;

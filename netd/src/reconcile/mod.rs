@@ -50,6 +50,9 @@ pub struct Inputs {
     pub facts: watch::Receiver<Arc<Facts>>,
     /// Endpoints of this node.
     pub endpoints: Arc<Mutex<Endpoints>>,
+    /// The view may be older than what the kernel holds, and nobody tells of a newer one: what is missing is added, and
+    /// nothing is taken away or replaced.
+    pub only_add: bool,
 }
 
 /// What the last pass came to.

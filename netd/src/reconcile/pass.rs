@@ -198,7 +198,10 @@ impl Kernel {
         done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
 
         // Links, addresses, routes, neighbours, settings, filter.
-        let round = fabric::reconcile(&desired)?;
+        let round = match inputs.only_add {
+            true => fabric::complete(&desired)?,
+            false => fabric::reconcile(&desired)?,
+        };
         done.writes += round.report.done as u64;
         for step in &round.plan.steps {
             tracing::debug!("overlay: {step}");
@@ -247,21 +250,9 @@ impl Kernel {
                 ..config
             })?);
         }
-        let mut wrote = |n: kernel::bpf::SyncCount| done.writes += (n.added + n.changed + n.removed) as u64;
-        wrote(dp.pools.sync(&rows.pools)?);
-        let moved = moved(dp.members.get_all(), &rows.members);
-        if !moved.is_empty() {
-            done.writes += dp.move_nodes(&moved)? as u64;
-        }
-        let mut wrote = |n: kernel::bpf::SyncCount| done.writes += (n.added + n.changed + n.removed) as u64;
-        wrote(dp.members.sync(&rows.members)?);
-        wrote(dp.ep_config.sync(&rows.ep_config)?);
-        wrote(dp.ep_extra.sync(&rows.ep_extra)?);
-        wrote(dp.ep_by_addr.sync(&rows.ep_by_addr)?);
-        wrote(dp.ep_by_mac.sync(&rows.ep_by_mac)?);
-        wrote(dp.routes.sync(&rows.routes)?);
+        done.writes += rows_into(dp, &rows, inputs.only_add)?;
         if rows.config.is_some() {
-            done.writes += attach(dp, &rows, &seen, observed, &mut done.problems)?;
+            done.writes += attach(dp, &rows, &seen, observed, inputs.only_add, &mut done.problems)?;
         }
         for id in desired.endpoints.keys() {
             let there = observed
@@ -274,14 +265,44 @@ impl Kernel {
             }
         }
         let published = intent.services.values().flat_map(|s| s.ports.values());
-        match self.reserve.sync(&published.map(|p| p.spec.published).collect()) {
+        let mut published: BTreeSet<u16> = published.map(|p| p.spec.published).collect();
+        if inputs.only_add {
+            published.extend(self.reserve.held());
+        }
+        match self.reserve.sync(&published) {
             Ok(n) => done.writes += n,
             Err(e) => done.problems.push(chain(&e)),
         }
         here.ifindex = done.attached.clone();
         let wanted = view::mesh_wanted(intent, facts, &here, endpoints);
-        balance(dp, &wanted, done)
+        balance(dp, &wanted, inputs.only_add, done)
     }
+}
+
+/// The rows of endpoints, nodes and routes; the number of writes.
+fn rows_into(dp: &mut DataPath, rows: &overlay::Rows, only_add: bool) -> Result<u64, BpfError> {
+    let wrote = |n: kernel::bpf::SyncCount| (n.added + n.changed + n.removed) as u64;
+    if only_add {
+        return Ok(wrote(dp.pools.add(&rows.pools)?)
+            + wrote(dp.members.add(&rows.members)?)
+            + wrote(dp.ep_config.add(&rows.ep_config)?)
+            + wrote(dp.ep_extra.add(&rows.ep_extra)?)
+            + wrote(dp.ep_by_addr.add(&rows.ep_by_addr)?)
+            + wrote(dp.ep_by_mac.add(&rows.ep_by_mac)?)
+            + wrote(dp.routes.add(&rows.routes)?));
+    }
+    let mut writes = wrote(dp.pools.sync(&rows.pools)?);
+    let moved = moved(dp.members.get_all(), &rows.members);
+    if !moved.is_empty() {
+        writes += dp.move_nodes(&moved)? as u64;
+    }
+    writes += wrote(dp.members.sync(&rows.members)?)
+        + wrote(dp.ep_config.sync(&rows.ep_config)?)
+        + wrote(dp.ep_extra.sync(&rows.ep_extra)?)
+        + wrote(dp.ep_by_addr.sync(&rows.ep_by_addr)?)
+        + wrote(dp.ep_by_mac.sync(&rows.ep_by_mac)?)
+        + wrote(dp.routes.sync(&rows.routes)?);
+    Ok(writes)
 }
 
 /// Nodes whose data-path address changes: old to new.
@@ -305,12 +326,13 @@ fn refresh(dp: &mut DataPath) -> Result<(), BpfError> {
     Ok(())
 }
 
-/// Programs on every device that needs one, and on no other.
+/// Programs on every device that needs one, and (unless `only_add`) on no other.
 fn attach(
     dp: &mut DataPath,
     rows: &overlay::Rows,
     seen: &host::Host,
     observed: &overlay::Observed,
+    only_add: bool,
     problems: &mut Vec<String>,
 ) -> Result<u64, BpfError> {
     let mut writes = dp.sweep()?.len() as u64;
@@ -319,7 +341,7 @@ fn attach(
     wanted.extend(seen.netdevs.iter().map(|i| (Hook::Netdev, *i)));
     wanted.push((Hook::Host, LO));
     for (hook, index) in dp.attached() {
-        if !wanted.contains(&(hook, index)) {
+        if !only_add && !wanted.contains(&(hook, index)) {
             writes += u64::from(dp.detach(hook, index)?);
         }
     }
@@ -334,9 +356,10 @@ fn attach(
 }
 
 /// Services, backends and their table.
-fn balance(dp: &mut DataPath, wanted: &mesh::Wanted, done: &mut Done) -> Result<(), KernelError> {
+fn balance(dp: &mut DataPath, wanted: &mesh::Wanted, only_add: bool, done: &mut Done) -> Result<(), KernelError> {
     let observed = mesh_observed(dp)?;
     let plan = mesh::ebpf::plan(wanted, &observed);
+    let plan = if only_add { plan.additions(&observed) } else { plan };
     done.problems.extend(plan.problems.iter().map(|p| p.to_string()));
     for step in &plan.steps {
         tracing::debug!("mesh: {}", brief(step));

@@ -26,6 +26,11 @@ impl Reserve {
         Reserve { file, ours }
     }
 
+    /// What netd has in the list.
+    pub(super) fn held(&self) -> BTreeSet<u16> {
+        self.ours.clone()
+    }
+
     /// Makes the list hold these ports beside what others put there; the number of writes.
     pub(super) fn sync(&mut self, published: &BTreeSet<u16>) -> Result<u64, SysctlError> {
         let Some(range) = sysctl::read(RANGE)? else {

@@ -18,9 +18,11 @@ use tokio::{
 };
 
 use super::{
-    ManagerPort, frame,
+    ManagerPort,
     held::Held,
     message::{Answer, Ask, Report, ToNode},
+    recent::{Recent, Way},
+    rounds::{self, Round},
     session,
 };
 
@@ -72,8 +74,8 @@ struct State {
     count: u64,
     asked: BTreeMap<u64, (NodeId, oneshot::Sender<Answer>)>,
     held: Held,
-    /// The last increment of the intent, encoded once for all nodes.
-    delta: Option<(u64, u64, Arc<[u8]>)>,
+    /// For nodes that were away.
+    recent: Recent,
 }
 
 /// Shared by all streams; clones are the same hub.
@@ -82,6 +84,8 @@ pub struct Hub {
     pub(super) port: Arc<dyn ManagerPort>,
     state: Arc<Mutex<State>>,
     changed: Arc<watch::Sender<u64>>,
+    /// One for all clones: what else listens is a stream.
+    rounds: Arc<watch::Receiver<Arc<Round>>>,
 }
 
 impl std::fmt::Debug for Hub {
@@ -91,18 +95,28 @@ impl std::fmt::Debug for Hub {
 }
 
 impl Hub {
-    /// A hub on a manager.
+    /// A hub on a manager. Panics outside of an async runtime: what it tells of the intent is made in a task of its own.
     pub fn new(port: Arc<dyn ManagerPort>) -> Hub {
+        let (state, changed) = (Arc::<Mutex<State>>::default(), Arc::new(watch::Sender::new(0)));
+        let rounds = rounds::start(&port, {
+            let (state, changed) = (state.clone(), changed.clone());
+            move |intent| retain(&state, &changed, intent)
+        });
         Hub {
             port,
-            state: Arc::default(),
-            changed: Arc::new(watch::Sender::new(0)),
+            state,
+            changed,
+            rounds: Arc::new(rounds),
         }
     }
 
+    /// What streams are told of the intent.
+    pub(super) fn rounds(&self) -> watch::Receiver<Arc<Round>> {
+        (*self.rounds).clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics while it holds the lock; if one did, the maps would still be whole.
-        self.state.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.state)
     }
 
     /// What nodes reported last.
@@ -273,30 +287,43 @@ impl Hub {
 
     /// Forgets nodes that the intent no longer has.
     pub(super) fn retain(&self, intent: &Intent) {
-        let mut s = self.lock();
-        let before = s.nodes.len();
-        s.nodes.retain(|id, _| intent.nodes.contains_key(id));
-        let fewer = s.nodes.len() < before;
-        drop(s);
-        if fewer {
-            self.bump();
-        }
+        retain(&self.state, &self.changed, intent);
     }
 
-    /// The step between two intents as a frame, made once for all streams that take it.
-    pub(super) fn delta(&self, from: &Intent, to: &Intent) -> std::io::Result<Arc<[u8]>> {
-        if let Some((a, b, frame)) = &self.lock().delta
-            && (*a, *b) == (from.revision, to.revision)
-        {
-            return Ok(frame.clone());
-        }
-        let delta = ToNode::Delta(Box::new(from.delta_to(to)));
-        let frame: Arc<[u8]> = frame::encode(&delta)?.into();
-        self.lock().delta = Some((from.revision, to.revision, frame.clone()));
+    /// The way from an older intent to a round's as a frame, made once for all streams that take it, and kept for nodes
+    /// that come back.
+    pub(super) fn step(&self, from: &Intent, round: &Round) -> std::io::Result<Arc<[u8]>> {
+        let frame = round.frame(from)?;
+        self.lock().recent.push(from.revision, &round.intent, &frame);
         Ok(frame)
     }
 
+    /// Increments for a node that was away since a revision, and the intent that they lead to; `None`: too long ago.
+    pub(super) fn missed(&self, revision: u64) -> Option<Way> {
+        self.lock().recent.since(revision)
+    }
+
     fn bump(&self) {
-        self.changed.send_modify(|n| *n += 1);
+        bump(&self.changed);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    // No code panics while it holds the lock; if one did, the maps would still be whole.
+    state.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+fn bump(changed: &watch::Sender<u64>) {
+    changed.send_modify(|n| *n += 1);
+}
+
+fn retain(state: &Mutex<State>, changed: &watch::Sender<u64>, intent: &Intent) {
+    let mut s = lock(state);
+    let before = s.nodes.len();
+    s.nodes.retain(|id, _| intent.nodes.contains_key(id));
+    let fewer = s.nodes.len() < before;
+    drop(s);
+    if fewer {
+        bump(changed);
     }
 }

@@ -6,14 +6,17 @@
 //! is the [`Hub`]: it holds what nodes reported in memory (never in the log) and reaches the log through a
 //! [`ManagerPort`]. Messages are JSON in frames with a length; an unknown message of a newer version is skipped.
 
+pub(crate) mod doors;
 mod forward;
 pub(crate) mod frame;
 mod held;
 mod hub;
 mod join;
 pub(crate) mod message;
+mod recent;
 mod renew;
 mod returning;
+mod rounds;
 mod server;
 mod session;
 #[cfg(test)]
@@ -106,7 +109,7 @@ pub trait ManagerPort: Send + Sync + 'static {
     /// The newest intent.
     fn intent(&self) -> watch::Receiver<Arc<Intent>>;
     /// What managers keep secret.
-    fn secrets(&self) -> Result<ClusterSecrets, ApiError>;
+    fn secrets(&self) -> Result<Arc<ClusterSecrets>, ApiError>;
     /// Certifies a node that the intent has.
     fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>>;
     /// Lets a node in; done when the log has it. The same key twice gives the same id.

@@ -22,6 +22,7 @@ use super::{
     HANDSHAKE, IDLE, Leader, MAX_REQUESTS, MAX_UP, MISSED, beat, frame,
     hub::Hub,
     message::{Reply, Request, ToManager, ToNode},
+    rounds::Round,
 };
 use crate::identity::{Csr, IdentityError, PeerId, admit_node};
 
@@ -59,7 +60,7 @@ where
                 held,
                 sent: Arc::default(),
                 ahead: 0,
-                keys: Vec::new(),
+                keys: Arc::new([]),
                 leaving: false,
             };
             let got = s.run(&mut wr, rd, revision).await;
@@ -90,7 +91,7 @@ struct Session<'a> {
     sent: Arc<Intent>,
     /// Revision that the node knew when it came.
     ahead: u64,
-    keys: Vec<cluster::seal::Key>,
+    keys: Arc<[cluster::seal::Key]>,
     /// The node has asked to be taken out.
     leaving: bool,
 }
@@ -109,21 +110,32 @@ impl Session<'_> {
         rd: impl AsyncRead + Unpin + Send + 'static,
         revision: u64,
     ) -> Result<()> {
-        let mut intent = self.hub.port.intent();
-        let now = intent.borrow_and_update().clone();
-        self.admit(&now)?;
+        let intent = self.hub.port.intent();
+        let newest = intent.borrow().revision;
         let mut leader = self.hub.port.leader();
         let first = leader.borrow_and_update().clone();
         self.send_leader(wr, &first).await?;
-        self.send_keys(wr).await?;
+        // A node that was let in just now finds itself in what it is told first.
+        let mut rounds = self.hub.rounds();
+        let now = rounds.wait_for(|r| r.intent.revision >= newest).await;
+        let now = now.map_err(Error::other)?.clone();
+        self.admit(&intent.borrow())?;
+        self.send_keys(wr, &now).await?;
         self.ahead = revision;
-        if now.revision == revision {
-            self.sent = now;
+        if now.intent.revision == revision {
+            self.sent = now.intent.clone();
         } else {
-            self.send_intent(wr, now).await?;
+            if let Some((missed, tip)) = self.hub.missed(revision) {
+                for frame in missed {
+                    send(wr, &frame).await?;
+                }
+                self.sent = tip;
+            }
+            self.send_intent(wr, &now).await?;
         }
         let mut messages = read_all(rd, MAX_UP, intent.clone());
-        let mut every = beat(&intent.borrow());
+        let mut every = beat(&now.intent);
+        drop(now);
         let mut ping = interval(every);
         let mut held = None;
         // When that is looked at next, and when it was last.
@@ -137,34 +149,34 @@ impl Session<'_> {
                 m = messages.recv() => {
                     let m = m.unwrap_or(Err(ErrorKind::UnexpectedEof.into()))?;
                     // Each message is checked: the node may have been removed since the last one.
-                    let now = intent.borrow().clone();
-                    if let Err(e) = self.admit(&now) {
+                    let admitted = self.admit(&intent.borrow());
+                    if let Err(e) = admitted {
                         return self.farewell(wr, &mut replies, e).await;
                     }
                     self.take(m, &room, &replies_tx);
                 }
-                changed = intent.changed() => {
+                changed = rounds.changed() => {
                     changed.map_err(Error::other)?;
-                    let now = intent.borrow_and_update().clone();
-                    if every != beat(&now) {
-                        every = beat(&now);
+                    let now = rounds.borrow_and_update().clone();
+                    if every != beat(&now.intent) {
+                        every = beat(&now.intent);
                         ping = interval(every);
                     }
-                    self.hub.retain(&now);
-                    if let Err(e) = self.admit(&now) {
+                    let admitted = self.admit(&intent.borrow());
+                    if let Err(e) = admitted {
                         return self.farewell(wr, &mut replies, e).await;
                     }
-                    self.send_keys(wr).await?;
-                    if self.may_wait(&now) {
+                    self.send_keys(wr, &now).await?;
+                    if self.may_wait(&now.intent) {
                         late.get_or_insert_with(|| Instant::now() + FOR_MANAGERS);
                     } else {
-                        self.send_intent(wr, now).await?;
+                        self.send_intent(wr, &now).await?;
                     }
                 }
                 () = sleep_until(late.unwrap_or_else(Instant::now)), if late.is_some() => {
                     late = None;
-                    let now = intent.borrow().clone();
-                    self.send_intent(wr, now).await?;
+                    let now = rounds.borrow().clone();
+                    self.send_intent(wr, &now).await?;
                 }
                 changed = leader.changed() => {
                     changed.map_err(Error::other)?;
@@ -192,7 +204,7 @@ impl Session<'_> {
                 }
                 _ = ping.tick() => {
                     // Also a certificate that ends meanwhile ends the stream.
-                    self.admit(&intent.borrow().clone())?;
+                    self.admit(&intent.borrow())?;
                     send(wr, &frame::encode(&ToNode::Ping)?).await?;
                 }
             }
@@ -240,10 +252,10 @@ impl Session<'_> {
         Err(refusal)
     }
 
-    async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin)) -> Result<()> {
-        let keys = self.hub.port.secrets().map_err(Error::other)?.gossip.keys().to_vec();
+    async fn send_keys(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: &Round) -> Result<()> {
+        let keys = now.keys(&*self.hub.port).map_err(Error::other)?;
         if keys != self.keys {
-            send(wr, &frame::encode(&ToNode::Welcome { keys: keys.clone() })?).await?;
+            send(wr, &frame::encode(&ToNode::Welcome { keys: keys.to_vec() })?).await?;
             self.keys = keys;
         }
         Ok(())
@@ -266,15 +278,18 @@ impl Session<'_> {
         role(now) == Some(Role::Manager) && role(&self.sent) == role(now)
     }
 
-    async fn send_intent(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: Arc<Intent>) -> Result<()> {
-        if now.revision <= self.ahead && self.sent.revision == 0 {
+    async fn send_intent(&mut self, wr: &mut (impl AsyncWrite + Unpin), now: &Round) -> Result<()> {
+        let revision = now.intent.revision;
+        if revision <= self.ahead && self.sent.revision == 0 {
             // The node knows more than this manager, which lags: it gets all of what comes after that.
             return Ok(());
         }
-        if now.revision != self.sent.revision {
-            send(wr, &self.hub.delta(&self.sent, &now)?).await?;
+        // A node that came back may have been told of a later round already.
+        if revision > self.sent.revision {
+            let frame = self.hub.step(&self.sent, now)?;
+            send(wr, &frame).await?;
+            self.sent = now.intent.clone();
         }
-        self.sent = now;
         Ok(())
     }
 

@@ -27,6 +27,7 @@ use crate::known::Known;
 
 mod fresh;
 mod peers;
+mod told;
 
 /// Where these nodes would be managers.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
@@ -58,8 +59,8 @@ impl ManagerPort for Port {
     fn intent(&self) -> watch::Receiver<Arc<Intent>> {
         self.intent.subscribe()
     }
-    fn secrets(&self) -> Result<ClusterSecrets, ApiError> {
-        Ok(self.now())
+    fn secrets(&self) -> Result<Arc<ClusterSecrets>, ApiError> {
+        Ok(Arc::new(self.now()))
     }
     fn certify(&self, csr: Csr, node: NodeId, role: Role) -> BoxFuture<'_, Result<Issued, ApiError>> {
         Box::pin(async move {
@@ -144,18 +145,23 @@ struct Manager {
 }
 
 async fn manager() -> Manager {
-    let secrets = ClusterSecrets::create("c1").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    manager_at(listener, NodeId(1), ClusterSecrets::create("c1").unwrap())
+}
+
+/// Manager `id` of the cluster that has these secrets.
+fn manager_at(listener: TcpListener, id: NodeId, secrets: ClusterSecrets) -> Manager {
     let key = NodeKey::generate().unwrap();
     let csr = Csr::parse(&key.csr("m").unwrap()).unwrap();
     let who = Subject {
         cluster: "c1".into(),
-        node: NodeId(1),
+        node: id,
         role: Role::Manager,
     };
     let issued = secrets.ca.sign(&csr, &who, CERTIFICATE_LIFE).unwrap();
     let credentials = Credentials {
         cluster: "c1".into(),
-        node: NodeId(1),
+        node: id,
         role: Role::Manager,
         certificate: issued.certificate,
         ca: issued.ca,
@@ -164,7 +170,6 @@ async fn manager() -> Manager {
         managers: Vec::new(),
     };
     let tls = Arc::new(Tls::new(&credentials, &key).unwrap());
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
     let mut intent = Intent {
         revision: 1,
@@ -173,7 +178,7 @@ async fn manager() -> Manager {
     };
     let mut me = node(Role::Manager, key.public(), "m");
     me.rpc = Some(addr.to_string());
-    intent.nodes.insert(NodeId(1), me);
+    intent.nodes.insert(id, me);
     let port = Arc::new(Port {
         intent: watch::Sender::new(Arc::new(intent)),
         secrets: Mutex::new(secrets),
@@ -262,6 +267,40 @@ async fn a_good_token_lets_in() {
     let again = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
     assert_eq!(again.credentials.node, NodeId(2));
     assert_eq!(m.port.intent.borrow().nodes.len(), 2);
+}
+
+#[tokio::test]
+async fn a_leader_that_was_not_reached_is_tried_again() {
+    let m = manager().await;
+    let w = worker(&m).await;
+    w.uplink.report(Report {
+        applied: 7,
+        ..Report::default()
+    });
+    hub_has(&m, |all| all.contains_key(&w.id)).await;
+    // The leader's host takes the connection, and its daemon has other things to do.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let id = NodeId(m.port.next.fetch_add(1, Ordering::SeqCst));
+    let secrets = m.port.now();
+    let leader = tokio::spawn(async move {
+        drop(listener.accept().await.unwrap());
+        manager_at(listener, id, secrets)
+    });
+    m.port.change(|i| {
+        i.nodes.insert(id, node(Role::Manager, &[9; 32], "l"));
+    });
+    m.port.leader.send_replace(Leader::Other {
+        node: id,
+        addr: addr.to_string(),
+    });
+    let l = soon(leader).await.unwrap();
+    // Both managers have the same log.
+    let key = l.port.intent.borrow().nodes[&id].clone();
+    m.port.change(|i| drop(i.nodes.insert(id, key)));
+    l.port.intent.send_replace(m.port.intent.borrow().clone());
+    // Nobody tells the node again who leads.
+    hub_has(&l, |all| all.contains_key(&w.id)).await;
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use cluster::seal::Key;
 use model::{
+    api::IntentTaken,
     error::{ApiError, Code},
     ids::{NodeId, Vni},
 };
@@ -66,6 +67,7 @@ pub struct Uplink {
     requests: mpsc::Sender<Waiting>,
     connected: watch::Receiver<bool>,
     held: watch::Receiver<u64>,
+    taken: watch::Receiver<IntentTaken>,
     keys: watch::Receiver<Vec<Key>>,
     prefer: watch::Sender<Option<SocketAddr>>,
     leader: watch::Receiver<Option<NodeId>>,
@@ -82,6 +84,7 @@ impl Uplink {
         let report = watch::Sender::new(None);
         let connected = watch::Sender::new(false);
         let held = watch::Sender::new(0);
+        let taken = watch::Sender::new(IntentTaken::default());
         let keys = watch::Sender::new(Vec::new());
         let prefer = watch::Sender::new(None);
         let leader = watch::Sender::new(None);
@@ -90,6 +93,7 @@ impl Uplink {
             requests,
             connected: connected.subscribe(),
             held: held.subscribe(),
+            taken: taken.subscribe(),
             keys: keys.subscribe(),
             prefer: prefer.clone(),
             leader: leader.subscribe(),
@@ -104,6 +108,7 @@ impl Uplink {
             asks,
             connected,
             held,
+            taken,
             keys,
             preferred: prefer.subscribe(),
             leader,
@@ -205,6 +210,11 @@ impl Uplink {
     /// The version up to which all living nodes hold this node's rows.
     pub fn held(&self) -> watch::Receiver<u64> {
         self.held.clone()
+    }
+
+    /// How the intent has come so far.
+    pub fn taken(&self) -> IntentTaken {
+        *self.taken.borrow()
     }
 
     /// Gossip keys, the one to seal with first; empty until a manager has told them.

@@ -293,3 +293,46 @@ fn a_namespace_that_cannot_be_read_is_not_taken_for_gone() {
     assert_eq!(texts(&p), [format!("[host] delete link {}", names::veth(&id("web.1")))]);
     assert_eq!(p.gone.len(), 1);
 }
+
+#[test]
+fn an_old_view_adds_and_takes_nothing_away() {
+    let mut now = cluster();
+    now.endpoints.insert(id("web.1"), endpoint(4096, 5, "/t", "eth0"));
+    let mut k = Kernel::new(&["/t", "/u"]);
+    let made = plan(&want(&now, FULL), &k.seen);
+    assert_eq!(
+        made.clone().additions(&k.seen),
+        made,
+        "into an empty kernel all of it comes"
+    );
+    made.steps.iter().for_each(|s| k.apply(s).unwrap());
+
+    // It knows neither the endpoint nor the other node, and one that has come since is missing from the kernel.
+    let mut old = cluster();
+    old.remotes.clear();
+    old.networks.remove(&vni(4097));
+    old.endpoints.insert(id("web.2"), endpoint(4096, 6, "/u", "eth0"));
+    let all = plan(&want(&old, FULL), &k.seen);
+    assert!(
+        texts(&all).iter().any(|s| s.contains("delete link")),
+        "{:?}",
+        texts(&all)
+    );
+    let added = all.additions(&k.seen);
+    let lines = texts(&added);
+    let takes = |l: &&String| l.contains("delete") || l.contains("remove") || l.contains("replace");
+    assert_eq!(lines.iter().find(takes), None);
+    assert!(lines.iter().any(|l| l.contains("create veth")), "{lines:?}");
+    assert!(
+        !lines.iter().any(|l| l.contains("table inet netd")),
+        "the filter stays as it is"
+    );
+    added.steps.iter().for_each(|s| k.apply(s).unwrap());
+    let mut both = now.clone();
+    both.endpoints.extend(old.endpoints.clone());
+    assert!(plan(&want(&both, FULL), &k.seen).is_empty(), "both are there, whole");
+    assert!(
+        plan(&want(&old, FULL), &k.seen).additions(&k.seen).is_empty(),
+        "and a second time is no change"
+    );
+}

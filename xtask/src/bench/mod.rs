@@ -3,7 +3,9 @@
 mod direct;
 mod figure;
 mod gossip;
+mod joins;
 mod mesh;
+mod process;
 mod raft;
 
 use anyhow::{Context, bail};
@@ -22,6 +24,8 @@ enum Name {
     Gossip,
     /// Writes of three managers, beside etcd's; a leader's death; a long log.
     Raft,
+    /// A thousand nodes that join three managers at once and keep their streams.
+    Joins,
 }
 
 #[derive(clap::Args)]
@@ -50,6 +54,9 @@ struct Extra {
     /// gossip: how long slow nodes are watched, minutes; default 10, with --quick half a minute.
     #[arg(long)]
     minutes: Option<f64>,
+    /// joins: nodes that join.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=8000))]
+    joiners: u32,
 }
 
 impl Extra {
@@ -85,7 +92,11 @@ impl Effort {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     packages::ensure(packages::LAB)?;
-    let programs = build::programs(Profile::Release, if args.baseline { build::LAB } else { build::ALL })?;
+    let programs = match args.name {
+        Name::Joins => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
+        _ if args.baseline => build::programs(Profile::Release, build::LAB)?,
+        _ => build::programs(Profile::Release, build::ALL)?,
+    };
     let effort = if args.quick {
         Effort {
             rounds: 2,
@@ -110,6 +121,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         Name::Raft => raft::run(&programs, effort)?,
         Name::Gossip => gossip::run(&programs, effort, &args.extra)?,
+        Name::Joins => joins::run(&programs, effort, args.extra.joiners)?,
     };
     if figures.is_empty() {
         bail!("nothing was measured");

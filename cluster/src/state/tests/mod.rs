@@ -60,7 +60,12 @@ impl Log {
         log
     }
 
-    fn run(&mut self, command: Command) -> Outcome {
+    /// Goes on behind an entry, at a time.
+    pub(super) fn go_on(&mut self, index: u64, time: u64) {
+        (self.index, self.time) = (index, time);
+    }
+
+    pub(super) fn run(&mut self, command: Command) -> Outcome {
         self.index += 1;
         let envelope = Envelope {
             request: self.index.into(),

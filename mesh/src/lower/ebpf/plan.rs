@@ -26,6 +26,37 @@ impl Plan {
     pub fn is_empty(&self) -> bool {
         self.steps.is_empty()
     }
+
+    /// What of it only adds to `observed`: services that are there keep their rows, and rows their backends. For a view
+    /// that may be older than what the maps hold.
+    pub fn additions(mut self, observed: &Observed) -> Plan {
+        let held: BTreeSet<(u32, u32)> = observed
+            .services
+            .values()
+            .filter(|s| s.lut_len > 0)
+            .map(|s| (s.lut_off, s.lut_off.saturating_add(s.lut_len)))
+            .collect();
+        let in_held = |from: u32, to: u32| held.iter().any(|(a, b)| from < *b && *a < to);
+        self.steps.retain(|step| match step {
+            Step::RemoveService { .. } | Step::RemoveTarget { .. } | Step::Purge { .. } => false,
+            Step::Target { key, .. } => !observed.targets.contains_key(key),
+            Step::Backend { cell, value } => {
+                observed.backend(*cell) == Backend::default() && *value != Backend::default()
+            }
+            Step::Lut { off, cells } => {
+                let len = u32::try_from(cells.len()).unwrap_or(u32::MAX);
+                !in_held(*off, off.saturating_add(len))
+            }
+            // A new one whose row would be where an old one's still is waits.
+            Step::Service { key, value } => {
+                let end = value.lut_off.saturating_add(value.lut_len);
+                let row = (value.lut_off, end);
+                !observed.services.contains_key(key)
+                    && (value.lut_len == 0 || held.contains(&row) || !in_held(row.0, row.1))
+            }
+        });
+        self
+    }
 }
 
 /// Compares. The order: backends, and what their own node answers for them, before the rows that name them; rows before

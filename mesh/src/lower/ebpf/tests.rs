@@ -637,6 +637,41 @@ fn equal_services_are_balanced_alike_on_two_nodes() {
     assert_eq!(macs(&a), macs(&b));
 }
 
+#[test]
+fn an_old_view_adds_and_takes_nothing_away() {
+    let mut o = small();
+    settle(&web(&["80", "443"], [backend(1, 1), backend(2, 2)]), &mut o);
+    let before = o.clone();
+    // It knows one backend less, has one that is gone by now, does not know the second port, and knows another service.
+    let mut old = web(&["80"], [backend(1, 1), backend(3, 2)]);
+    let mut other = service(&["90"], [backend(4, 2)]);
+    other.vips.clear();
+    old.services.insert(8, other);
+    let all = plan(&old, &o);
+    let removes = |s: &Step| matches!(s, Step::RemoveService { .. } | Step::Purge { .. });
+    assert!(all.steps.iter().any(removes), "{all:?}");
+    let added = all.additions(&o);
+    apply(&mut o, &added);
+    for (key, value) in &before.services {
+        assert_eq!(o.services.get(key), Some(value));
+    }
+    for port in [80, 443] {
+        assert_eq!(leads_to(&o, &key("198.18.0.1", 0, port, 6)), Some([1, 2].into()));
+    }
+    assert_eq!(
+        leads_to(&o, &key("198.18.0.1", 0, 90, 6)),
+        Some([4].into()),
+        "what is missing comes"
+    );
+    for (key, value) in &before.targets {
+        assert_eq!(o.targets.get(key), Some(value));
+    }
+    assert!(
+        plan(&old, &o).additions(&o).is_empty(),
+        "and a second time is no change"
+    );
+}
+
 fn any_backend() -> impl Strategy<Value = (BackendId, Backend)> {
     (1u8..30, 1u8..4, 0u8..4, any::<bool>(), any::<bool>()).prop_map(|(n, node, family, draining, other)| {
         let (id, mut b) = backend(n, node);

@@ -252,6 +252,15 @@ fn granted(message: &[u8]) -> Option<Duration> {
     Some(Duration::from_millis(ms))
 }
 
+/// What an answer says, whatever was asked.
+pub(super) fn look_at(message: &[u8]) {
+    let _ = granted(message);
+    let mut m = In(message);
+    if let (Some(_), Some(_), Some(_)) = (m.int(), m.long(), m.int()) {
+        let _ = m.strings(MAX_ADDRESSES);
+    }
+}
+
 fn odd() -> Error {
     Error::new(ErrorKind::InvalidData, "an answer that ZooKeeper does not give")
 }

@@ -11,6 +11,7 @@ use std::{
 use cluster::seal::Key;
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use model::{
+    api::IntentTaken,
     error::{ApiError, Code},
     ids::NodeId,
     intent::{Intent, Role},
@@ -67,6 +68,7 @@ pub(super) struct Run {
     pub(super) asks: mpsc::Sender<Asked>,
     pub(super) connected: watch::Sender<bool>,
     pub(super) held: watch::Sender<u64>,
+    pub(super) taken: watch::Sender<IntentTaken>,
     pub(super) keys: watch::Sender<Vec<Key>>,
     pub(super) preferred: watch::Receiver<Option<SocketAddr>>,
     pub(super) leader: watch::Sender<Option<NodeId>>,
@@ -415,12 +417,17 @@ impl Run {
     }
 
     fn delta(&mut self, base: &mut Arc<Intent>, delta: model::intent::IntentDelta) -> Result<()> {
+        let whole = delta.from == 0;
         if !Arc::make_mut(base).apply(delta) {
             self.resync = true;
             return Err(Error::other(
                 "an increment of the intent does not fit what is known here",
             ));
         }
+        self.taken.send_modify(|t| match whole {
+            true => t.whole += 1,
+            false => t.increments += 1,
+        });
         self.config.intent.offer(base);
         Ok(())
     }

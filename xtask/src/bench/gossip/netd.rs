@@ -14,7 +14,7 @@ use model::api::{EndpointsSeen, NodeHealth, NodesSeen};
 
 use super::limit::Limits;
 use super::{Side, Told, Word};
-use crate::bench::{figure::Figure, mib};
+use crate::bench::{figure::Figure, mib, process};
 
 /// Share of a CPU that a slow node has.
 const SLOW: f64 = 0.05;
@@ -91,17 +91,7 @@ impl Cluster {
 /// CPU seconds, MiB of memory, octets sent by a node's daemon since its start.
 fn cost(node: &Host) -> anyhow::Result<(f64, f64, f64)> {
     let pid = node.netd_pid()?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).context("reading a daemon's CPU time")?;
-    // After the name, which may hold blanks: state is the first word, utime the 12th, stime the 13th (proc(5)).
-    let words: Vec<&str> = stat
-        .rsplit(") ")
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .collect();
-    let ticks = |n: usize| words.get(n).and_then(|w| w.parse::<f64>().ok()).unwrap_or(0.0);
-    // USER_HZ is 100 on every Linux that netd runs on.
-    let cpu = (ticks(11) + ticks(12)) / 100.0;
+    let cpu = process::cpu_seconds(pid)?;
     let devices = std::fs::read_to_string(format!("/proc/{}/net/dev", node.init_pid())).context("reading counters")?;
     let sent = devices
         .lines()

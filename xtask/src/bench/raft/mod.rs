@@ -4,7 +4,7 @@
 //! over the three servers. netd is asked in HTTP and JSON on its socket, etcd in its own gRPC.
 
 mod etcd;
-mod netd;
+pub(super) mod netd;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,14 +41,18 @@ impl Writer {
 }
 
 /// A folder on the disk of the build, gone when this is dropped.
-struct Disk(PathBuf);
+pub(super) struct Disk(PathBuf);
 
 impl Disk {
-    fn new(programs: &Path) -> anyhow::Result<Disk> {
+    pub(super) fn new(programs: &Path) -> anyhow::Result<Disk> {
         let target = programs.parent().context("the programs lie in no target folder")?;
         let path = target.join(format!("bench-raft-{}", std::process::id()));
         std::fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Disk(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -65,8 +69,10 @@ pub(super) fn run(programs: &Path, effort: Effort) -> anyhow::Result<Vec<Figure>
         .enable_all()
         .build()
         .context("starting the clients")?;
-    let ours = ui::during("three managers", || netd::Managers::new(programs, &disk.0))?;
-    let other = match ui::during("three etcd members", || etcd::Members::new(programs, &disk.0)) {
+    let ours = ui::during("three managers", || {
+        netd::Managers::new("raft-netd", programs, disk.path(), 0)
+    })?;
+    let other = match ui::during("three etcd members", || etcd::Members::new(programs, disk.path())) {
         Ok(other) => Some(other),
         Err(e) => {
             eprintln!("etcd is left out: {e:#}");

@@ -16,22 +16,23 @@ use tokio::net::UnixStream;
 use super::{Cluster, Writer};
 use crate::bench::mib;
 
-pub(super) struct Managers {
+pub(in crate::bench) struct Managers {
     lab: Lab,
 }
 
 impl Managers {
-    pub(super) fn new(programs: &Path, disk: &Path) -> anyhow::Result<Managers> {
+    /// Three of them in a lab of that name, with so many hosts beside them; their logs lie in `disk`.
+    pub(in crate::bench) fn new(name: &str, programs: &Path, disk: &Path, clients: u8) -> anyhow::Result<Managers> {
         let daemon = DaemonOptions {
             // Each host has its own.
             cluster: format!("log_dir = \"{}/{{name}}\"\n", disk.display()),
             ..DaemonOptions::default()
         };
         let lab = Lab::new(
-            "raft-netd",
+            name,
             Options {
                 nodes: 3,
-                clients: 0,
+                clients,
                 ipv6: false,
                 bin_dir: Some(programs.to_owned()),
                 daemon,
@@ -52,7 +53,12 @@ impl Managers {
         Ok(ours)
     }
 
-    fn node(&self, server: usize) -> anyhow::Result<&Host> {
+    /// The hosts.
+    pub(in crate::bench) fn lab(&self) -> &Lab {
+        &self.lab
+    }
+
+    pub(in crate::bench) fn node(&self, server: usize) -> anyhow::Result<&Host> {
         self.lab.nodes().get(server).context("no such manager")
     }
 
@@ -81,7 +87,7 @@ impl Managers {
     }
 
     /// Who leads.
-    pub(super) fn leader(&self) -> anyhow::Result<usize> {
+    pub(in crate::bench) fn leader(&self) -> anyhow::Result<usize> {
         let members = self.members()?;
         let leader = members.iter().find(|m| m.leader).context("nobody leads")?;
         let place = self.lab.nodes().iter().position(|n| n.name() == leader.hostname);
