@@ -11,6 +11,7 @@ pub mod membership;
 pub mod mutant;
 pub mod placement;
 pub mod raft;
+pub mod rollout;
 pub mod rows;
 pub mod seal;
 pub mod state;

@@ -61,6 +61,10 @@ mutants! {
     IgnoreDrain,
     /// places a slot twice
     PlaceTwice,
+    /// stops a task that moves before its successor is ready
+    CutMoved,
+    /// replaces further tasks before the last ones are ready
+    RollAll,
     /// removes managers without demoting them first
     IgnoreRole,
     /// replaces secrets although they were changed meanwhile

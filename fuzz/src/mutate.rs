@@ -178,7 +178,7 @@ fn varint(mut n: u64) -> Vec<u8> {
     out
 }
 
-fn write(out: &mut Vec<u8>, at: usize, bytes: &[u8]) {
+fn write(out: &mut [u8], at: usize, bytes: &[u8]) {
     let end = (at + bytes.len()).min(out.len());
     if let Some(there) = out.get_mut(at..end) {
         there.copy_from_slice(&bytes[..end - at]);

@@ -152,6 +152,28 @@ impl Transfer {
     }
 }
 
+/// The result of `lab-tool hold`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// Connections that were made.
+    pub connections: u64,
+    /// Requests that were answered.
+    pub requests: u64,
+    /// Connections and requests that failed, by kind.
+    pub failed: BTreeMap<String, u64>,
+    /// Connections that the other side ended before their time, between two requests.
+    pub cut: u64,
+    /// Wall time, milliseconds.
+    pub took_ms: u64,
+}
+
+impl Held {
+    /// Connections and requests that failed.
+    pub fn errors(&self) -> u64 {
+        self.failed.values().sum()
+    }
+}
+
 /// The result of `lab-tool load`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Figure {

@@ -187,6 +187,9 @@ pub struct Service {
     pub ports: BTreeMap<PortKey, PublishedPort>,
     /// Revision at which what tasks are made from last changed: a running task of another one is replaced.
     pub generation: u64,
+    /// Revision at which a person changed it last: who changes it again says which one was seen.
+    #[serde(default)]
+    pub changed: u64,
     /// What `rollback` goes back to.
     #[serde(default)]
     pub previous: Option<Box<ServiceSpec>>,
@@ -201,20 +204,21 @@ impl Service {
     /// What a slot's task is made from now, and its generation: while a change is carried out, slots that it has not
     /// reached stay with what was.
     pub fn template(&self, slot: u32) -> (&ServiceSpec, u64) {
-        match &self.rollout {
-            Some(r) if r.is_open() && !r.updated.contains(slot) => (&r.old, r.old_generation),
-            _ => (&self.spec, self.generation),
+        let open = self.rollout.iter().flat_map(|r| &r.pending);
+        match open.into_iter().find(|p| p.slots.contains(slot)) {
+            Some(p) => (&p.spec, p.generation),
+            None => (&self.spec, self.generation),
         }
     }
 
     /// Every network that a task of it may be on: those asked for, and those of tasks that are to be replaced.
     pub fn networks(&self) -> impl Iterator<Item = &Name> {
-        let was = self.rollout.iter().filter(|r| r.is_open());
+        let was = self.rollout.iter().flat_map(|r| &r.pending);
         let all: BTreeSet<&Name> = self
             .spec
             .networks
             .iter()
-            .chain(was.flat_map(|r| &r.old.networks))
+            .chain(was.flat_map(|p| &p.spec.networks))
             .collect();
         all.into_iter()
     }
@@ -225,22 +229,48 @@ impl Service {
 pub struct Rollout {
     /// How far it is.
     pub state: RolloutState,
-    /// What slots that are not in `updated` run.
-    pub old: Box<ServiceSpec>,
-    /// Its generation.
-    pub old_generation: u64,
-    /// Slots that run the new one.
-    pub updated: SlotSet,
+    /// Slots that still run what was, by what that is: one entry, or more after a change in the middle of another one.
+    /// A slot that is in none of them runs what is asked for now.
+    pub pending: Vec<Pending>,
     /// Slots beyond those asked for, that take over while others are replaced (start-first).
     pub surge: SlotSet,
     /// Why it is paused or was rolled back; empty: nothing to say.
     pub message: String,
 }
 
+/// Slots that a change has not reached yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pending {
+    /// What they run.
+    pub spec: Box<ServiceSpec>,
+    /// Its generation.
+    pub generation: u64,
+    /// Which.
+    pub slots: SlotSet,
+}
+
 impl Rollout {
-    /// Whether some slots still run what was.
+    /// Whether it is not over: it is carried out, or paused.
     pub fn is_open(&self) -> bool {
         !matches!(self.state, RolloutState::Completed | RolloutState::RollbackCompleted)
+    }
+
+    /// Whether slots are being replaced now.
+    pub fn is_moving(&self) -> bool {
+        matches!(self.state, RolloutState::Updating | RolloutState::RollbackStarted)
+    }
+
+    /// Whether it leads back to what was.
+    pub fn is_rollback(&self) -> bool {
+        matches!(
+            self.state,
+            RolloutState::RollbackStarted | RolloutState::RollbackPaused | RolloutState::RollbackCompleted
+        )
+    }
+
+    /// Whether a slot still runs what was.
+    pub fn is_pending(&self, slot: u32) -> bool {
+        self.pending.iter().any(|p| p.slots.contains(slot))
     }
 }
 
@@ -478,6 +508,33 @@ impl Intent {
     /// Slots of a service placed on a node.
     pub fn slots(&self, service: &Name, node: NodeId) -> Option<&SlotSet> {
         self.placements.get(service)?.get(&node)
+    }
+
+    /// Whether a slot's task may run on a node: it is placed there, or goes on there until its successor elsewhere is
+    /// ready.
+    pub fn holds(&self, service: &Name, node: NodeId, slot: u32) -> bool {
+        let leaving = self.leaving.get(service).and_then(|l| l.get(&node));
+        let all = self.slots(service, node).into_iter().chain(leaving);
+        all.into_iter().any(|s| s.contains(slot))
+    }
+
+    /// Every task that may run on a node: those placed there, and those that go on there.
+    pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = (&Name, &Service, u32)> {
+        self.services.iter().flat_map(move |(name, service)| {
+            let slots = |of: &'_ BTreeMap<Name, BTreeMap<NodeId, SlotSet>>| -> Vec<(u32, u32)> {
+                of.get(name)
+                    .and_then(|p| p.get(&node))
+                    .map_or_else(Vec::new, |s| s.0.clone())
+            };
+            // A slot is in one of the two.
+            let mut ranges = slots(&self.placements);
+            ranges.extend(slots(&self.leaving));
+            ranges.sort_unstable();
+            ranges
+                .into_iter()
+                .flat_map(|(a, b)| a..=b)
+                .map(move |slot| (name, service, slot))
+        })
     }
 }
 

@@ -168,6 +168,7 @@ pub(crate) fn service() -> ServiceView {
             )]),
             ports: BTreeMap::from([published("443:8443", 2), published("80:8080", 1)]),
             generation: 40,
+            changed: 0,
             previous: None,
             rollout: None,
             problem: None,
@@ -207,6 +208,7 @@ pub(crate) fn tasks() -> Vec<TaskView> {
             Vec::new()
         },
         restarts: 0,
+        generation: 40,
     };
     vec![
         task(1, 1, true, TaskState::Running, 7200, ""),

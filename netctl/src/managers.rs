@@ -66,7 +66,7 @@ pub(crate) struct TransferArgs {
 }
 
 /// A node as part of a path.
-fn in_path(node: &str) -> Result<&str, ApiError> {
+pub(crate) fn in_path(node: &str) -> Result<&str, ApiError> {
     let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     match !node.is_empty() && node.chars().all(ok) {
         true => Ok(node),

@@ -1,5 +1,7 @@
 //! `netctl node ...`
 
+mod availability;
+
 use clap::Subcommand;
 use model::{
     ApiError, Code,
@@ -35,6 +37,15 @@ pub(crate) enum Verb {
     /// Make workers of managers.
     #[command(after_help = "Example:\n  netctl node demote n3")]
     Demote(managers::Demote),
+    /// Let nodes be given tasks again.
+    #[command(after_help = "Example:\n  netctl node activate n2")]
+    Activate(availability::Change),
+    /// Give nodes no new tasks; what runs there goes on.
+    #[command(after_help = "Example:\n  netctl node pause n2")]
+    Pause(availability::Change),
+    /// Move all tasks off nodes: each is ready elsewhere before it ends there.
+    #[command(after_help = "Example:\n  netctl node drain n2")]
+    Drain(availability::Change),
     /// Take nodes out of the cluster that will not come back.
     #[command(
         after_help = "Example:\n  netctl node rm n3\n\nA manager is demoted first. A node that is alive leaves by itself: netctl cluster leave."
@@ -50,6 +61,9 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         }
         Verb::Promote(args) => managers::promote(cx, args).await,
         Verb::Demote(args) => managers::demote(cx, args).await,
+        Verb::Activate(args) => availability::change(cx, args, Availability::Active).await,
+        Verb::Pause(args) => availability::change(cx, args, Availability::Pause).await,
+        Verb::Drain(args) => availability::change(cx, args, Availability::Drain).await,
         Verb::Rm(args) => managers::remove(cx, args).await,
         Verb::Inspect { node } => {
             let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -124,7 +138,7 @@ pub(crate) fn role_word(role: Role) -> &'static str {
     }
 }
 
-fn availability_word(a: Availability) -> &'static str {
+pub(crate) fn availability_word(a: Availability) -> &'static str {
     match a {
         Availability::Active => "active",
         Availability::Pause => "pause",

@@ -8,6 +8,7 @@ use std::time::Duration;
 use model::{
     ApiError, Code, Name,
     api::{BackendView, Convergence, NodeProgress, ServiceView, TaskState, TaskView},
+    intent::RolloutState,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -150,7 +151,7 @@ pub(crate) fn told(t: &TaskView) -> String {
 }
 
 /// Time left, and pauses that grow.
-struct Patience {
+pub(crate) struct Patience {
     begin: Instant,
     end: Instant,
     pause: Duration,
@@ -159,7 +160,7 @@ struct Patience {
 }
 
 impl Patience {
-    fn new(timeout: Duration) -> Self {
+    pub(crate) fn new(timeout: Duration) -> Self {
         let begin = Instant::now();
         Patience {
             begin,
@@ -169,14 +170,20 @@ impl Patience {
         }
     }
 
+    /// Something has happened: there is time again.
+    pub(crate) fn extend(&mut self, timeout: Duration) {
+        self.end = Instant::now() + timeout;
+        self.pause = PAUSE.0;
+    }
+
     /// Time waited so far, whole tenths of a second.
-    fn waited(&self) -> Duration {
+    pub(crate) fn waited(&self) -> Duration {
         let tenths = self.begin.elapsed().as_millis() / 100;
         Duration::from_millis(u64::try_from(tenths).unwrap_or_default() * 100)
     }
 
     /// Sleeps; `false`: the time or the user's patience is over.
-    async fn wait(&mut self) -> bool {
+    pub(crate) async fn wait(&mut self) -> bool {
         if Instant::now() >= self.end {
             return false;
         }
@@ -268,6 +275,109 @@ pub(crate) async fn service_ready(
                 }
                 progress.say(&line);
                 unready(name, patience.waited(), &v)
+            }
+            Err(e) if e.retryable => {
+                progress.say(&format!("{name}: {}", e.message));
+                not_converged(e.message, "netctl status")
+            }
+            Err(e) => return Err(e),
+        };
+        if !patience.wait().await {
+            return Err(late);
+        }
+    }
+}
+
+/// Where a rollout is to lead.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// To what was asked for.
+    Update,
+    /// Back.
+    Rollback,
+}
+
+/// How far a rollout is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct RolloutVerdict {
+    /// Whether it is over, and well.
+    pub(crate) done: bool,
+    /// It will not get there: why.
+    pub(crate) failed: Option<String>,
+    /// What to show meanwhile.
+    pub(crate) line: String,
+}
+
+/// Reads how far a service's rollout is.
+pub(crate) fn judge_rollout(view: &ServiceView, aim: Aim) -> RolloutVerdict {
+    let name = &view.name;
+    let verdict = |done, failed, line| RolloutVerdict { done, failed, line };
+    let Some(r) = &view.service.rollout else {
+        return verdict(true, None, String::new());
+    };
+    let pending: u32 = r.pending.iter().map(|p| p.slots.len()).sum();
+    let all = view.service.spec.replicas.max(pending);
+    let why = match r.message.is_empty() {
+        true => String::new(),
+        false => format!(": {}", r.message),
+    };
+    let count = format!("{} of {all} tasks", all - pending);
+    let back = format!("{name}: {count} are what they were");
+    match (r.state, aim) {
+        (RolloutState::Updating, _) => verdict(false, None, format!("{name}: {count} are updated")),
+        (RolloutState::RollbackStarted, _) => verdict(false, None, format!("{back}{why}")),
+        (RolloutState::Completed, _) | (RolloutState::RollbackCompleted, Aim::Rollback) => {
+            verdict(true, None, String::new())
+        }
+        (RolloutState::Paused, _) => {
+            let failed = format!("the update of {name} is paused, {count} are updated{why}");
+            verdict(false, Some(failed), String::new())
+        }
+        (RolloutState::RollbackPaused, _) => {
+            let failed = format!("the rollback of {name} is paused, {count} are what they were{why}");
+            verdict(false, Some(failed), String::new())
+        }
+        (RolloutState::RollbackCompleted, Aim::Update) => {
+            let failed = format!("the update of {name} was taken back{why}");
+            verdict(false, Some(failed), String::new())
+        }
+    }
+}
+
+/// Waits until a rollout is over. As long as it gets on, there is time.
+///
+/// # Errors
+/// [`Code::NotConverged`] with the reason when it was paused or rolled back, or does not get on.
+pub(crate) async fn rolled_out(
+    cx: &Context,
+    args: &WaitArgs,
+    name: &Name,
+    aim: Aim,
+    progress: &mut Progress,
+) -> Result<(), ApiError> {
+    let mut patience = Patience::new(args.timeout);
+    let path = format!("/v1/services/{name}");
+    let mut last = String::new();
+    loop {
+        let late = match cx.client.get::<ServiceView>(&path).await {
+            Ok(view) => {
+                let v = judge_rollout(&view, aim);
+                if let Some(why) = v.failed {
+                    return Err(not_converged(why, &format!("netctl service ps {name}")));
+                }
+                if v.done {
+                    return Ok(());
+                }
+                if v.line != last {
+                    last.clone_from(&v.line);
+                    patience.extend(args.timeout);
+                }
+                progress.say(&v.line);
+                let waited = span(patience.waited());
+                not_converged(
+                    format!("accepted, but not over after {waited}: {}", v.line),
+                    &format!("netctl service ps {name}"),
+                )
             }
             Err(e) if e.retryable => {
                 progress.say(&format!("{name}: {}", e.message));

@@ -381,6 +381,7 @@ mod tests {
             vips: BTreeMap::new(),
             ports: BTreeMap::new(),
             generation: 1,
+            changed: 0,
             previous: None,
             rollout: None,
             problem: None,

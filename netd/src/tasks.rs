@@ -25,6 +25,9 @@ struct Entry {
     restarts: u32,
     since: Instant,
     desired: bool,
+    /// It goes on until its successor elsewhere is ready.
+    leaving: bool,
+    generation: u64,
 }
 
 /// The board.
@@ -47,8 +50,14 @@ impl TaskBoard {
         }
         for (key, entries) in &mut self.slots {
             let goes_to = wanted.get(key);
-            for e in entries.iter_mut().filter(|e| e.desired && goes_to != Some(&e.node)) {
+            let elsewhere = |e: &&mut Entry| e.leaving || (e.desired && goes_to != Some(&e.node));
+            for e in entries.iter_mut().filter(elsewhere) {
+                let left = intent.leaving.get(&key.0).and_then(|l| l.get(&e.node));
                 e.desired = false;
+                e.leaving = left.is_some_and(|l| l.contains(key.1));
+                if e.leaving {
+                    continue;
+                }
                 e.since = now;
                 let lost = intent.nodes.get(&e.node).is_none_or(|n| n.down);
                 (e.state, e.message) = match (lost, goes_to) {
@@ -77,6 +86,8 @@ impl TaskBoard {
                 restarts: 0,
                 since: now,
                 desired: true,
+                leaving: false,
+                generation: 0,
             });
             entries.truncate(history);
         }
@@ -91,18 +102,18 @@ impl TaskBoard {
             let (Ok(service), Ok(slot)) = (service.parse::<Name>(), slot.parse::<u32>()) else {
                 continue;
             };
-            let Some(e) = self.slots.get_mut(&(service, slot)).and_then(|e| e.front_mut()) else {
+            let entries = self.slots.get_mut(&(service, slot)).into_iter().flatten();
+            let mut here = entries.filter(|e| e.node == node && (e.desired || e.leaving));
+            let Some(e) = here.next() else {
                 continue;
             };
-            if e.node != node || !e.desired {
-                continue;
-            }
             if e.state != status.state {
                 e.since = now;
             }
             e.state = status.state;
             e.message = status.message.chars().take(300).collect();
             e.restarts = status.restarts;
+            e.generation = status.generation;
         }
     }
 
@@ -114,7 +125,7 @@ impl TaskBoard {
                 entries.iter().map(move |e| {
                     let id = EndpointId::task(name, *slot);
                     TaskView {
-                        addresses: match e.desired {
+                        addresses: match e.desired || e.leaving {
                             true => addresses(facts, e.node, &id),
                             false => Vec::new(),
                         },
@@ -126,8 +137,12 @@ impl TaskBoard {
                         desired: e.desired,
                         state: e.state,
                         since_s: now.saturating_duration_since(e.since).max(Duration::ZERO).as_secs(),
-                        message: e.message.clone(),
+                        message: match e.leaving && e.message.is_empty() {
+                            true => "goes on until it is ready elsewhere".to_owned(),
+                            false => e.message.clone(),
+                        },
                         restarts: e.restarts,
+                        generation: e.generation,
                     }
                 })
             })
@@ -186,6 +201,7 @@ mod tests {
             vips: BTreeMap::new(),
             ports: BTreeMap::new(),
             generation: 1,
+            changed: 0,
             previous: None,
             rollout: None,
             problem: None,
@@ -203,6 +219,7 @@ mod tests {
         b.place(&intent(1, false), t0);
         let running = TaskStatus {
             pid: Some(7),
+            generation: 1,
             ..TaskStatus::of(TaskState::Running)
         };
         let web1: EndpointId = "web.1".parse().unwrap();

@@ -67,12 +67,18 @@ pub(crate) fn public_key(host: usize) -> Vec<u8> {
 pub(crate) struct Endpoint {
     vni: Vni,
     offset: u32,
+    generation: u64,
 }
 
 impl Endpoint {
     /// Where.
     pub(crate) fn place(&self) -> (Vni, u32) {
         (self.vni, self.offset)
+    }
+
+    /// Of what its task is made from.
+    pub(crate) fn generation(&self) -> u64 {
+        self.generation
     }
 }
 
@@ -398,22 +404,22 @@ impl World {
         let row = self.node_row(host);
         self.put(host, RowKey::Node, row)?;
         self.blocks(host, me, &view);
-        let mut wanted: BTreeMap<(Name, u32), Vni> = BTreeMap::new();
-        for (name, s) in &view.services {
-            let network = s.spec.networks.first().and_then(|n| view.networks.get(n));
-            if let (Some(n), Some(slots)) = (network, view.slots(name, me)) {
-                wanted.extend(slots.iter().map(|slot| ((name.clone(), slot), n.vni)));
+        let mut wanted: BTreeMap<(Name, u32), (Vni, u64)> = BTreeMap::new();
+        for (name, s, slot) in view.tasks_on(me) {
+            let (spec, generation) = s.template(slot);
+            if let Some(n) = spec.networks.first().and_then(|n| view.networks.get(n)) {
+                wanted.insert((name.clone(), slot), (n.vni, generation));
             }
         }
         let have = self.hosts[host].kept.endpoints.clone();
         for ((service, slot), e) in have {
-            if wanted.get(&(service.clone(), slot)) != Some(&e.vni) {
+            if wanted.get(&(service.clone(), slot)) != Some(&(e.vni, e.generation)) {
                 self.hosts[host].kept.endpoints.remove(&(service.clone(), slot));
                 self.addresses.remove(&(e.vni, e.offset));
                 self.put(host, endpoint_key(&service, slot), RowBody::Tombstone)?;
             }
         }
-        for ((service, slot), vni) in wanted {
+        for ((service, slot), (vni, generation)) in wanted {
             if let Some(e) = self.hosts[host].kept.endpoints.get(&(service.clone(), slot)).copied() {
                 let row = endpoint_row(host, &view, &service, slot, e);
                 self.put(host, endpoint_key(&service, slot), row)?;
@@ -431,7 +437,11 @@ impl World {
                     format!("hosts {other} and {host} both use address {offset} of {vni}"),
                 );
             }
-            let e = Endpoint { vni, offset };
+            let e = Endpoint {
+                vni,
+                offset,
+                generation,
+            };
             self.hosts[host].kept.used.insert((vni, offset));
             self.hosts[host].kept.endpoints.insert((service.clone(), slot), e);
             let row = endpoint_row(host, &view, &service, slot, e);
@@ -527,10 +537,29 @@ impl World {
                 .table
                 .rows_of(me)
                 .filter(|r| matches!(r.row().body, RowBody::Endpoint(_)));
-            let slots = intent.placements.values().filter_map(|p| p.get(&me)).map(|s| s.len());
-            let (rows, slots) = (rows.count(), slots.sum::<u32>() as usize);
+            let (rows, slots) = (rows.count(), intent.tasks_on(me).count());
             if rows != slots && !self.blocks_are_short(&intent) {
                 return Err(format!("host {i} has {rows} endpoints, {slots} tasks are placed there"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether nothing is being replaced or moved any more.
+    pub(crate) fn nothing_rolls(&self) -> Result<(), String> {
+        let intent = self.oracle.state.intent();
+        if !self.script.shape.agents || self.blocks_are_short(&intent) {
+            return Ok(());
+        }
+        for (name, s) in &intent.services {
+            if s.rollout.as_ref().is_some_and(|r| r.is_moving()) {
+                return Err(format!("{name} is still being changed"));
+            }
+            let moves = intent.leaving.get(name).into_iter().flat_map(|l| l.values());
+            let placed = intent.placements.get(name);
+            let here = |slot: u32| placed.is_some_and(|p| p.values().any(|s| s.contains(slot)));
+            if let Some(slot) = moves.flat_map(|s| s.iter()).find(|s| here(*s)) {
+                return Err(format!("slot {slot} of {name} still goes on where it was"));
             }
         }
         Ok(())

@@ -11,6 +11,7 @@ use model::{
     ids::Proto,
     intent::{Availability, Role, Trust},
     settings::{Change, Key, Value},
+    spec::{Order, RollingUpdate},
 };
 
 use crate::{
@@ -122,6 +123,36 @@ impl World {
                     replicas: Some(replicas),
                     ..ServiceUpdate::default()
                 },
+            },
+            Want::Update {
+                service,
+                release,
+                parallelism,
+                first,
+            } => {
+                let name = name("svc", service);
+                let intent = self.oracle.state.intent();
+                let old = intent.services.get(&name)?;
+                let update = RollingUpdate {
+                    parallelism,
+                    order: if first { Order::StartFirst } else { Order::StopFirst },
+                    monitor_ms: 100,
+                    ..RollingUpdate::default()
+                };
+                let spec = ServiceSpec {
+                    command: vec![format!("run-{release}")],
+                    rollback: update.clone(),
+                    update,
+                    ..old.spec.clone()
+                };
+                Command::ReplaceService {
+                    spec,
+                    seen: old.changed,
+                    name,
+                }
+            }
+            Want::Rollback { service } => Command::Rollback {
+                name: name("svc", service),
             },
             Want::Publish { service, port } => Command::Publish {
                 service: name("svc", service),

@@ -6,6 +6,7 @@ use std::{sync::Arc, time::Duration};
 use cluster::{
     manager::{Input, Manager},
     raft::{ConfChange, ConfStep},
+    rollout::Rollouts,
     state::Command,
 };
 use model::{
@@ -147,14 +148,14 @@ impl World {
     }
 
     /// What a leader's daemon does besides: the members follow the intent.
-    pub(crate) fn duties(&mut self, host: usize) {
+    pub(crate) fn duties(&mut self, host: usize) -> Check {
         let now = self.now;
         let h = &mut self.hosts[host];
         if now < h.duty_at {
-            return;
+            return Ok(());
         }
         h.duty_at = now + DUTY;
-        let Some(m) = h.manager.as_ref() else { return };
+        let Some(m) = h.manager.as_ref() else { return Ok(()) };
         let trip = Duration::from_micros(self.net.weather.near_us + self.net.weather.far_us);
         let conf = m.peer().conf().clone();
         let id = m.id();
@@ -166,13 +167,18 @@ impl World {
             .filter(|o| *o != id)
             .collect();
         let leads = m.peer().is_settled();
+        if leads {
+            self.roll(host)?;
+        } else {
+            self.hosts[host].rollouts = Rollouts::default();
+        }
         for other in others {
             self.input(host, Input::RoundTrip { id: other, took: trip });
         }
         let h = &self.hosts[host];
-        let Some(m) = h.manager.as_ref() else { return };
+        let Some(m) = h.manager.as_ref() else { return Ok(()) };
         if !leads || h.changing || !conf.outgoing.is_empty() {
-            return;
+            return Ok(());
         }
         let intent = m.read().intent();
         let (mut wanted, mut leaving) = (Vec::new(), Vec::new());
@@ -221,5 +227,6 @@ impl World {
             let force = false;
             self.input(host, Input::Change { request, change, force });
         }
+        Ok(())
     }
 }

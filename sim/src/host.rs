@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use cluster::rollout::Rollouts;
 use cluster::{
     log::{self, LogError},
     manager::{Input, Limits, Manager, ManagerError, Options, Output},
@@ -72,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) agent: Option<Agent>,
     pub(crate) kept: Kept,
     pub(crate) rounds: u32,
+    /// As a leader: what it remembers of rollouts.
+    pub(crate) rollouts: Rollouts,
     /// What its disk keeps when its next write is torn.
     pub(crate) keep: Option<Keep>,
 }
@@ -94,6 +97,7 @@ impl Host {
         (self.busy_until, self.stopped_until) = (0, 0);
         (self.changing, self.seen, self.checked) = (false, (0, 0, 0), 0);
         self.recent.clear();
+        self.rollouts = Rollouts::default();
     }
 }
 
@@ -306,7 +310,7 @@ impl World {
             self.crash(host, keep, back * 1000);
             return Ok(());
         }
-        self.duties(host);
+        self.duties(host)?;
         let h = &self.hosts[host];
         if let Some(m) = &h.manager {
             let next = m.next().as_micros() as u64;

@@ -12,6 +12,7 @@ mod host;
 mod net;
 mod oracle;
 mod rng;
+mod roll;
 mod script;
 mod shrink;
 mod story;

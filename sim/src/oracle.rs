@@ -297,8 +297,9 @@ impl Oracle {
         }
     }
 
-    fn intent_changed(&mut self, old: &Intent, new: &Intent) -> Check {
+    fn intent_changed(&mut self, old: &Intent, new: &Arc<Intent>) -> Check {
         check_intent(new)?;
+        crate::roll::moved(old, new)?;
         let now = self.state.now_ms();
         for (id, node) in &new.nodes {
             if self.nodes_gone.contains(id) {
@@ -433,15 +434,32 @@ pub(crate) fn check_intent(i: &Intent) -> Check {
                 _ => return broken(10, format!("{name} is placed on {node}, which may run nothing")),
             }
         }
-        let all = s.spec.command.is_empty() || placed.len() as u32 == s.spec.replicas;
-        if placed.len() as u32 > s.spec.replicas || (!all && s.problem.is_none()) {
-            return broken(
-                10,
-                format!("{} of {} slots of {name} are placed", placed.len(), s.spec.replicas),
-            );
+        let surge = s.rollout.as_ref().filter(|r| r.is_open()).map_or(0, |r| r.surge.len());
+        let asked = (placed.len() as u32).saturating_sub(surge);
+        let all = s.spec.command.is_empty() || asked == s.spec.replicas;
+        if asked > s.spec.replicas || (!all && s.problem.is_none()) {
+            return broken(10, format!("{asked} of {} slots of {name} are placed", s.spec.replicas));
+        }
+        for (node, left) in i.leaving.get(name).into_iter().flatten() {
+            let twice = left
+                .iter()
+                .find(|slot| i.slots(name, *node).is_some_and(|s| s.contains(*slot)));
+            if let Some(slot) = twice {
+                return broken(10, format!("slot {slot} of {name} leaves {node}, where it is placed"));
+            }
+            let orphan = left.iter().find(|slot| !placed.contains(slot));
+            if let Some(slot) = orphan.filter(|_| s.problem.is_none()) {
+                return broken(
+                    10,
+                    format!("slot {slot} of {name} goes on on {node}, and nobody asked for it"),
+                );
+            }
+            if i.nodes.get(node).is_none_or(|n| n.down) {
+                return broken(10, format!("{name} goes on on {node}, which is gone"));
+            }
         }
     }
-    for name in i.placements.keys() {
+    for name in i.placements.keys().chain(i.leaving.keys()) {
         if !i.services.contains_key(name) {
             return broken(10, format!("{name} is placed and is no service"));
         }

@@ -120,6 +120,15 @@ pub enum Want {
     Create { service: u8, network: u8, replicas: u32 },
     /// Changes its replicas.
     Scale { service: u8, replicas: u32 },
+    /// Changes its command; start-first or stop-first, so many at a time.
+    Update {
+        service: u8,
+        release: u8,
+        parallelism: u32,
+        first: bool,
+    },
+    /// Goes back to what was.
+    Rollback { service: u8 },
     /// Publishes a port.
     Publish { service: u8, port: u16 },
     /// Removes it.
@@ -245,12 +254,19 @@ impl Want {
                 hours: rng.range(1, 100),
             },
             41 => Want::Stranger,
-            42..56 => Want::Create {
+            42..51 => Want::Create {
                 service,
                 network,
                 replicas: rng.below(5) as u32,
             },
-            56..63 => Want::Scale {
+            51..56 => Want::Update {
+                service,
+                release: rng.below(4) as u8,
+                parallelism: rng.below(3) as u32,
+                first: rng.chance(500),
+            },
+            56 => Want::Rollback { service },
+            57..63 => Want::Scale {
                 service,
                 replicas: rng.below(7) as u32,
             },
@@ -258,10 +274,10 @@ impl Want {
                 service,
                 port: 80 + rng.below(4) as u16,
             },
-            68..78 => Want::RemoveService { service },
+            68..73 => Want::RemoveService { service },
             78..81 => Want::Network { network },
             81..83 => Want::RemoveNetwork { network },
-            83..88 => Want::Availability {
+            73..78 | 83..88 => Want::Availability {
                 host,
                 to: rng.below(3) as u8,
             },

@@ -413,6 +413,7 @@ impl World {
                 _ => {}
             }
         }
+        self.nothing_rolls()?;
         self.agents_agree()
     }
 

@@ -2,11 +2,50 @@
 
 use model::intent::SlotSet;
 
-/// All slots of `a` and of `b`, which have none in common.
+/// All slots of `a` and of `b`.
 pub fn union(a: &SlotSet, b: &SlotSet) -> SlotSet {
     let mut all: Vec<(u32, u32)> = a.0.iter().chain(&b.0).copied().collect();
     all.sort_unstable();
     normal(all)
+}
+
+/// All slots of `a` that are not in `b`.
+pub fn minus(a: &SlotSet, b: &SlotSet) -> SlotSet {
+    let mut out = Vec::new();
+    let mut cuts = b.0.iter().peekable();
+    for (from, to) in &a.0 {
+        let mut at = *from;
+        while let Some((cut, end)) = cuts.peek()
+            && cut <= to
+        {
+            if *cut > at {
+                out.push((at, cut - 1));
+            }
+            at = at.max(end.saturating_add(1));
+            if *end >= *to {
+                break;
+            }
+            cuts.next();
+        }
+        // At the very end of the numbers nothing is left behind a cut that reaches it.
+        let cut_off = cuts.peek().is_some_and(|(cut, end)| cut <= to && end >= to);
+        if at <= *to && !cut_off {
+            out.push((at, *to));
+        }
+    }
+    SlotSet(out)
+}
+
+/// All slots that are in both.
+pub fn common(a: &SlotSet, b: &SlotSet) -> SlotSet {
+    minus(a, &minus(a, b))
+}
+
+/// All slots of a placement.
+pub fn all<'a>(placed: impl IntoIterator<Item = &'a SlotSet>) -> SlotSet {
+    let mut ranges: Vec<(u32, u32)> = placed.into_iter().flat_map(|s| s.0.iter().copied()).collect();
+    ranges.sort_unstable();
+    normal(ranges)
 }
 
 /// Joins sorted ranges that touch or overlap.

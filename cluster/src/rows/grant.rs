@@ -113,16 +113,15 @@ fn endpoint(intent: &Intent, owner: NodeId, e: &EndpointRow) -> Result<(), Maske
             Some(_) => Err(Masked::NoService),
         };
     };
-    let spec = &intent.services.get(service).ok_or(Masked::NoService)?.spec;
-    if !spec.networks.contains(name) {
+    let known = intent.services.get(service).ok_or(Masked::NoService)?;
+    // Also a network that the service is leaving, until the last task on it was replaced.
+    if !known.networks().any(|n| n == name) {
         return Err(Masked::OffNetwork);
     }
     match e.slot {
-        Some(slot) => match intent.slots(service, owner) {
-            Some(set) if set.contains(slot) => Ok(()),
-            _ => Err(Masked::NotPlaced),
-        },
-        None if spec.attachable => Ok(()),
+        Some(slot) if intent.holds(service, owner, slot) => Ok(()),
+        Some(_) => Err(Masked::NotPlaced),
+        None if known.spec.attachable => Ok(()),
         None => Err(Masked::NotAttachable),
     }
 }

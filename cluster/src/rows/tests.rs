@@ -66,6 +66,7 @@ fn intent() -> Intent {
         vips: BTreeMap::new(),
         ports: BTreeMap::new(),
         generation: 1,
+        changed: 0,
         previous: None,
         rollout: None,
         problem: None,

@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     ApiError, ClusterSettings, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
-    intent::{Availability, Role, Trust},
+    intent::{Availability, Role, SlotSet, Trust},
     settings::{Change, SettingError},
 };
 use serde::{Deserialize, Serialize};
@@ -118,6 +118,53 @@ pub enum Command {
         /// What changes.
         update: ServiceUpdate,
     },
+    /// Makes a service what `spec` says, whole. Where running tasks must be replaced for that, a rollout begins, which
+    /// the leader takes on by [`Command::Advance`]; one that is paused goes on. Answer: [`Applied::Service`].
+    ReplaceService {
+        /// Name.
+        name: Name,
+        /// What it should be.
+        spec: ServiceSpec,
+        /// `Service::changed` of what its sender looked at: refused when it was changed since.
+        seen: u64,
+    },
+    /// Goes back to what was before the last change; refused when there is nothing to go back to. Answer:
+    /// [`Applied::Service`].
+    Rollback {
+        /// Name.
+        name: Name,
+    },
+    /// The leader takes a rollout on. Of another generation than the service's, or when none moves: no change.
+    Advance {
+        /// Service.
+        service: Name,
+        /// The generation that slots go to.
+        generation: u64,
+        /// Slots that now run the new one.
+        slots: SlotSet,
+        /// All slots beyond those asked for that there should be; those that no node takes are left out.
+        surge: SlotSet,
+    },
+    /// The leader ends or stops a rollout.
+    EndRollout {
+        /// Service.
+        service: Name,
+        /// As for [`Command::Advance`].
+        generation: u64,
+        /// How.
+        end: RolloutEnd,
+        /// Why, for people.
+        message: String,
+    },
+    /// Slots that moved are ready at their new place: they end at the earlier one.
+    Release {
+        /// Service.
+        service: Name,
+        /// The earlier place.
+        node: NodeId,
+        /// Which; those that do not go on there are passed over.
+        slots: SlotSet,
+    },
     /// Answer: [`Applied::Service`].
     Scale {
         /// Name.
@@ -200,6 +247,17 @@ pub enum Command {
         /// What all nodes are told of them.
         trust: Trust,
     },
+}
+
+/// How the leader ends a rollout.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RolloutEnd {
+    /// Every slot runs the new one.
+    Completed,
+    /// Too many failed: it stays where it is.
+    Paused,
+    /// Too many failed: all goes back to what was; paused, where there is nothing to go back to.
+    RolledBack,
 }
 
 /// Body of [`Command::InitCluster`].

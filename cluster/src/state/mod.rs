@@ -7,10 +7,12 @@
 mod command;
 mod networks;
 mod nodes;
+mod orderly;
 mod place;
 mod ports;
 mod requests;
 mod roles;
+mod rollouts;
 mod secrets;
 mod services;
 mod settings;
@@ -33,8 +35,10 @@ use crate::{
 };
 
 pub use command::{
-    Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, Secret, ServiceUpdate,
+    Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, RolloutEnd, Secret,
+    ServiceUpdate,
 };
+pub use place::SURGE_OF_NODE;
 pub use requests::{FEWEST, MOST, Outcome, REMEMBERED_MS};
 pub use roles::{EPOCH, MAX_MANAGERS};
 pub use secrets::{TOKEN_MANAGER, TOKEN_WORKER};
@@ -190,6 +194,21 @@ impl State {
                     ..ServiceUpdate::default()
                 },
             ),
+            Command::ReplaceService { name, spec, seen } => self.replace_service(index, name, spec, *seen),
+            Command::Rollback { name } => self.rollback(index, name),
+            Command::Advance {
+                service,
+                generation,
+                slots,
+                surge,
+            } => self.advance(index, service, *generation, slots, surge),
+            Command::EndRollout {
+                service,
+                generation,
+                end,
+                message,
+            } => self.end_rollout(index, service, *generation, *end, message),
+            Command::Release { service, node, slots } => self.release(index, service, *node, slots),
             Command::RemoveService { name } => self.remove_service(index, name),
             Command::Publish { service, port } => self.publish(index, service, *port),
             Command::SeePorts(ports) => self.see_ports(ports),

@@ -177,7 +177,7 @@ impl State {
             .intent
             .services
             .iter()
-            .filter(|(_, s)| s.spec.networks.contains(name))
+            .filter(|(_, s)| s.vips.contains_key(name) || s.networks().any(|n| n == name))
             .map(|(n, _)| n.to_string())
             .collect();
         if let Some(one) = users.first().cloned() {

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     Name, PublishMode, ServiceSpec,
-    intent::{PublishedPort, Service, Vip},
+    intent::{PublishedPort, Rollout, Service, Vip},
     spec::EndpointMode,
 };
 
-use super::{Applied, Refusal, ServiceUpdate, State, nodes::listed, ports::GivenPorts};
+use super::{Applied, Refusal, ServiceUpdate, State, nodes::listed, ports::GivenPorts, rollouts};
 use crate::ipam::REST_MS;
 
 /// Most networks of one service.
@@ -92,26 +92,21 @@ impl State {
         if let Some(old) = old.as_ref().filter(|o| o.spec == spec) {
             return Ok(Applied::Service { index: old.index });
         }
+        let (generation, rollout) = match &old {
+            Some(old) => self.rollout_to(index, name, old, &spec)?,
+            None => (index, None),
+        };
         let mut given = Given::default();
-        let (number, vips, ports) = match self.give(&spec, old.as_ref(), &mut given) {
+        let networks: BTreeSet<Name> = networks(&spec, rollout.as_ref());
+        let (number, vips, ports) = match self.give(&spec, &networks, old.as_ref(), &mut given) {
             Ok(got) => got,
             Err(refusal) => {
                 self.take_back(&given);
                 return Err(refusal);
             }
         };
-
-        let old_spec = old.as_ref().map(|o| &o.spec);
-        let replace =
-            old_spec.is_none_or(|o| o.command != spec.command || o.env != spec.env || o.networks != spec.networks);
-        let replan = old_spec
-            .is_none_or(|o| o.replicas != spec.replicas || o.command.is_empty() != spec.command.is_empty())
-            || old.as_ref().is_some_and(|o| o.ports != ports);
         let had_hosts = old.as_ref().is_some_and(has_host_ports);
-        let generation = match &old {
-            Some(old) if !replace => old.generation,
-            _ => index,
-        };
+        let previous = old.as_ref().map(|o| rollouts::previous(o, &spec));
         if let Some(old) = &old {
             for (net, vip) in old.vips.iter().filter(|(n, _)| !vips.contains_key(*n)) {
                 self.release_vip(net, *vip);
@@ -129,18 +124,33 @@ impl State {
             vips,
             ports,
             generation,
-            previous: None,
-            rollout: None,
+            changed: index,
+            previous: previous.map(Box::new),
+            rollout,
             problem: old.and_then(|o| o.problem),
         };
         self.change(index).services.insert(name.clone(), service);
-        if replan {
-            self.place(index, name);
-        }
+        self.place(index, name);
         if had_hosts {
             self.place_missing(index);
         }
         Ok(Applied::Service { index: number })
+    }
+
+    /// Releases what a service has only for tasks that are replaced by now.
+    pub(super) fn release_unused(&mut self, index: u64, name: &Name) {
+        let Some(service) = self.intent.services.get(name) else {
+            return;
+        };
+        let used: BTreeSet<&Name> = service.networks().collect();
+        let gone = service.vips.iter().filter(|(n, _)| !used.contains(n));
+        let gone: Vec<(Name, Vip)> = gone.map(|(n, v)| (n.clone(), *v)).collect();
+        for (net, vip) in gone {
+            self.release_vip(&net, vip);
+            if let Some(s) = self.change(index).services.get_mut(name) {
+                s.vips.remove(&net);
+            }
+        }
     }
 
     /// What is wrong with a spec, by itself or beside the others.
@@ -202,6 +212,7 @@ impl State {
     fn give(
         &mut self,
         spec: &ServiceSpec,
+        networks: &BTreeSet<Name>,
         old: Option<&Service>,
         given: &mut Given,
     ) -> Result<(u32, BTreeMap<Name, Vip>, BTreeMap<String, PublishedPort>), Refusal> {
@@ -218,7 +229,7 @@ impl State {
             }
         };
         let mut vips = BTreeMap::new();
-        for name in &spec.networks {
+        for name in networks {
             if spec.endpoint_mode == EndpointMode::Dnsrr {
                 break;
             }
@@ -278,6 +289,13 @@ impl State {
 fn has_host_ports(service: &Service) -> bool {
     let mut ports = service.ports.values();
     ports.any(|p| p.spec.mode == PublishMode::Host)
+}
+
+/// Networks that a service is on once `rollout` is begun: those asked for, and those of tasks that are replaced.
+fn networks(spec: &ServiceSpec, rollout: Option<&Rollout>) -> BTreeSet<Name> {
+    let was = rollout.into_iter().flat_map(|r| &r.pending);
+    let all = spec.networks.iter().chain(was.flat_map(|p| &p.spec.networks));
+    all.cloned().collect()
 }
 
 /// What was given out for a command that may still be refused.

@@ -73,6 +73,7 @@ fn service(index: u32, vips: &[(&str, &str, Option<&str>)], ports: &[&str]) -> S
         vips,
         ports: ports.collect(),
         generation: 0,
+        changed: 0,
         previous: None,
         rollout: None,
         problem: None,

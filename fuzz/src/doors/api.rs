@@ -18,24 +18,24 @@ fn read<T: DeserializeOwned>(octets: &[u8]) -> Option<T> {
 
 /// Every type that a body can be.
 pub(super) fn open(octets: &[u8]) {
-    drop(read::<ClusterInit>(octets));
-    drop(read::<ClusterJoin>(octets));
-    drop(read::<ClusterLeave>(octets));
-    drop(read::<ClusterRenew>(octets));
-    drop(read::<ClusterUnlock>(octets));
-    drop(read::<Backup>(octets));
-    drop(read::<Restore>(octets));
-    drop(read::<Transfer>(octets));
-    drop(read::<Discover>(octets));
-    drop(read::<RoleChange>(octets));
-    drop(read::<CaRotate>(octets));
-    drop(read::<TokenRotate>(octets));
-    drop(read::<Scale>(octets));
-    drop(read::<Publish>(octets));
-    drop(read::<EndpointCreate>(octets));
-    drop(read::<TaskStatus>(octets));
-    drop(read::<NetworkSpec>(octets));
-    drop(read::<ServiceSpec>(octets));
+    let _ = read::<ClusterInit>(octets);
+    let _ = read::<ClusterJoin>(octets);
+    let _ = read::<ClusterLeave>(octets);
+    let _ = read::<ClusterRenew>(octets);
+    let _ = read::<ClusterUnlock>(octets);
+    let _ = read::<Backup>(octets);
+    let _ = read::<Restore>(octets);
+    let _ = read::<Transfer>(octets);
+    let _ = read::<Discover>(octets);
+    let _ = read::<RoleChange>(octets);
+    let _ = read::<CaRotate>(octets);
+    let _ = read::<TokenRotate>(octets);
+    let _ = read::<Scale>(octets);
+    let _ = read::<Publish>(octets);
+    let _ = read::<EndpointCreate>(octets);
+    let _ = read::<TaskStatus>(octets);
+    let _ = read::<NetworkSpec>(octets);
+    let _ = read::<ServiceSpec>(octets);
     if let Some(update) = read::<ClusterUpdate>(octets) {
         let mut settings = ClusterSettings::default();
         for (key, value) in &update.set {

@@ -126,8 +126,8 @@ pub(super) fn open(octets: &[u8]) {
 pub(super) fn seeds() -> Vec<Vec<u8>> {
     let segment = file(&written(), SEGMENT);
     vec![
-        [&[0][..], &join(&[segment.clone()])].concat(),
-        [&[3][..], &join(&[segment.clone()])].concat(),
+        [&[0][..], &join(std::slice::from_ref(&segment))].concat(),
+        [&[3][..], &join(std::slice::from_ref(&segment))].concat(),
         [&[0][..], &join(&[segment.clone(), segment])].concat(),
     ]
 }

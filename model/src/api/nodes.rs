@@ -50,10 +50,18 @@ pub struct NodeView {
     pub version: Option<String>,
     /// Newest revision that it has reported as applied (known to managers).
     pub applied: Option<u64>,
-    /// Tasks placed on it.
+    /// Tasks placed on it, and those that go on there until their successors elsewhere are ready or have not ended yet.
     pub tasks: u32,
     /// What it could not apply, from its last report.
     pub problems: Vec<String>,
+}
+
+/// `POST /v1/nodes/NODE/availability`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AvailabilityChange {
+    /// To what.
+    pub availability: Availability,
 }
 
 /// `POST /v1/nodes/NODE/role`.

@@ -15,6 +15,7 @@ use crate::intent::Network;
 use crate::intent::Service;
 use crate::row::EndpointState;
 use crate::spec::PortSpec;
+use crate::spec::ServiceSpec;
 
 /// `GET /v1/networks`, `GET /v1/networks/NAME`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -88,6 +89,16 @@ impl BackendView {
 pub struct Scale {
     /// Tasks.
     pub replicas: u32,
+}
+
+/// `POST /v1/services/NAME/update`: what it should be, whole.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Replace {
+    /// All of it.
+    pub spec: ServiceSpec,
+    /// [`Service::changed`] of what was looked at: refused when somebody changed it since.
+    pub seen: u64,
 }
 
 /// `POST /v1/publish` and `POST /v1/unpublish`.

@@ -111,6 +111,9 @@ pub struct TaskView {
     pub addresses: Vec<String>,
     /// Restarts on that node.
     pub restarts: u32,
+    /// Generation of what it runs ([`Assignment::generation`]); 0: not told.
+    #[serde(default)]
+    pub generation: u64,
 }
 
 /// `PUT /v1/tasks/ID/status`: what the runner reports.
@@ -128,6 +131,9 @@ pub struct TaskStatus {
     /// Restarts so far: another number is another task in the same slot.
     #[serde(default)]
     pub restarts: u32,
+    /// Generation of what runs, or is being made or stopped ([`Assignment::generation`]); 0: not told.
+    #[serde(default)]
+    pub generation: u64,
     /// What the health check says; none: there is none, or no probe has succeeded yet.
     #[serde(default)]
     pub health: Option<bool>,
@@ -147,6 +153,7 @@ impl TaskStatus {
             message: String::new(),
             pid: None,
             restarts: 0,
+            generation: 0,
             health: None,
             exhausted: false,
             log: None,

@@ -3,6 +3,7 @@
 mod create;
 mod flags;
 mod publish;
+mod update;
 
 use std::str::FromStr;
 
@@ -10,7 +11,7 @@ use clap::Subcommand;
 use model::{
     Name, PortSpec,
     api::{Changed, Scale, ServiceView, TaskState, TaskView},
-    intent::Service,
+    intent::{RolloutState, Service},
 };
 
 use crate::{
@@ -27,7 +28,7 @@ pub(crate) enum Verb {
     #[command(
         after_help = "Examples:\n  netctl service create web --network app --replicas 2 --publish 80:8080 -- ./server --port 8080\n  netctl service create db --network app       endpoints are attached with netctl endpoint add --service db"
     )]
-    Create(create::Create),
+    Create(Box<create::Create>),
     /// List the services.
     #[command(
         visible_alias = "list",
@@ -48,6 +49,14 @@ pub(crate) enum Verb {
         /// Service.
         name: Name,
     },
+    /// Change a service: what is not named stays as it is. Tasks that must be replaced are, some at a time.
+    #[command(
+        after_help = "Examples:\n  netctl service update web --env-add LEVEL=debug\n  netctl service update web --update-parallelism 2 --update-order start-first -- ./server-2 --port 8080\n  netctl service update web --update-failure-action rollback --publish-add 443:8443"
+    )]
+    Update(Box<update::Update>),
+    /// Go back to what a service was before its last change.
+    #[command(after_help = "Example:\n  netctl service rollback web")]
+    Rollback(update::Rollback),
     /// Change how many tasks a service has.
     #[command(after_help = "Example:\n  netctl service scale web=5")]
     Scale {
@@ -104,7 +113,7 @@ impl FromStr for ScaleTo {
 
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
-        Verb::Create(args) => create::run(cx, args).await,
+        Verb::Create(args) => create::run(cx, *args).await,
         Verb::Ls(list) => {
             let services: Vec<ServiceView> = cx.client.get("/v1/services").await?;
             cx.out.table(&table(&services), &list.filter)
@@ -117,6 +126,8 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let view: ServiceView = cx.client.get(&format!("/v1/services/{name}")).await?;
             cx.out.one(view.name.as_str(), &view)
         }
+        Verb::Update(args) => update::update(cx, *args).await,
+        Verb::Rollback(args) => update::rollback(cx, args).await,
         Verb::Scale { targets, wait } => scale(cx, &targets, &wait).await,
         Verb::Rm { name, wait } => {
             let changed: Changed = cx.client.delete(&format!("/v1/services/{name}")).await?;
@@ -225,12 +236,29 @@ pub(crate) fn health_cell(view: &ServiceView) -> Cell {
     Cell::toned(format!("{}/{}", v.ready, v.wanted), tone)
 }
 
+/// How far a service's last change is, where that is of interest.
+fn change_cell(service: &Service) -> Cell {
+    let Some(r) = &service.rollout else {
+        return cell("");
+    };
+    let (word, tone) = match r.state {
+        RolloutState::Completed => ("", Tone::Plain),
+        RolloutState::Updating => ("updating", Tone::Warn),
+        RolloutState::Paused => ("update-paused", Tone::Bad),
+        RolloutState::RollbackStarted => ("rolling-back", Tone::Warn),
+        RolloutState::RollbackPaused => ("rollback-paused", Tone::Bad),
+        RolloutState::RollbackCompleted => ("rolled-back", Tone::Warn),
+    };
+    Cell::toned(word, tone)
+}
+
 const COLUMNS: &[Column] = &[
     column("NAME"),
     column("HEALTHY"),
     column("VIPS"),
     column("PORTS"),
     column("NETWORKS"),
+    column("CHANGE"),
     column("PROBLEM"),
     wide("COMMAND"),
 ];
@@ -246,6 +274,7 @@ fn table(services: &[ServiceView]) -> Table {
             cell(vips(&s.service).join(",")),
             cell(ports.join(",")),
             cell(networks.join(",")),
+            change_cell(&s.service),
             Cell::toned(s.service.problem.as_deref().unwrap_or_default(), Tone::Bad),
             cell(s.service.spec.command.join(" ")),
         ];
@@ -263,6 +292,7 @@ const TASKS: &[Column] = &[
     column("ADDRESSES"),
     column("MESSAGE"),
     wide("RESTARTS"),
+    wide("GENERATION"),
 ];
 
 fn tasks_table(tasks: &[TaskView]) -> Table {
@@ -277,6 +307,7 @@ fn tasks_table(tasks: &[TaskView]) -> Table {
             cell(t.addresses.join(",")),
             cell(&t.message),
             cell(t.restarts),
+            cell(t.generation),
         ];
         table.row(&t.id, cells, t);
     }

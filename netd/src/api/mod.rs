@@ -70,6 +70,7 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/nodes", get(nodes::list))
         .route("/v1/nodes/{id}", get(nodes::one).delete(nodes::remove))
         .route("/v1/nodes/{id}/role", post(nodes::role))
+        .route("/v1/nodes/{id}/availability", post(nodes::availability))
         .route("/v1/networks", get(networks::list))
         .route(
             "/v1/networks/{name}",
@@ -81,6 +82,8 @@ pub fn router(daemon: Shared) -> Router {
             put(services::create).get(services::one).delete(services::remove),
         )
         .route("/v1/services/{name}/scale", post(services::scale))
+        .route("/v1/services/{name}/update", post(services::update))
+        .route("/v1/services/{name}/rollback", post(services::rollback))
         .route("/v1/services/{name}/tasks", get(services::tasks))
         .route("/v1/publish", post(ports::publish))
         .route("/v1/unpublish", post(ports::unpublish))

@@ -5,9 +5,10 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use model::{
-    Code, NodeId,
-    api::{Changed, NodeHealth, NodeView, RoleAnswer, RoleChange},
-    intent::Role,
+    Code, Intent, NodeId,
+    api::{AvailabilityChange, Changed, NodeHealth, NodeView, RoleAnswer, RoleChange},
+    intent::{Availability, Role, SlotSet},
+    row::RowBody,
 };
 
 use serde::Deserialize;
@@ -16,7 +17,7 @@ use super::{
     Shared,
     answer::{Answer, Body, Fail},
 };
-use crate::daemon::Cluster;
+use crate::{daemon::Cluster, gossip::Facts};
 
 /// Every node as seen from here; what only managers know is filled in where a manager answers.
 pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
@@ -45,16 +46,51 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
                 datapath: row.map(|r| r.datapath),
                 version: row.map(|r| r.version.clone()),
                 applied: told.map(|p| p.applied),
-                tasks: intent
-                    .placements
-                    .values()
-                    .filter_map(|p| p.get(id))
-                    .map(|s| s.len())
-                    .sum(),
+                tasks: tasks(&intent, &facts, *id),
                 problems: told.map(|p| p.problems.clone()).unwrap_or_default(),
             }
         })
         .collect()
+}
+
+/// Tasks that a node has or should have: those of the log, and those whose endpoints are still there.
+fn tasks(intent: &Intent, facts: &Facts, node: NodeId) -> u32 {
+    let ranges = [&intent.placements, &intent.leaving]
+        .into_iter()
+        .flat_map(|m| m.values());
+    let wanted: u32 = ranges.filter_map(|p| p.get(&node)).map(SlotSet::len).sum();
+    let rows = facts.rows.get(&node).into_iter().flat_map(|rows| rows.values());
+    let ending = rows.filter(|r| match &r.body {
+        RowBody::Endpoint(e) => match (&e.service, e.slot) {
+            (Some(service), Some(slot)) => !intent.holds(service, node, slot),
+            _ => false,
+        },
+        _ => false,
+    });
+    wanted + u32::try_from(ending.count()).unwrap_or(u32::MAX)
+}
+
+pub(super) async fn availability(
+    State(d): State<Shared>,
+    Path(text): Path<String>,
+    Body(req): Body<AvailabilityChange>,
+) -> Result<Answer<Changed>, Fail> {
+    let c = d.cluster()?;
+    let node = find(&c, &text)?;
+    let availability = req.availability;
+    let (revision, _) = c
+        .manager()?
+        .propose(cluster::state::Command::SetAvailability { node, availability })
+        .await?;
+    let word = match availability {
+        Availability::Active => "may be given tasks",
+        Availability::Pause => "is given no new tasks",
+        Availability::Drain => "is given no tasks, and its own move",
+    };
+    Ok(Answer(Changed {
+        revision,
+        message: format!("{node} {word}"),
+    }))
 }
 
 pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<NodeView>>, Fail> {

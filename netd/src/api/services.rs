@@ -6,7 +6,7 @@ use axum::extract::{Path, State};
 use cluster::state::Command;
 use model::{
     Code, Name, ServiceSpec,
-    api::{Changed, Scale, ServiceView, TaskView},
+    api::{Changed, Replace, Scale, ServiceView, TaskView},
 };
 
 use super::{
@@ -78,6 +78,43 @@ pub(super) async fn create(
     Ok(Answer(Changed {
         revision,
         message: format!("service {name}"),
+    }))
+}
+
+pub(super) async fn update(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(req): Body<Replace>,
+) -> Result<Answer<Changed>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    let m = c.manager()?;
+    let had = c.intent().services.get(&name).map(|s| s.spec.publish.clone());
+    for port in &req.spec.publish {
+        if had.as_ref().is_some_and(|had| !had.contains(port)) {
+            m.port_free(&c, *port).await?;
+        }
+    }
+    let (revision, _) = m
+        .propose(Command::ReplaceService {
+            name: name.clone(),
+            spec: req.spec,
+            seen: req.seen,
+        })
+        .await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("service {name} is changed"),
+    }))
+}
+
+pub(super) async fn rollback(State(d): State<Shared>, path: Path<String>) -> Result<Answer<Changed>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    let (revision, _) = c.manager()?.propose(Command::Rollback { name: name.clone() }).await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("service {name} goes back"),
     }))
 }
 

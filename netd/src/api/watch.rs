@@ -49,35 +49,31 @@ pub(super) fn assignments(c: Option<&Cluster>) -> Option<Assignments> {
     let c = c?;
     let intent = c.intent();
     let hostname = intent.nodes.get(&c.me).map(|n| n.hostname.as_str()).unwrap_or_default();
-    let mut tasks = Vec::new();
-    for (name, nodes) in &intent.placements {
-        let Some(service) = intent.services.get(name) else {
-            continue;
+    let tasks = intent.tasks_on(c.me).map(|(name, service, slot)| {
+        let (spec, generation) = service.template(slot);
+        let fill = Fill {
+            service: name,
+            slot,
+            node: c.me,
+            hostname,
         };
-        for slot in nodes.get(&c.me).into_iter().flat_map(|s| s.iter()) {
-            let (spec, generation) = service.template(slot);
-            let fill = Fill {
-                service: name,
-                slot,
-                node: c.me,
-                hostname,
-            };
-            tasks.push(Assignment {
-                id: EndpointId::task(name, slot),
-                service: name.clone(),
-                slot,
-                networks: spec.networks.clone(),
-                command: spec.command.clone(),
-                env: filled(&spec.env, &fill),
-                hostname: spec.hostname.as_deref().map(|h| template::hostname(h, &fill)),
-                restart: spec.restart.clone(),
-                health: spec.health.clone(),
-                stop_grace_ms: spec.stop_grace_ms,
-                drain_timeout_ms: spec.drain_timeout_ms,
-                generation,
-            });
+        Assignment {
+            id: EndpointId::task(name, slot),
+            service: name.clone(),
+            slot,
+            networks: spec.networks.clone(),
+            command: spec.command.clone(),
+            env: filled(&spec.env, &fill),
+            hostname: spec.hostname.as_deref().map(|h| template::hostname(h, &fill)),
+            // How a task is watched, restarted and ended is not what it is made from: the newest counts.
+            restart: service.spec.restart.clone(),
+            health: spec.health.clone(),
+            stop_grace_ms: service.spec.stop_grace_ms,
+            drain_timeout_ms: service.spec.drain_timeout_ms,
+            generation,
         }
-    }
+    });
+    let tasks = tasks.collect();
     Some(Assignments {
         revision: intent.revision,
         node: c.me,

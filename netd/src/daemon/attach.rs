@@ -217,7 +217,7 @@ impl Cluster {
                         "--service of another, or none",
                     ));
                 }
-                Some(slot) if !intent.slots(name, self.me).is_some_and(|s| s.contains(slot)) => {
+                Some(slot) if !intent.holds(name, self.me, slot) => {
                     return Err(ApiError::new(
                         Code::Conflict,
                         format!("slot {slot} of service {name} is not placed on this node"),

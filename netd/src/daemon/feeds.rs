@@ -51,9 +51,7 @@ impl Cluster {
             let here = |id: &EndpointId| {
                 let (service, slot) = id.as_str().rsplit_once('.')?;
                 let slot = slot.parse().ok()?;
-                placed
-                    .slots(&service.parse().ok()?, self.me)
-                    .filter(|s| s.contains(slot))
+                placed.holds(&service.parse().ok()?, self.me, slot).then_some(())
             };
             let mine = tasks
                 .borrow_and_update()

@@ -134,6 +134,7 @@ fn table(endpoints: u8) -> Arc<Table> {
         vips: BTreeMap::from([("app".parse().unwrap(), vip)]),
         ports: BTreeMap::new(),
         generation: 0,
+        changed: 0,
         previous: None,
         rollout: None,
         problem: None,

@@ -8,6 +8,7 @@ mod oversee;
 mod port;
 mod publish;
 mod request;
+mod roll;
 
 use std::{
     collections::BTreeSet,
@@ -146,6 +147,7 @@ impl Manager {
         running.spawn(async move { hub.serve(listener, tls).await });
         running.spawn(lead::follow(weak.clone(), reach));
         running.spawn(oversee::run(weak.clone(), Arc::downgrade(cluster)));
+        running.spawn(roll::run(weak.clone(), Arc::downgrade(cluster)));
         running.spawn(members::keep(weak.clone(), known.clone()));
         running.spawn(custodian::keep(weak, Arc::downgrade(cluster)));
         running.spawn({

@@ -273,6 +273,7 @@ fn same_kernel(a: &Intent, b: &Intent) -> bool {
         && a.services == b.services
         && a.blocks == b.blocks
         && a.placements == b.placements
+        && a.leaving == b.leaving
         && a.settings.data_path_port == b.settings.data_path_port
 }
 

@@ -428,6 +428,7 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
     let mut w = worker(&m).await;
     let status = TaskStatus {
         pid: Some(7),
+        generation: 3,
         ..TaskStatus::of(TaskState::Running)
     };
     let report = Report {

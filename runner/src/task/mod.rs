@@ -686,6 +686,7 @@ impl Task {
             message: message.to_owned(),
             pid,
             restarts: self.restarts,
+            generation: self.generation(),
             health: self.health,
             ..TaskStatus::of(state)
         }
@@ -696,6 +697,12 @@ impl Task {
             self.last = Some(status.clone());
             out.push(Action::Report(status));
         }
+    }
+
+    /// Of what is there, or is wanted where nothing is.
+    fn generation(&self) -> u64 {
+        let order = self.current.as_ref().or(self.wanted.as_ref());
+        order.map_or(0, |o| o.task.generation)
     }
 
     /// Its id.

@@ -161,11 +161,16 @@ fn check(state: &State) {
     }
     for (name, s) in &i.services {
         assert!(indices.insert(s.index));
-        let vips_wanted = match s.spec.endpoint_mode {
-            model::spec::EndpointMode::Vip => s.spec.networks.len(),
-            model::spec::EndpointMode::Dnsrr => 0,
+        let open = s.rollout.as_ref().filter(|r| r.is_open());
+        let networks: Vec<&Name> = match s.spec.endpoint_mode {
+            model::spec::EndpointMode::Vip => s.networks().collect(),
+            model::spec::EndpointMode::Dnsrr => Vec::new(),
         };
-        assert_eq!(s.vips.len(), vips_wanted, "a VIP a network");
+        assert!(networks.iter().all(|n| s.vips.contains_key(*n)), "a VIP a network");
+        assert!(
+            open.is_some() || s.vips.len() == networks.len(),
+            "none is left of networks that it was on"
+        );
         for (net, vip) in &s.vips {
             let network = &i.networks[net];
             let offset = network.offset(vip.v4).unwrap();
@@ -189,17 +194,41 @@ fn check(state: &State) {
         let slots: Vec<u32> = placed.into_iter().flatten().flat_map(|(_, s)| s.iter()).collect();
         let unique: std::collections::BTreeSet<u32> = slots.iter().copied().collect();
         assert_eq!(unique.len(), slots.len(), "a slot in two places");
+        let surge = open.map(|r| r.surge.clone()).unwrap_or_default();
+        assert!(
+            surge.iter().all(|s| unique.contains(&s)),
+            "a surge that is placed nowhere"
+        );
+        let asked = slots.len() as u32 - surge.len();
         match s.spec.command.is_empty() {
-            true => assert!(slots.is_empty()),
-            false if s.problem.is_none() => assert_eq!(slots.len() as u32, s.spec.replicas),
-            false => assert!((slots.len() as u32) < s.spec.replicas),
+            true => assert_eq!(asked, 0),
+            false if s.problem.is_none() => assert_eq!(asked, s.spec.replicas),
+            false => assert!(asked < s.spec.replicas),
+        }
+        for (node, left) in i.leaving.get(name).into_iter().flatten() {
+            assert!(!i.nodes[node].down && !left.is_empty());
+            let here = i.slots(name, *node).cloned().unwrap_or_default();
+            for slot in left.iter() {
+                assert!(!here.contains(slot), "it leaves where it is placed");
+                assert!(
+                    unique.contains(&slot) || s.problem.is_some(),
+                    "it goes on and nobody wants it"
+                );
+            }
+        }
+        for p in s.rollout.iter().flat_map(|r| &r.pending) {
+            assert!(!p.slots.is_empty() && p.generation != s.generation);
+            let left = i.leaving.get(name).into_iter().flatten();
+            let there: Vec<u32> = left.flat_map(|(_, s)| s.iter()).chain(slots.iter().copied()).collect();
+            assert!(p.slots.iter().all(|s| there.contains(&s)), "nobody to be replaced");
         }
         for node in placed.into_iter().flatten().map(|(n, _)| n) {
             let node = &i.nodes[node];
             assert!(!node.down && node.availability != model::intent::Availability::Drain);
         }
     }
-    assert!(i.placements.keys().all(|n| i.services.contains_key(n)));
+    let mut placed = i.placements.keys().chain(i.leaving.keys());
+    assert!(placed.all(|n| i.services.contains_key(n)));
     for (vni, blocks) in &i.blocks {
         let (_, net) = i.network_by_vni(*vni).expect("blocks of a network that is gone");
         for (number, owner) in blocks {

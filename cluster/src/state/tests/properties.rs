@@ -52,6 +52,8 @@ fn any_command() -> impl Strategy<Value = Command> {
         ipv6,
         ..Default::default()
     });
+    let slots = prop::collection::vec(1u32..24, 0..8).prop_map(model::intent::SlotSet::from_iter);
+    let again = spec.clone();
     let vni = (4096u32..4100).prop_map(|v| Vni::try_from(v).unwrap());
     prop_oneof![
         (1u8..9).prop_map(|n| Command::AddNode(node(n, if n == 1 { Role::Manager } else { Role::Worker }))),
@@ -82,6 +84,23 @@ fn any_command() -> impl Strategy<Value = Command> {
             },
         }),
         (svc.clone(), 0u32..20).prop_map(|(name, replicas)| Command::Scale { name, replicas }),
+        (svc.clone(), again, 0u64..40).prop_map(|(name, spec, seen)| Command::ReplaceService { name, spec, seen }),
+        svc.clone().prop_map(|name| Command::Rollback { name }),
+        (svc.clone(), 0u64..40, slots.clone(), slots.clone()).prop_map(|(service, generation, slots, surge)| {
+            Command::Advance {
+                service,
+                generation,
+                slots,
+                surge,
+            }
+        }),
+        (svc.clone(), 0u64..40, 0..3).prop_map(|(service, generation, end)| Command::EndRollout {
+            service,
+            generation,
+            end: [RolloutEnd::Completed, RolloutEnd::Paused, RolloutEnd::RolledBack][end as usize],
+            message: String::new(),
+        }),
+        (svc.clone(), id.clone(), slots).prop_map(|(service, node, slots)| Command::Release { service, node, slots }),
         svc.clone().prop_map(|name| Command::RemoveService { name }),
         (svc.clone(), port.clone()).prop_map(|(service, port)| Command::Publish { service, port }),
         (svc, port).prop_map(|(service, port)| Command::Unpublish { service, port }),
@@ -93,6 +112,24 @@ fn any_command() -> impl Strategy<Value = Command> {
             blocks
         }),
     ]
+}
+
+/// Mostly, who sends a command has seen what it is about.
+fn aimed(log: &Log, mut command: Command) -> Command {
+    let known = |s: &Name| log.state.intent.services.get(s);
+    match &mut command {
+        Command::ReplaceService { name, seen, .. } if *seen > 5 => *seen = known(name).map_or(0, |s| s.changed),
+        Command::Advance {
+            service, generation, ..
+        }
+        | Command::EndRollout {
+            service, generation, ..
+        } if *generation > 5 => {
+            *generation = known(service).map_or(0, |s| s.generation);
+        }
+        _ => {}
+    }
+    command
 }
 
 proptest! {
@@ -107,6 +144,7 @@ proptest! {
         let mut follower = (*log.state.intent()).clone();
         for (at, (command, step)) in commands.into_iter().enumerate() {
             log.time += step;
+            let command = aimed(&log, command);
             let outcome = log.run(command.clone());
             let envelope = Envelope { request: log.index.into(), time_ms: log.time, command };
             prop_assert_eq!(other.apply(log.index, &envelope), outcome);

@@ -1,6 +1,7 @@
 //! Services, tasks and the numbers that they hold.
 
 use super::*;
+use model::intent::SlotSet;
 
 #[test]
 fn a_service_lives() {
@@ -94,6 +95,19 @@ fn tasks_follow_nodes() {
     assert_eq!(log.placed("more"), "n2=[(1, 1)]", "the emptiest");
     log.ok(avail(1, Drain));
     assert_eq!(log.placed("web"), "n2=[(1, 1)] n3=[(2, 3)]");
+    let leaving = |log: &Log| format!("{:?}", log.state.intent().leaving.get(&name("web")));
+    assert_eq!(
+        leaving(&log),
+        "Some({NodeId(1): SlotSet([(1, 2)])})",
+        "they go on there until they are ready elsewhere"
+    );
+    let release = |slots| Command::Release {
+        service: name("web"),
+        node: NodeId(1),
+        slots: SlotSet(slots),
+    };
+    log.ok(release(vec![(2, 2)]));
+    assert_eq!(leaving(&log), "Some({NodeId(1): SlotSet([(1, 1)])})");
     log.ok(Command::RemoveNode { node: NodeId(3) });
     assert_eq!(log.placed("web"), "n2=[(1, 3)]");
     log.ok(down(2, true));
@@ -180,4 +194,191 @@ fn numbers_rest_in_log_time() {
     log.time = 0;
     log.ok(scale("s16", 0));
     assert!(log.state.now_ms() > REST_MS, "log time never goes back");
+}
+
+/// A slot set of one range.
+fn range(from: u32, to: u32) -> SlotSet {
+    SlotSet(vec![(from, to)])
+}
+
+fn web(command: &str, networks: &[&str]) -> model::ServiceSpec {
+    model::ServiceSpec {
+        networks: networks.iter().map(|n| name(n)).collect(),
+        replicas: 4,
+        command: vec![command.into()],
+        ..Default::default()
+    }
+}
+
+impl Log {
+    fn replace(&mut self, s: &str, spec: model::ServiceSpec) {
+        let seen = self.service(s).changed;
+        self.ok(Command::ReplaceService {
+            name: name(s),
+            spec,
+            seen,
+        });
+    }
+
+    fn advance(&mut self, slots: SlotSet, surge: SlotSet) -> Applied {
+        let generation = self.service("web").generation;
+        self.ok(Command::Advance {
+            service: name("web"),
+            generation,
+            slots,
+            surge,
+        })
+    }
+
+    fn end(&mut self, end: RolloutEnd) {
+        let generation = self.service("web").generation;
+        self.ok(Command::EndRollout {
+            service: name("web"),
+            generation,
+            end,
+            message: "why".into(),
+        });
+    }
+}
+
+#[test]
+fn a_rollout_is_ranges() {
+    let mut log = Log::new(1);
+    log.ok(Command::CreateService {
+        name: name("web"),
+        spec: web("a", &[]),
+    });
+    let (a, changed) = (log.service("web").generation, log.service("web").changed);
+    let refused = log.no(Command::Rollback { name: name("web") });
+    assert!(refused.message.contains("nothing to go back to"), "{refused}");
+
+    log.replace("web", web("b", &["default"]));
+    let b = log.service("web").generation;
+    let stale = log.no(Command::ReplaceService {
+        name: name("web"),
+        spec: web("c", &[]),
+        seen: changed,
+    });
+    assert!(stale.message.contains("changed meanwhile"), "{stale}");
+    let slot = |log: &Log, n| log.service("web").template(n).1;
+    assert_eq!(
+        [1, 4, 9].map(|n| slot(&log, n)),
+        [a, a, b],
+        "who comes anew gets what is new"
+    );
+    log.advance(range(1, 2), SlotSet::default());
+    assert_eq!([1, 2, 3, 4].map(|n| slot(&log, n)), [b, b, a, a]);
+    // What another leader decided for another generation counts no more.
+    let late = Command::Advance {
+        service: name("web"),
+        generation: a,
+        slots: range(3, 4),
+        surge: SlotSet::default(),
+    };
+    assert_eq!(log.ok(late), Applied::Unchanged);
+    log.ok(scale("web", 6));
+    assert_eq!(slot(&log, 6), b);
+    assert_eq!(
+        log.service("web").previous.as_ref().map(|p| p.replicas),
+        Some(6),
+        "a size is no part of it"
+    );
+
+    log.ok(Command::Rollback { name: name("web") });
+    assert_eq!(log.service("web").generation, a, "what was not replaced stays");
+    assert_eq!([1, 2, 3, 6].map(|n| slot(&log, n)), [b, b, a, b]);
+    log.advance(SlotSet(vec![(1, 2), (5, 6)]), SlotSet::default());
+    log.end(RolloutEnd::Completed);
+    let s = log.service("web");
+    assert_eq!(
+        s.rollout.as_ref().unwrap().state,
+        model::intent::RolloutState::RollbackCompleted
+    );
+    assert_eq!(s.previous.as_ref().unwrap().command, ["b"]);
+}
+
+#[test]
+fn surge_comes_and_goes() {
+    let mut log = Log::new(1);
+    log.ok(Command::CreateService {
+        name: name("web"),
+        spec: web("a", &[]),
+    });
+    log.replace("web", web("b", &[]));
+    log.advance(SlotSet::default(), range(5, 6));
+    assert_eq!(log.placed("web"), "n1=[(1, 2), (5, 5)] n2=[(3, 4), (6, 6)]");
+    // A service that grows takes them over.
+    log.ok(scale("web", 5));
+    assert_eq!(log.service("web").rollout.as_ref().unwrap().surge, range(6, 6));
+    log.ok(scale("web", 2));
+    let placed = log.placed("web");
+    assert_eq!(
+        placed, "n1=[(1, 1)] n2=[(3, 3), (6, 6)]",
+        "the smaller service keeps it"
+    );
+    log.advance(range(1, 4), range(6, 6));
+    log.end(RolloutEnd::Completed);
+    assert_eq!(log.placed("web"), "n1=[(1, 1)] n2=[(3, 3)]");
+}
+
+#[test]
+fn networks_are_left_when_the_last_task_has() {
+    let mut log = Log::new(1);
+    log.ok(network("one", subnet("10.77.0.0/24")));
+    log.ok(network("two", subnet("10.78.0.0/24")));
+    log.ok(Command::CreateService {
+        name: name("web"),
+        spec: web("a", &["one"]),
+    });
+    let one = log.service("web").vips[&name("one")];
+    log.replace("web", web("a", &["two"]));
+    let vips: Vec<&Name> = log.service("web").vips.keys().collect();
+    assert_eq!(vips, [&name("one"), &name("two")]);
+    assert_eq!(log.service("web").vips[&name("one")], one);
+    let used = log.no(Command::RemoveNetwork { name: name("one") });
+    assert!(used.message.contains("used by"), "{used}");
+    log.advance(range(1, 4), SlotSet::default());
+    log.end(RolloutEnd::Completed);
+    let vips: Vec<&Name> = log.service("web").vips.keys().collect();
+    assert_eq!(vips, [&name("two")]);
+    log.ok(Command::RemoveNetwork { name: name("one") });
+    // What it would go back to is no more.
+    let gone = log.no(Command::Rollback { name: name("web") });
+    assert!(gone.message.contains("network one"), "{gone}");
+}
+
+#[test]
+fn failures_lead_back_or_stop() {
+    let mut log = Log::new(1);
+    log.ok(Command::CreateService {
+        name: name("web"),
+        spec: web("a", &[]),
+    });
+    use model::intent::RolloutState::*;
+    let state = |log: &Log| {
+        log.service("web")
+            .rollout
+            .as_ref()
+            .map(|r| (r.state, r.message.clone()))
+    };
+    log.replace("web", web("b", &[]));
+    log.advance(range(1, 1), SlotSet::default());
+    log.end(RolloutEnd::RolledBack);
+    assert_eq!(state(&log), Some((RollbackStarted, "why".into())));
+    assert_eq!(log.service("web").spec.command, ["a"]);
+    log.end(RolloutEnd::RolledBack);
+    assert_eq!(
+        state(&log).unwrap().0,
+        RollbackPaused,
+        "there is no way back from a way back"
+    );
+    log.replace("web", web("a", &[]));
+    assert_eq!(
+        state(&log),
+        Some((RollbackStarted, String::new())),
+        "asked for again, it goes on"
+    );
+    log.end(RolloutEnd::Completed);
+    let none = log.no(Command::Rollback { name: name("web") });
+    assert!(none.message.contains("nothing to go back to"), "{none}");
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "a tool that measures time")]
 
 mod answer;
+mod hold;
 mod load;
 mod names;
 mod serve;
@@ -31,6 +32,8 @@ enum Verb {
     Fetch(transfer::FetchArgs),
     /// Send datagrams from one socket, answer what came back.
     Send(transfer::SendArgs),
+    /// Keep connections for a while, with a request now and then, and tell what failed.
+    Hold(hold::Args),
     /// Load for a benchmark.
     Load(load::Args),
     /// A resolver that answers every A and AAAA question with one address.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Verb::Tally(args) => tally::run(&args),
         Verb::Fetch(args) => transfer::fetch(&args),
         Verb::Send(args) => transfer::send(&args),
+        Verb::Hold(args) => hold::run(&args),
         Verb::Load(args) => load::run(&args),
         Verb::Names(args) => names::run(&args),
     };

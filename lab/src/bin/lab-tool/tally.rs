@@ -190,7 +190,7 @@ fn answer(line: &str, own: IpAddr) -> Result<Answer, String> {
 }
 
 #[allow(clippy::needless_pass_by_value, reason = "for map_err")]
-fn kind(error: std::io::Error) -> String {
+pub(crate) fn kind(error: std::io::Error) -> String {
     use std::io::ErrorKind;
     match error.kind() {
         // A connect that takes too long, and a read that does, are the same to a person.
@@ -202,6 +202,6 @@ fn kind(error: std::io::Error) -> String {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub(crate) fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,6 +6,8 @@ mod publish;
 mod rolling;
 mod task;
 
+pub(super) use task::Pair;
+
 use clap::Args;
 use model::{ApiError, Code, ServiceSpec};
 

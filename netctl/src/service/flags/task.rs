@@ -62,7 +62,7 @@ enum When {
 
 /// `NAME=VALUE`.
 #[derive(Debug, Clone)]
-pub(super) struct Pair(pub(super) String, pub(super) String);
+pub(crate) struct Pair(pub(crate) String, pub(crate) String);
 
 impl FromStr for Pair {
     type Err = String;

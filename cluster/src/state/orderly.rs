@@ -1,0 +1,115 @@
+//! Orderly moves: a slot that moves off a living node goes on there until the leader has seen its successor ready.
+//!
+//! Arithmetic on placements as `node -> slots`; the cost counts nodes and ranges, not tasks.
+
+use std::collections::BTreeMap;
+
+use model::{Intent, Name, NodeId, intent::SlotSet};
+
+use super::State;
+use crate::placement::slots::{all, common, drop_highest, minus, take_lowest, union};
+
+type Placed = BTreeMap<NodeId, SlotSet>;
+
+/// A placement in which slots that go on somewhere and have no place are placed there: they keep their numbers.
+pub(super) fn with_homeless(placed: &Placed, leaving: &Placed) -> Placed {
+    let mut out = placed.clone();
+    let mut known = all(placed.values());
+    for (node, slots) in leaving {
+        let homeless = minus(slots, &known);
+        if !homeless.is_empty() {
+            known = union(&known, &homeless);
+            let set = out.entry(*node).or_default();
+            *set = union(set, &homeless);
+        }
+    }
+    out
+}
+
+/// Takes `which` out of a placement.
+pub(super) fn take(placed: &mut Placed, which: &SlotSet) -> Placed {
+    let mut out = Placed::new();
+    if which.is_empty() {
+        return out;
+    }
+    for (node, slots) in placed.iter_mut() {
+        let taken = common(slots, which);
+        if !taken.is_empty() {
+            *slots = minus(slots, &taken);
+            out.insert(*node, taken);
+        }
+    }
+    placed.retain(|_, slots| !slots.is_empty());
+    out
+}
+
+/// A service that grows takes over the slots that it has beyond its size, lowest first.
+pub(super) fn promote(placed: &mut Placed, extra: &mut Placed, replicas: u32) {
+    let has: u32 = placed.values().map(SlotSet::len).sum();
+    if has >= replicas || extra.is_empty() {
+        return;
+    }
+    let mut spare = all(extra.values());
+    let grown = take_lowest(&mut spare, replicas - has);
+    join(placed, take(extra, &grown));
+}
+
+/// What of `wanted` is in neither placement.
+pub(super) fn unplaced(wanted: &SlotSet, a: &Placed, b: &Placed) -> SlotSet {
+    minus(wanted, &all(a.values().chain(b.values())))
+}
+
+/// Adds a placement to another.
+pub(super) fn join(placed: &mut Placed, more: Placed) {
+    for (node, slots) in more {
+        let set = placed.entry(node).or_default();
+        *set = union(set, &slots);
+    }
+}
+
+/// What goes on at earlier places once `now` is the placement: slots that moved away, and as many of those that found no
+/// node as are missing, wherever the node lives.
+pub(super) fn leaving(
+    before: &Placed,
+    left: &Placed,
+    now: &Placed,
+    surge: &SlotSet,
+    missing: u32,
+    alive: impl Fn(&NodeId) -> bool,
+) -> Placed {
+    let placed = all(now.values());
+    let mut homeless = minus(&minus(&all(before.values().chain(left.values())), &placed), surge);
+    let surplus = homeless.len().saturating_sub(missing);
+    drop_highest(&mut homeless, surplus);
+    let wanted = union(&placed, &homeless);
+    let mut out = before.clone();
+    join(&mut out, left.clone());
+    out.retain(|node, slots| {
+        let here = now.get(node).cloned().unwrap_or_default();
+        *slots = minus(&common(slots, &wanted), &here);
+        alive(node) && !slots.is_empty()
+    });
+    out
+}
+
+/// Puts a service's placement into one of the intent's two maps, if that changes anything.
+pub(super) fn put(
+    state: &mut State,
+    index: u64,
+    read: impl Fn(&Intent) -> &BTreeMap<Name, Placed>,
+    write: impl Fn(&mut Intent) -> &mut BTreeMap<Name, Placed>,
+    name: &Name,
+    mut placed: Placed,
+) {
+    placed.retain(|_, slots| !slots.is_empty());
+    if read(&state.intent).get(name).is_none_or(Placed::is_empty) && placed.is_empty()
+        || read(&state.intent).get(name) == Some(&placed)
+    {
+        return;
+    }
+    let map = write(state.change(index));
+    match placed.is_empty() {
+        true => map.remove(name),
+        false => map.insert(name.clone(), placed),
+    };
+}

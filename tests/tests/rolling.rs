@@ -1,0 +1,295 @@
+//! Changes of a running service, and nodes that are emptied, under the load of clients that must not notice.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use lab::wire::{Held, Tally};
+use lab::{Host, Lab, Process, eventually};
+use model::api::{NodeView, ServiceView, TaskState};
+use model::intent::RolloutState;
+use tests::{SERVICE, in_cluster, running, tasks};
+
+/// Requests a second of short connections.
+const RATE: &str = "500";
+
+/// What the tasks run: the lab's server under a name that tells the release.
+fn command(host: &Host, release: &str) -> String {
+    format!("{} serve --port 80 --task {release}", host.tool())
+}
+
+fn create(lab: &Lab, replicas: u32, flags: &str) -> anyhow::Result<()> {
+    let n1 = lab.host("n1")?;
+    n1.netctl("network create app --subnet 10.77.0.0/16 --ipv6")?.ok()?;
+    let line = format!(
+        "service create {SERVICE} --network app --replicas {replicas} --publish 80 {flags} -- {}",
+        command(n1, "one")
+    );
+    n1.netctl(&line)?.ok()?;
+    running(n1, replicas as usize)
+}
+
+/// Clients with short and with long connections, until they are told to stop by their own clock.
+struct Load {
+    short: Process,
+    long: Process,
+}
+
+impl Load {
+    fn start(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
+        let seconds = seconds.to_string();
+        let mut short = client.spawn(
+            &format!("{name}-short"),
+            &[
+                "lab-tool",
+                "tally",
+                "--to",
+                to,
+                "--rate",
+                RATE,
+                "--duration",
+                &seconds,
+                "--announce",
+            ],
+        )?;
+        let mut long = client.spawn(
+            &format!("{name}-long"),
+            &[
+                "lab-tool",
+                "hold",
+                "--to",
+                to,
+                "--duration",
+                &seconds,
+                "--life",
+                "2",
+                "--announce",
+            ],
+        )?;
+        short.line("ready", Duration::from_secs(10))?;
+        long.line("ready", Duration::from_secs(10))?;
+        Ok(Load { short, long })
+    }
+
+    /// Whether it still runs: what is to happen under it must happen before it ends.
+    fn runs(&mut self) -> bool {
+        self.short.ended().is_none() && self.long.ended().is_none()
+    }
+
+    /// Nothing has failed.
+    fn unharmed(mut self, what: &str) -> anyhow::Result<()> {
+        let short: Tally = report(&mut self.short)?;
+        let long: Held = report(&mut self.long)?;
+        println!(
+            "{what}: short {short}, longest gap {} ms; long {long:?}",
+            short.longest_gap_ms
+        );
+        ensure!(
+            short.errors() == 0 && short.tried > 0,
+            "{what}: short connections: {short}"
+        );
+        ensure!(
+            long.errors() == 0 && long.requests > 0,
+            "{what}: long connections: {long:?}"
+        );
+        ensure!(
+            long.cut == 0,
+            "{what}: long connections were cut within the drain timeout: {long:?}"
+        );
+        Ok(())
+    }
+}
+
+/// What a client printed last.
+fn report<T: serde::de::DeserializeOwned>(process: &mut Process) -> anyhow::Result<T> {
+    let done = process.wait(Duration::from_secs(90))?.ok()?;
+    let line = done.stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("not a report: {}", done.all()))
+}
+
+fn inspect(host: &Host) -> anyhow::Result<ServiceView> {
+    host.netctl(&format!("service inspect {SERVICE} -o json"))?.json()
+}
+
+/// Which releases answer.
+fn releases(client: &Host, to: &str) -> anyhow::Result<Vec<String>> {
+    let seen = tests::all_answered(client, None, &format!("--to {to} -n 60"))?;
+    let mut names: Vec<String> = seen
+        .answered
+        .keys()
+        .filter_map(|who| Some(who.split_once('/')?.1.to_owned()))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
+
+fn update_under_load(name: &str, order: &str) {
+    in_cluster(name, 3, |lab| {
+        let (n1, client) = (lab.host("n1")?, lab.client()?);
+        create(
+            lab,
+            6,
+            &format!("--update-order {order} --update-parallelism 2 --drain-timeout 8s"),
+        )?;
+        let to = n1.at(80);
+        ensure!(releases(client, &to)? == ["one"], "the first release answers");
+        let mut load = Load::start(client, "update", &to, 45)?;
+        let begin = std::time::SystemTime::now();
+        let line = format!("service update {SERVICE} -- {}", command(n1, "two"));
+        let told = n1.netctl(&line)?.ok()?;
+        println!("{order}: {:.1} s", begin.elapsed()?.as_secs_f64());
+        ensure!(told.stderr.contains("tasks are updated"), "progress is shown: {told:?}");
+        ensure!(load.runs(), "the load ended before the update did: nothing is proved");
+        load.unharmed(order)?;
+        ensure!(releases(client, &to)? == ["two"], "the second release answers, alone");
+        running(n1, 6)?;
+
+        // Back by hand.
+        n1.netctl(&format!("service rollback {SERVICE}"))?.ok()?;
+        ensure!(releases(client, &to)? == ["one"], "the first one is back");
+        Ok(())
+    });
+}
+
+#[test]
+fn stop_first_loses_nothing() {
+    update_under_load("roll-stop", "stop-first");
+}
+
+#[test]
+fn start_first_loses_nothing() {
+    update_under_load("roll-start", "start-first");
+}
+
+#[test]
+fn a_release_that_fails_goes_back_by_itself() {
+    in_cluster("roll-back", 3, |lab| {
+        let (n1, client) = (lab.host("n1")?, lab.client()?);
+        create(lab, 4, "--update-failure-action rollback --drain-timeout 8s")?;
+        let to = n1.at(80);
+        let before: Vec<u64> = tasks(n1)?.iter().filter(|t| t.desired).map(|t| t.generation).collect();
+        let mut load = Load::start(client, "fails", &to, 40)?;
+        let told = n1.netctl(&format!("service update {SERVICE} -- /bin/false"))?;
+        ensure!(told.code == 3, "it did not come true: {told:?}");
+        ensure!(
+            told.stderr.contains("was taken back") && told.stderr.contains("exit status 1"),
+            "why is told: {told:?}"
+        );
+        ensure!(load.runs(), "the load ended too early: nothing is proved");
+        load.unharmed("a release that fails")?;
+        let web = inspect(n1)?;
+        let state = web.service.rollout.as_ref().map(|r| r.state);
+        ensure!(state == Some(RolloutState::RollbackCompleted), "{state:?}");
+        ensure!(releases(client, &to)? == ["one"], "the first release answers");
+        running(n1, 4)?;
+        let now: Vec<u64> = tasks(n1)?.iter().filter(|t| t.desired).map(|t| t.generation).collect();
+        ensure!(before == now, "tasks that it had not reached were not touched");
+        let twice = n1.netctl(&format!("service rollback {SERVICE}"))?;
+        ensure!(
+            twice.code == 1 && twice.stderr.contains("nothing to go back to"),
+            "{twice:?}"
+        );
+
+        // One that pauses: it stays where it is, and an update goes on from there.
+        let told = n1.netctl(&format!(
+            "service update {SERVICE} --update-failure-action pause -- /bin/false"
+        ))?;
+        ensure!(told.code == 3 && told.stderr.contains("is paused"), "{told:?}");
+        let listed = n1.netctl("service ls")?.ok()?.stdout;
+        ensure!(listed.contains("update-paused"), "{listed}");
+        let line = format!("service update {SERVICE} -- {}", command(n1, "three"));
+        n1.netctl(&line)?.ok()?;
+        ensure!(releases(client, &to)? == ["three"], "it went on");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_drained_node_loses_nothing() {
+    in_cluster("roll-drain", 3, |lab| {
+        let (n1, client) = (lab.host("n1")?, lab.client()?);
+        create(lab, 6, "--drain-timeout 8s")?;
+        let to = n1.at(80);
+        let mut load = Load::start(client, "drain", &to, 30)?;
+        n1.netctl("node drain n2")?.ok()?;
+        ensure!(load.runs(), "the load ended before the drain did: nothing is proved");
+        let n2: NodeView = n1.netctl("node inspect n2 -o json")?.json()?;
+        ensure!(n2.tasks == 0, "{n2:?}");
+        let left = lab.host("n2")?.processes("lab-tool serve --port 80")?;
+        ensure!(left.is_empty(), "processes on n2: {left:?}");
+        load.unharmed("a drain")?;
+        running(n1, 6)?;
+        ensure!(
+            tasks(n1)?.iter().filter(|t| t.desired).all(|t| t.hostname != "n2"),
+            "none is placed there"
+        );
+
+        // With no other node that takes them, they go on where they are, and it is told.
+        n1.netctl("node drain n3")?.ok()?;
+        let told = n1.netctl("node drain n1 --timeout 3s")?;
+        ensure!(told.code == 3 && told.stderr.contains("n1 has 6 tasks"), "{told:?}");
+        ensure!(told.stderr.contains("have no node"), "{told:?}");
+        tests::all_answered(client, None, &format!("--to {to} -n 60"))?;
+        n1.netctl("node activate n2")?.ok()?;
+        eventually("all tasks on n2", Duration::from_secs(30), || {
+            let wanted: Vec<_> = tasks(n1)?.into_iter().filter(|t| t.desired).collect();
+            let n1_now: NodeView = n1.netctl("node inspect n1 -o json")?.json()?;
+            let there = wanted
+                .iter()
+                .filter(|t| t.hostname == "n2" && t.state == TaskState::Running);
+            ensure!(there.count() == 6 && n1_now.tasks == 0, "{wanted:?}");
+            Ok(true)
+        })?;
+        tests::all_answered(client, None, &format!("--to {to} -n 60"))?;
+        Ok(())
+    });
+}
+
+#[test]
+fn everything_can_be_changed_in_the_middle() {
+    in_cluster("roll-middle", 3, |lab| {
+        let (n1, client) = (lab.host("n1")?, lab.client()?);
+        create(lab, 4, "--update-monitor 500ms --drain-timeout 1s")?;
+        n1.netctl("network create db --subnet 10.78.0.0/16")?.ok()?;
+        let to = n1.at(80);
+        let one = inspect(n1)?;
+        // An update in the middle of another one, and a change of networks: the last one counts.
+        n1.netctl(&format!("service update {SERVICE} --detach -- {}", command(n1, "two")))?
+            .ok()?;
+        eventually("the first tasks to be replaced", Duration::from_secs(20), || {
+            Ok(releases(client, &to)?.contains(&"two".to_owned()))
+        })?;
+        let line = format!(
+            "service update {SERVICE} --network-add db --network-rm app --env-add A=1 --publish-add 8080:80 -- {}",
+            command(n1, "three")
+        );
+        n1.netctl(&line)?.ok()?;
+        ensure!(releases(client, &to)? == ["three"], "the last one answers");
+        ensure!(releases(client, &n1.at(8080))? == ["three"], "at its new port too");
+        let now = inspect(n1)?;
+        let networks: Vec<&str> = now.service.vips.keys().map(|n| n.as_str()).collect();
+        ensure!(
+            networks == ["db"],
+            "the address of the network that it left is free: {networks:?}"
+        );
+        n1.netctl("network rm app")?.ok()?;
+        // A lost update is refused.
+        let old = serde_json::json!({ "spec": one.service.spec, "seen": one.service.changed });
+        let socket = "/run/netd/netd.sock";
+        let sent = n1
+            .run(&[
+                "curl",
+                "-s",
+                "--unix-socket",
+                socket,
+                "-H",
+                "content-type: application/json",
+                "-d",
+                &old.to_string(),
+                &format!("http://netd/v1/services/{SERVICE}/update"),
+            ])
+            .context("curl")?;
+        ensure!(sent.stdout.contains("changed meanwhile"), "{sent:?}");
+        Ok(())
+    });
+}
