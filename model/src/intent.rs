@@ -292,16 +292,30 @@ pub enum RolloutState {
     RollbackCompleted,
 }
 
-/// `80/tcp`: a published port is unique in the cluster.
+/// `80/tcp`, `192.0.2.1:80/tcp`, `eth0:80/tcp`: a published port is unique in its service, and of the mesh in the
+/// cluster ([`PortSpec::meets`]).
 pub type PortKey = String;
 
 /// A published port as the log knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// As asked for.
+    /// As asked for, with the port that the log gave.
     pub spec: PortSpec,
+    /// The log gave it.
+    #[serde(default)]
+    pub auto: bool,
     /// Index of its fwmark, the same on every node.
     pub mark: u32,
+}
+
+impl PublishedPort {
+    /// As asked for: what stands in [`ServiceSpec::publish`].
+    pub fn asked(&self) -> PortSpec {
+        PortSpec {
+            published: if self.auto { 0 } else { self.spec.published },
+            ..self.spec
+        }
+    }
 }
 
 /// A VIP.
@@ -483,9 +497,12 @@ impl Intent {
         self.networks.iter().find(|(_, n)| n.vni == vni)
     }
 
-    /// The service that holds a published port.
-    pub fn service_by_port(&self, key: &PortKey) -> Option<(&Name, &Service)> {
-        self.services.iter().find(|(_, s)| s.ports.contains_key(key))
+    /// The services that hold a published port, with the part of it that they hold: one address may be another's.
+    pub fn holders<'i>(&'i self, port: &PortSpec) -> impl Iterator<Item = (&'i Name, &'i PublishedPort)> + use<'i> {
+        let port = *port;
+        let all = self.services.iter();
+        all.flat_map(|(name, s)| s.ports.values().map(move |p| (name, p)))
+            .filter(move |(_, p)| p.spec.meets(&port))
     }
 
     /// Slots of a service placed on a node.

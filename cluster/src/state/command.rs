@@ -177,14 +177,16 @@ pub enum Command {
         /// Name.
         name: Name,
     },
-    /// Adds a published port; one that it has already is no change.
+    /// Ports of [`PortSpec::AUTO`] that hosts use, as the leader has just seen them: none of these is given out.
+    SeePorts(Vec<u16>),
+    /// Adds a published port; one that it has already is no change. Answer: [`Applied::Published`].
     Publish {
         /// Service.
         service: Name,
         /// Port.
         port: PortSpec,
     },
-    /// Takes a published port away.
+    /// Takes a published port away. Answer: [`Applied::Published`].
     Unpublish {
         /// Service.
         service: Name,
@@ -352,6 +354,8 @@ pub enum Applied {
         /// Its index.
         index: u32,
     },
+    /// A published port, with the number that was given.
+    Published(PortSpec),
     /// A block.
     Block(u32),
     /// A manager's id in Raft.

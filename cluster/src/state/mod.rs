@@ -10,6 +10,7 @@ mod networks;
 mod nodes;
 mod orderly;
 mod place;
+mod ports;
 mod requests;
 mod roles;
 mod rollouts;
@@ -26,10 +27,7 @@ use std::{
     sync::Arc,
 };
 
-use model::{
-    Intent, Name, NodeId, Vni,
-    intent::{BLOCK, PortKey},
-};
+use model::{Intent, Name, NodeId, PortSpec, Vni, intent::BLOCK};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -83,6 +81,10 @@ pub struct State {
     vnis: Pool,
     indices: Pool,
     marks: Pool,
+    /// Published ports that the log chooses.
+    autos: Pool,
+    /// Those of them that hosts use, as last seen.
+    busy: BTreeSet<u16>,
     /// Offsets of VIPs and numbers of blocks, per network.
     nets: BTreeMap<Vni, NetPools>,
     /// Nodes that services are not given, each until when, ms of log time.
@@ -93,7 +95,7 @@ pub struct State {
     loads: BTreeMap<NodeId, u64>,
     /// Who holds a published port: derived from the services.
     #[serde(skip)]
-    ports: BTreeMap<PortKey, Name>,
+    ports: ports::Holders,
 }
 
 /// Where the next subnet is looked for: slices of the pools in the settings, in a circle.
@@ -137,6 +139,8 @@ impl Default for State {
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
+            autos: Pool::new(u32::from(*PortSpec::AUTO.start())..u32::from(*PortSpec::AUTO.end()) + 1),
+            busy: BTreeSet::new(),
             nets: BTreeMap::new(),
             avoided: BTreeMap::new(),
             requests: requests::Requests::default(),
@@ -211,6 +215,7 @@ impl State {
             Command::Release { service, node, slots } => self.release(index, service, *node, slots),
             Command::RemoveService { name } => self.remove_service(index, name),
             Command::Publish { service, port } => self.publish(index, service, *port),
+            Command::SeePorts(ports) => self.see_ports(ports),
             Command::Unpublish { service, port } => self.unpublish(index, service, *port),
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),

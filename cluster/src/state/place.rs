@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    Name, NodeId,
+    Name, NodeId, PortSpec, PublishMode,
     intent::{Availability, SlotSet},
     spec::Mode,
 };
@@ -57,8 +57,13 @@ impl State {
         let mut extra = orderly::take(&mut placed, &surge);
         orderly::promote(&mut placed, &mut extra, replicas);
         let surge = slots::minus(&surge, &slots::all(placed.values()));
-        let hosts = self.hosts(name, &placed);
-        let unplaced = placement::spread(&mut placed, &hosts, replicas);
+        let mut hosts = self.hosts(name, &placed);
+        let ports = self.host_ports(name);
+        let room = match ports.is_empty() {
+            true => replicas,
+            false => self.one_each(name, &ports, &mut placed, &mut hosts),
+        };
+        let unplaced = placement::spread(&mut placed, &hosts, replicas.min(room)) + replicas.saturating_sub(room);
         let wanted = orderly::unplaced(&surge, &placed, &extra);
         orderly::join(&mut placed, extra);
         if !surge.is_empty() {
@@ -76,7 +81,15 @@ impl State {
             false => orderly::leaving(&before, &left, &placed, &surge, unplaced, alive),
         };
         let now = (unplaced > 0).then(|| {
-            format!("{unplaced} of {replicas} tasks have no node: none is active and up; try: netctl node ls")
+            let keys: Vec<String> = ports.iter().map(PortSpec::key).collect();
+            match keys.is_empty() {
+                true => format!("{unplaced} of {replicas} tasks have no node: none is active and up; try: netctl node ls"),
+                false => format!(
+                    "{unplaced} of {replicas} tasks have no node: each node has room for one task with the host port {}, \
+                     and none is left that is active and up; try: netctl node ls, or fewer tasks",
+                    keys.join(", ")
+                ),
+            }
         });
         if before != placed {
             self.count(name, &placed);
@@ -87,6 +100,45 @@ impl State {
         {
             s.problem = now;
         }
+    }
+
+    /// Ports that each task of a service holds on its node.
+    fn host_ports(&self, name: &Name) -> Vec<PortSpec> {
+        let service = self.intent.services.get(name).filter(|s| !s.spec.command.is_empty());
+        let ports = service.into_iter().flat_map(|s| s.ports.values());
+        let held = ports.filter(|p| p.spec.mode == PublishMode::Host);
+        held.map(|p| p.spec).collect()
+    }
+
+    /// One task a node with such ports, and none beside another service's that has them. Says how many there may be.
+    fn one_each(
+        &self,
+        name: &Name,
+        ports: &[PortSpec],
+        placed: &mut BTreeMap<NodeId, SlotSet>,
+        hosts: &mut [Host],
+    ) -> u32 {
+        let mut held: BTreeSet<NodeId> = BTreeSet::new();
+        for port in ports {
+            let holders = self.ports.get(&(port.published, port.proto));
+            for (other, who) in holders.into_iter().flatten() {
+                if who != name && other.meets(port) {
+                    let nodes = [self.intent.placements.get(who), self.intent.leaving.get(who)];
+                    held.extend(nodes.into_iter().flatten().flat_map(|p| p.keys().copied()));
+                }
+            }
+        }
+        for slots in placed.values_mut() {
+            placement::slots::drop_highest(slots, slots.len().saturating_sub(1));
+        }
+        let mut room = 0;
+        for host in hosts {
+            let free = !held.contains(&host.id);
+            (host.keeps, host.takes) = (host.keeps && free, host.takes && free);
+            let has = placed.contains_key(&host.id);
+            room += u32::from(if has { host.keeps } else { host.takes });
+        }
+        room
     }
 
     /// Adds slots beyond those asked for: of a replicated service to the nodes that suit it, of a global one to the node
@@ -219,9 +271,12 @@ impl State {
         for slots in self.intent.placements.values().flatten() {
             *self.loads.entry(*slots.0).or_default() += u64::from(slots.1.len());
         }
-        let services = self.intent.services.iter();
-        self.ports = services
-            .flat_map(|(name, s)| s.ports.keys().map(|k| (k.clone(), name.clone())))
-            .collect();
+        self.ports.clear();
+        let intent = self.intent();
+        for (name, service) in &intent.services {
+            for port in service.ports.values() {
+                self.hold_port(name, &port.spec);
+            }
+        }
     }
 }

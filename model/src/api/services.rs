@@ -41,7 +41,7 @@ pub struct ServiceView {
     /// As the log knows it.
     #[serde(flatten)]
     pub service: Service,
-    /// Endpoints that take new flows.
+    /// Tasks, and endpoints attached by hand, that take new flows on each of their networks.
     pub ready: u32,
     /// Endpoints.
     pub backends: Vec<BackendView>,
@@ -56,6 +56,9 @@ pub struct BackendView {
     pub node: NodeId,
     /// Host name of the node.
     pub hostname: String,
+    /// Slot, for a task: one on several networks has a backend on each.
+    #[serde(default)]
+    pub slot: Option<u32>,
     /// Network.
     pub vni: Vni,
     /// IPv4.
@@ -70,6 +73,14 @@ pub struct BackendView {
     pub why: Option<String>,
     /// Listening ports.
     pub listening: Vec<(Proto, u16)>,
+}
+
+impl BackendView {
+    /// What it is counted as: a task has a backend on each of its networks.
+    pub fn unit(&self, service: &Name) -> (NodeId, EndpointId) {
+        let id = self.slot.map(|s| EndpointId::task(service, s));
+        (self.node, id.unwrap_or_else(|| self.endpoint.clone()))
+    }
 }
 
 /// `POST /v1/services/NAME/scale`.

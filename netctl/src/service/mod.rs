@@ -88,7 +88,7 @@ pub(crate) enum Verb {
     /// Make a port answer on every node.
     #[command(
         override_usage = "netctl service publish [OPTIONS] [SERVICE] PORT",
-        after_help = "Examples:\n  netctl service publish 80            the service whose tasks listen on 80, or the only one\n  netctl service publish web 80:8080\n  netctl service publish dns 53/udp"
+        after_help = "Examples:\n  netctl service publish 80            the service whose tasks listen on 80, or the only one\n  netctl service publish web 80:8080\n  netctl service publish dns 53/udp\n  netctl service publish web auto:80   a free port of 30000-32767, kept over updates\n  netctl service publish web 192.0.2.1:80:8080\n  netctl service publish web 80 --mode host"
     )]
     Publish(publish::Ports),
     /// Take a published port away.

@@ -1,5 +1,7 @@
 //! `/v1/services`
 
+use std::collections::BTreeSet;
+
 use axum::extract::{Path, State};
 use cluster::state::Command;
 use model::{
@@ -17,7 +19,9 @@ pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
     let (intent, facts) = (c.intent(), c.facts());
     let service = intent.services.get(name)?.clone();
     let backends = crate::view::backends(&intent, &facts, name);
-    let ready = backends.iter().filter(|b| b.in_use).count() as u32;
+    let units: BTreeSet<_> = backends.iter().map(|b| b.unit(name)).collect();
+    let out: BTreeSet<_> = backends.iter().filter(|b| !b.in_use).map(|b| b.unit(name)).collect();
+    let ready = units.difference(&out).count() as u32;
     Some(ServiceView {
         name: name.clone(),
         service,

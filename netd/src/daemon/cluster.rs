@@ -1,7 +1,7 @@
 //! This node in a cluster: every running room, and the few questions that the socket asks of them together.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
@@ -506,7 +506,7 @@ impl Cluster {
     pub(super) async fn clear(self: &Arc<Self>) -> Result<(), String> {
         self.end_rooms().await;
         let _ = self.names.sync(BTreeMap::<EndpointNs, _>::new()).await;
-        let ours: Vec<_> = self
+        let ours: BTreeSet<_> = self
             .endpoints()
             .all()
             .values()

@@ -9,7 +9,6 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use kernel::sockdiag;
 use model::{EndpointId, Intent, NodeId};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -18,7 +17,7 @@ use crate::{
     dns::EndpointNs,
     gossip::{Facts, Gossip},
     manager::routes_answer,
-    reconcile,
+    place, reconcile,
     rpc::{Answer, Ask, Report, Uplink},
     tasks::logs::{self, LogFrom},
     view,
@@ -105,15 +104,8 @@ impl Cluster {
                 continue;
             }
             let found = tokio::task::spawn_blocking(move || match ask {
-                Ask::PortFree { port, proto } => match sockdiag::holders(proto, port) {
-                    Ok(h) => match h.first() {
-                        Some(holder) => Answer::Taken {
-                            owner: holder.to_string(),
-                        },
-                        None => Answer::Free,
-                    },
-                    Err(e) => Answer::Failed { why: e.to_string() },
-                },
+                Ask::PortFree(port) => place::port_use(&port),
+                Ask::PortsInUse => place::auto_ports_in_use(),
                 Ask::HostRoutes => routes_answer(reconcile::host::routed_subnets()),
                 Ask::ManagerAddress | Ask::Logs { .. } => Answer::Failed {
                     why: "answered elsewhere".into(),

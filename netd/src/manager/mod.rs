@@ -7,6 +7,7 @@ mod logs;
 mod members;
 mod oversee;
 mod port;
+mod publish;
 mod request;
 mod roll;
 
@@ -21,7 +22,7 @@ use futures_util::future::join_all;
 use http_body_util::Full;
 use ipnet::IpNet;
 use model::{
-    ApiError, Code, Intent, Name, NodeId, PortSpec,
+    ApiError, Code, Intent, Name, NodeId,
     api::{Convergence, MAX_TASKS, NodeHealth, NodeProgress, TaskView},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
@@ -359,56 +360,6 @@ impl Manager {
             }
         }
         Ok(out)
-    }
-
-    /// Refuses a port that a process of any living node listens on.
-    pub async fn port_free(&self, c: &Cluster, port: PortSpec) -> Result<(), ApiError> {
-        let key = format!("{}/{}", port.published, port.proto);
-        // One that is ours already is the log's to refuse.
-        if c.intent().service_by_port(&key).is_some() {
-            return Ok(());
-        }
-        for (node, answer) in self
-            .ask_all(
-                c,
-                Ask::PortFree {
-                    port: port.published,
-                    proto: port.proto,
-                },
-            )
-            .await
-        {
-            let hostname = c
-                .intent()
-                .nodes
-                .get(&node)
-                .map(|n| n.hostname.clone())
-                .unwrap_or_default();
-            match answer {
-                Ok(Answer::Free) => {}
-                Ok(Answer::Taken { owner }) => {
-                    return Err(ApiError::new(
-                        Code::Conflict,
-                        format!("port {key} is already listened on by {owner} on node {node} ({hostname})"),
-                        format!(
-                            "stop it there, or netctl service publish {}:{}/{}",
-                            port.published.saturating_add(8000),
-                            port.target,
-                            port.proto
-                        ),
-                    ));
-                }
-                Ok(Answer::Failed { why }) | Err(why) => {
-                    return Err(ApiError::new(
-                        Code::Unavailable,
-                        format!("{node} cannot say whether port {key} is free: {why}"),
-                        "netctl node ls",
-                    ));
-                }
-                Ok(_) => return Err(internal("port", format!("{node} gave an odd answer"))),
-            }
-        }
-        Ok(())
     }
 }
 

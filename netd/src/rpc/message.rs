@@ -9,8 +9,9 @@ use cluster::seal::Key;
 use model::{
     api::TaskStatus,
     error::ApiError,
-    ids::{EndpointId, NodeId, Proto, Vni},
+    ids::{EndpointId, NodeId, Vni},
     intent::IntentDelta,
+    spec::PortSpec,
 };
 use serde::{Deserialize, Serialize};
 
@@ -172,13 +173,10 @@ pub(super) enum ToNode {
 /// What a manager may ask a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
-    /// Whether a port can be published there.
-    PortFree {
-        /// Port.
-        port: u16,
-        /// Protocol.
-        proto: Proto,
-    },
+    /// Whether a port can be published there; of an automatic one, whether its address is there.
+    PortFree(PortSpec),
+    /// Which ports of [`PortSpec::AUTO`] are in use there.
+    PortsInUse,
     /// Which subnets its own routes lead to, so that no network overlaps them.
     HostRoutes,
     /// Where it would serve the managers' RPC, if it were a manager.
@@ -203,6 +201,13 @@ pub enum Answer {
     Taken {
         /// Who has it, e.g. `nginx (pid 812)`.
         owner: String,
+    },
+    /// It need not: it has no such address or device.
+    NotHere,
+    /// Answer to [`Ask::PortsInUse`].
+    Ports {
+        /// Ascending.
+        ports: Vec<u16>,
     },
     /// Subnets of [`Ask::HostRoutes`].
     Routes {

@@ -12,7 +12,6 @@ use std::{
 use model::{
     api::{TaskState, TaskStatus},
     error::Code,
-    ids::Proto,
     intent::{Availability, Node},
 };
 use tokio::{
@@ -475,10 +474,7 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
         assert_eq!(seen, believed, "{state:?}");
     }
 
-    let ask = Ask::PortFree {
-        port: 80,
-        proto: Proto::Tcp,
-    };
+    let ask = Ask::PortFree("80".parse().unwrap());
     let wait = Duration::from_secs(5);
     let (answer, ()) = tokio::join!(m.hub.ask(w.id, ask.clone(), wait), async {
         let (got, tx) = soon(w.asks.recv()).await.unwrap();

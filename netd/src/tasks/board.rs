@@ -3,12 +3,13 @@
 
 use std::{
     collections::BTreeMap,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use model::{
-    EndpointId, EndpointRow, Intent, Name, NodeId, RowBody, RowKey,
+    EndpointId, Intent, Name, NodeId, RowBody, RowKey,
     api::{TaskState, TaskStatus, TaskView},
     intent::SlotSet,
 };
@@ -213,12 +214,11 @@ impl TaskBoard {
                     {
                         status.message = format!("{}; {why}", status.message);
                     }
-                    let row = endpoint(facts, *node, &id);
                     if !desired && status.message.is_empty() {
                         status.message = "goes on until it is ready elsewhere".to_owned();
                     }
                     let mut line = shown(name, slot, *node, &hostname, &status, desired);
-                    line.addresses = row.map(addresses).unwrap_or_default();
+                    line.addresses = addresses(facts, *node, &id);
                     lines.entry(slot).or_default().push(line);
                 }
             }
@@ -264,18 +264,24 @@ fn shown(name: &Name, slot: u32, node: NodeId, hostname: &str, s: &TaskStatus, d
     }
 }
 
-/// The row of an endpoint.
-pub fn endpoint<'a>(facts: &'a Facts, node: NodeId, id: &EndpointId) -> Option<&'a EndpointRow> {
-    match &facts.rows.get(&node)?.get(&RowKey::Endpoint(id.clone()))?.body {
-        RowBody::Endpoint(e) => Some(e),
-        _ => None,
-    }
-}
-
-fn addresses(e: &EndpointRow) -> Vec<String> {
-    e.v4.map(|a| a.to_string())
-        .into_iter()
-        .chain(e.v6.map(|a| a.to_string()))
+/// Addresses of a task, those on its first network first.
+fn addresses(facts: &Facts, node: NodeId, id: &EndpointId) -> Vec<String> {
+    let Some(rows) = facts.rows.get(&node) else {
+        return Vec::new();
+    };
+    let first = RowKey::Endpoint(id.clone());
+    let further = format!("{id}.");
+    let of_task = |key: &RowKey| matches!(key, RowKey::Endpoint(e) if e == id || e.as_str().starts_with(&further));
+    // `web.1`, `web.1.app` and `web.1.db` stand side by side.
+    rows.range(first..)
+        .take_while(|(key, _)| of_task(key))
+        .filter_map(|(_, row)| match &row.body {
+            RowBody::Endpoint(e) => Some([e.v4.map(IpAddr::V4), e.v6.map(IpAddr::V6)]),
+            _ => None,
+        })
+        .flatten()
+        .flatten()
+        .map(|a| a.to_string())
         .collect()
 }
 

@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::api::TaskStatus;
 
-pub use board::{Reported, TaskBoard, endpoint};
+pub use board::{Reported, TaskBoard};
 pub use own::{OwnTasks, Past};
 
 /// Seconds since 1970.

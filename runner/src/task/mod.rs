@@ -555,15 +555,16 @@ impl Task {
         let Some(order) = &self.current else {
             return false;
         };
-        let Some(network) = order.task.networks.first().cloned() else {
+        let Some((network, further)) = order.task.networks.split_first() else {
             return false;
         };
         out.push(Action::Attach(EndpointCreate {
-            network,
+            network: network.clone(),
             netns: None,
             pid: None,
             service: Some(order.task.service.clone()),
             slot: Some(order.task.slot),
+            further: further.to_vec(),
         }));
         true
     }

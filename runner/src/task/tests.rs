@@ -223,6 +223,21 @@ fn another_node_id_is_another_life() {
 }
 
 #[test]
+fn a_task_is_attached_to_all_of_its_networks() {
+    let mut wanted = order(1);
+    wanted.task.networks.push("db".parse().unwrap());
+    let mut task = Task::new(wanted.task.id.clone());
+    let actions = task.handle(Duration::ZERO, Event::Wanted(Box::new(wanted.clone())));
+    let asked = actions.iter().find_map(|a| match a {
+        Action::Attach(body) => Some(body),
+        _ => None,
+    });
+    let asked = asked.unwrap();
+    assert_eq!(asked.network.as_str(), "app", "the first one has the default route");
+    assert_eq!(asked.further, ["db".parse().unwrap()]);
+}
+
+#[test]
 fn attaching_is_tried_again() {
     let mut t = task();
     play(
