@@ -340,12 +340,17 @@ impl TryFrom<Vec<(u32, u32)>> for SlotSet {
     fn try_from(ranges: Vec<(u32, u32)>) -> Result<Self, Self::Error> {
         // Behind a range one slot at least is left out.
         let mut first = 1;
+        let mut slots = 0;
         for (a, b) in &ranges {
             if *a < first || b < a {
                 return Err("the ranges of a set of slots are not ascending and apart");
             }
             if *b > SlotSet::HIGHEST {
                 return Err("a slot is higher than any service has");
+            }
+            slots += b - a + 1;
+            if slots > SlotSet::MOST {
+                return Err("more slots than any service has");
             }
             first = b.saturating_add(2);
         }
@@ -354,8 +359,11 @@ impl TryFrom<Vec<(u32, u32)>> for SlotSet {
 }
 
 impl SlotSet {
-    /// Highest slot: those of the largest service, and as many again while each is replaced by one beside it, and room.
-    pub const HIGHEST: u32 = 4 * ServiceSpec::MAX_REPLICAS;
+    /// Highest slot: those of global services are named by their nodes, and others stand above them while they are replaced.
+    pub const HIGHEST: u32 = 2_000_000_000;
+    /// Most slots in one set: those of the largest service, and as many again while each is replaced by one beside it, and
+    /// room.
+    pub const MOST: u32 = 4 * ServiceSpec::MAX_REPLICAS;
 
     /// Every slot, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
