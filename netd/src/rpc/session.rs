@@ -204,7 +204,10 @@ impl Session<'_> {
                 }
                 _ = ping.tick() => {
                     // Also a certificate that ends meanwhile ends the stream.
-                    self.admit(&intent.borrow())?;
+                    let admitted = self.admit(&intent.borrow());
+                    if let Err(e) = admitted {
+                        return self.farewell(wr, &mut replies, e).await;
+                    }
                     send(wr, &frame::encode(&ToNode::Ping)?).await?;
                 }
             }
