@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Between two looks at the members.
-const LOOK: Duration = Duration::from_millis(150);
+pub(crate) const LOOK: Duration = Duration::from_millis(150);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Promote {
@@ -66,7 +66,7 @@ pub(crate) struct TransferArgs {
 }
 
 /// A node as part of a path.
-fn in_path(node: &str) -> Result<&str, ApiError> {
+pub(crate) fn in_path(node: &str) -> Result<&str, ApiError> {
     let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     match !node.is_empty() && node.chars().all(ok) {
         true => Ok(node),

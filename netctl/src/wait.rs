@@ -8,6 +8,7 @@ use std::time::Duration;
 use model::{
     ApiError, Code, Name,
     api::{BackendView, Convergence, NodeProgress, ServiceView, TaskState, TaskView},
+    spec::Mode,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -92,7 +93,10 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         .count();
     let managed = !service.service.spec.command.is_empty();
     let wanted = if managed {
-        service.service.spec.replicas as usize
+        match service.service.spec.mode {
+            Mode::Replicated => service.service.spec.replicas as usize,
+            Mode::Global => service.wanted as usize,
+        }
     } else {
         endpoints.len()
     };

@@ -100,11 +100,12 @@ impl State {
             self.marks.release(port.mark, now, REST_MS);
             self.ports.remove(key);
         }
+        self.place_missing(index);
         Ok(Applied::Done)
     }
 
     /// A service, or the refusal that lists those there are.
-    fn service(&self, name: &Name) -> Result<&Service, Refusal> {
+    pub(super) fn service(&self, name: &Name) -> Result<&Service, Refusal> {
         self.intent.services.get(name).ok_or_else(|| {
             let known = self.intent.services.keys().map(Name::to_string).collect();
             Refusal::not_found(
@@ -115,7 +116,7 @@ impl State {
     }
 
     /// Makes a service as `spec` says, from nothing or from `old`: all that can be refused first, then the change.
-    fn put_service(
+    pub(super) fn put_service(
         &mut self,
         index: u64,
         name: &Name,
@@ -142,8 +143,9 @@ impl State {
         let old_spec = old.as_ref().map(|o| &o.spec);
         let replace =
             old_spec.is_none_or(|o| o.command != spec.command || o.env != spec.env || o.networks != spec.networks);
-        let replan =
-            old_spec.is_none_or(|o| o.replicas != spec.replicas || o.command.is_empty() != spec.command.is_empty());
+        let placing = |s: &ServiceSpec| (s.mode, s.replicas, s.command.is_empty(), s.placement.clone());
+        let replan = old_spec.is_none_or(|o| placing(o) != placing(&spec));
+        let reserve = old_spec.map_or(spec.placement.reserve, |o| o.placement.reserve);
         let generation = match &old {
             Some(old) if !replace => old.generation,
             _ => index,
@@ -171,9 +173,18 @@ impl State {
             rollout: None,
             problem: old.and_then(|o| o.problem),
         };
+        self.weigh(name, reserve, service.spec.placement.reserve);
         self.change(index).services.insert(name.clone(), service);
         if replan {
-            self.place(index, name);
+            let tasks = |s: &State| -> u64 {
+                let placed = s.intent.placements.get(name);
+                placed.map_or(0, |p| p.values().map(|slots| u64::from(slots.len())).sum())
+            };
+            let before = tasks(self);
+            self.place_all(index, [name.clone()]);
+            if tasks(self) < before || reserve != self.service(name)?.spec.placement.reserve {
+                self.place_missing(index);
+            }
         }
         Ok(Applied::Service { index: number })
     }
@@ -228,6 +239,7 @@ impl State {
         if spec.stop_grace_ms > MAX_WAIT_MS || spec.drain_timeout_ms > MAX_WAIT_MS {
             return Err(Refusal::invalid("a grace or drain time is longer than a day", "10s"));
         }
+        self.check_placement(name, &spec.placement)?;
         self.check_ports(name, spec)
     }
 

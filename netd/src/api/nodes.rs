@@ -1,13 +1,20 @@
 //! `/v1/nodes`
 
+use std::collections::BTreeMap;
+
 use axum::{
     extract::{Path, Query, State},
     response::{IntoResponse, Response},
 };
+use cluster::{
+    placement::Load,
+    state::{Command, NodeUpdate},
+};
 use model::{
-    Code, NodeId,
-    api::{Changed, NodeHealth, NodeView, RoleAnswer, RoleChange},
+    Code, Intent, NodeId,
+    api::{Changed, NodeChange, NodeHealth, NodeView, RoleAnswer, RoleChange},
     intent::Role,
+    spec::Resources,
 };
 
 use serde::Deserialize;
@@ -23,12 +30,15 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
     let (intent, facts) = (c.intent(), c.facts());
     let progress = c.progress(0).await.ok();
     let leader = c.leader();
+    let loads = loads(&intent);
     intent
         .nodes
         .iter()
         .map(|(id, n)| {
             let row = c.node_row(&facts, *id);
             let told = progress.as_ref().and_then(|p| p.nodes.iter().find(|p| p.id == *id));
+            let load = loads.get(id).copied().unwrap_or_default();
+            let all = n.machine.capacity;
             NodeView {
                 id: *id,
                 hostname: n.hostname.clone(),
@@ -45,16 +55,31 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
                 datapath: row.map(|r| r.datapath),
                 version: row.map(|r| r.version.clone()),
                 applied: told.map(|p| p.applied),
-                tasks: intent
-                    .placements
-                    .values()
-                    .filter_map(|p| p.get(id))
-                    .map(|s| s.len())
-                    .sum(),
+                tasks: u32::try_from(load.tasks).unwrap_or(u32::MAX),
+                labels: n.labels.clone(),
+                max_tasks: n.max_tasks,
+                machine: n.machine.clone(),
+                reserved: load.reserved,
+                free: (all != Resources::default()).then(|| Resources {
+                    cpu_milli: all.cpu_milli.saturating_sub(load.reserved.cpu_milli),
+                    memory: all.memory.saturating_sub(load.reserved.memory),
+                }),
                 problems: told.map(|p| p.problems.clone()).unwrap_or_default(),
             }
         })
         .collect()
+}
+
+/// What is on each node: also what goes on there until it runs elsewhere.
+fn loads(intent: &Intent) -> BTreeMap<NodeId, Load> {
+    let mut loads: BTreeMap<NodeId, Load> = BTreeMap::new();
+    for (name, placed) in intent.placements.iter().chain(&intent.leaving) {
+        let each = intent.services.get(name).map(|s| s.spec.placement.reserve);
+        for (id, slots) in placed {
+            loads.entry(*id).or_default().add(slots.len(), each.unwrap_or_default());
+        }
+    }
+    loads
 }
 
 pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<NodeView>>, Fail> {
@@ -119,11 +144,30 @@ pub(super) async fn remove(
     }
     let (revision, _) = c
         .manager()?
-        .propose(cluster::state::Command::RemoveNode { node: id })
+        .propose(Command::RemoveNode { node: id })
         .await?;
     Ok(Answer(Changed {
         revision,
         message: format!("{id} is removed; its id is never used again"),
+    }))
+}
+
+pub(super) async fn update(
+    State(d): State<Shared>,
+    Path(text): Path<String>,
+    Body(req): Body<NodeChange>,
+) -> Result<Answer<Changed>, Fail> {
+    let c = d.cluster()?;
+    let node = find(&c, &text)?;
+    let update = NodeUpdate {
+        availability: req.availability,
+        labels: req.labels,
+        max_tasks: req.max_tasks.map(|n| (n > 0).then_some(n)),
+    };
+    let (revision, _) = c.manager()?.propose(Command::UpdateNode { node, update }).await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("{node} is changed"),
     }))
 }
 

@@ -4,6 +4,7 @@ mod direct;
 mod figure;
 mod gossip;
 mod mesh;
+mod placement;
 mod raft;
 
 use anyhow::{Context, bail};
@@ -20,6 +21,8 @@ enum Name {
     Mesh,
     /// How soon all nodes know of a row and of a death; what an idle daemon costs.
     Gossip,
+    /// A million tasks on 4,700 nodes, placed and committed; a node's death.
+    Placement,
     /// Writes of three managers, beside etcd's; a leader's death; a long log.
     Raft,
 }
@@ -102,6 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             mesh::run(&programs, effort, args.baseline)?
         }
         Name::Raft => raft::run(&programs, effort)?,
+        Name::Placement => placement::run(effort)?,
         Name::Gossip => gossip::run(&programs, effort, &args.extra)?,
     };
     if figures.is_empty() {

@@ -1,11 +1,12 @@
 //! The state machine by tables and by chance.
 
+mod placing;
 mod properties;
 mod services;
 mod settings;
 
 use ipnet::Ipv4Net;
-use model::{Code, intent::Role};
+use model::{Code, intent::Role, spec::Mode};
 
 use super::*;
 use crate::ipam::{BLOCK_REST_MS, REST_MS};
@@ -172,10 +173,14 @@ fn check(state: &State) {
         let slots: Vec<u32> = placed.into_iter().flatten().flat_map(|(_, s)| s.iter()).collect();
         let unique: std::collections::BTreeSet<u32> = slots.iter().copied().collect();
         assert_eq!(unique.len(), slots.len(), "a slot in two places");
-        match s.spec.command.is_empty() {
-            true => assert!(slots.is_empty()),
-            false if s.problem.is_none() => assert_eq!(slots.len() as u32, s.spec.replicas),
-            false => assert!((slots.len() as u32) < s.spec.replicas),
+        match (s.spec.command.is_empty(), s.spec.mode) {
+            (true, _) => assert!(slots.is_empty()),
+            (_, Mode::Replicated) if s.problem.is_none() => assert_eq!(slots.len() as u32, s.spec.replicas),
+            (_, Mode::Replicated) => assert!((slots.len() as u32) < s.spec.replicas),
+            (_, Mode::Global) => {
+                let placed = placed.into_iter().flatten();
+                assert!(placed.into_iter().all(|(n, s)| u64::from(s.0[0].0) == n.0 && s.len() == 1));
+            }
         }
         for node in placed.into_iter().flatten().map(|(n, _)| n) {
             let node = &i.nodes[node];

@@ -145,6 +145,7 @@ async fn said(m: &Manager, key: &NodeKey, c: &Credentials, peer: Peer, says: Say
                 csr: key.csr("p").unwrap(),
                 hostname: "p".into(),
                 rpc: None,
+                availability: Default::default(),
             });
             frame::write(&mut s, &opening).await.unwrap();
             admitted(&mut s).await
