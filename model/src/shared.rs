@@ -1,6 +1,7 @@
 //! Values that many hold, and few change.
 
 use std::{
+    collections::{BTreeMap, btree_map},
     fmt,
     ops::{Deref, DerefMut},
     sync::Arc,
@@ -69,14 +70,12 @@ impl<T: fmt::Debug> fmt::Debug for Shared<T> {
     }
 }
 
-impl<'a, T> IntoIterator for &'a Shared<T>
-where
-    &'a T: IntoIterator,
-{
-    type Item = <&'a T as IntoIterator>::Item;
-    type IntoIter = <&'a T as IntoIterator>::IntoIter;
+// Not for every `T`: the compiler would look for it in sharings of sharings without an end.
+impl<'a, K, V> IntoIterator for &'a Shared<BTreeMap<K, V>> {
+    type Item = (&'a K, &'a V);
+    type IntoIter = btree_map::Iter<'a, K, V>;
     fn into_iter(self) -> Self::IntoIter {
-        (&**self).into_iter()
+        self.iter()
     }
 }
 

@@ -24,7 +24,9 @@ pub(crate) fn word(text: &str) -> Result<Availability, String> {
         "active" => Ok(Availability::Active),
         "pause" => Ok(Availability::Pause),
         "drain" => Ok(Availability::Drain),
-        _ => Err(format!("{text:?} is none of active, pause and drain; try: --availability active")),
+        _ => Err(format!(
+            "{text:?} is none of active, pause and drain; try: --availability active"
+        )),
     }
 }
 
@@ -100,7 +102,12 @@ fn labels(words: &[String]) -> Result<BTreeMap<String, Option<String>>, ApiError
 }
 
 pub(crate) async fn update(cx: &Context, args: Update) -> Run {
-    let words: Vec<String> = args.label_add.iter().cloned().chain(args.label_rm.iter().map(|l| format!("{l}-"))).collect();
+    let words: Vec<String> = args
+        .label_add
+        .iter()
+        .cloned()
+        .chain(args.label_rm.iter().map(|l| format!("{l}-")))
+        .collect();
     if let Some(bad) = args.label_add.iter().find(|l| !l.contains('=')) {
         return Err(no_label(bad));
     }
@@ -151,7 +158,10 @@ async fn make(cx: &Context, nodes: &[String], change: &NodeChange, args: &WaitAr
             for node in nodes {
                 empty(cx, node, until, args, &mut progress).await?;
             }
-            lines = nodes.iter().map(|n| format!("{n} is drained: no task is left on it")).collect();
+            lines = nodes
+                .iter()
+                .map(|n| format!("{n} is drained: no task is left on it"))
+                .collect();
         }
     }
     cx.out.done(&lines.join("\n"), &nodes.join("\n"), &answers)
@@ -160,7 +170,11 @@ async fn make(cx: &Context, nodes: &[String], change: &NodeChange, args: &WaitAr
 /// Waits until nothing is placed on a node any more.
 async fn empty(cx: &Context, node: &str, until: Instant, args: &WaitArgs, progress: &mut Progress) -> Run {
     loop {
-        let left = match cx.client.get::<NodeView>(&format!("/v1/nodes/{}", in_path(node)?)).await {
+        let left = match cx
+            .client
+            .get::<NodeView>(&format!("/v1/nodes/{}", in_path(node)?))
+            .await
+        {
             Ok(view) if view.tasks == 0 => return Ok(()),
             Ok(view) => format!("{node} has {} tasks left", view.tasks),
             // A leader that changes is waited for.

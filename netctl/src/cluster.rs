@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use ipnet::Ipv4Net;
-use model::intent::Availability;
 use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, Discover, Discovered};
+use model::intent::Availability;
 
 use crate::{
     Run, backup,

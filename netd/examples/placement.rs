@@ -107,7 +107,9 @@ impl Managers {
     }
 
     fn leader(&self) -> Result<&Store> {
-        self.all().find(|s| s.status().leads).ok_or_else(|| "nobody leads".into())
+        self.all()
+            .find(|s| s.status().leads)
+            .ok_or_else(|| "nobody leads".into())
     }
 
     /// Proposes all of them, many at once, and waits until each manager has applied the last.
@@ -161,7 +163,8 @@ fn seconds(d: Duration) -> f64 {
 
 async fn run(dir: PathBuf, nodes: u64, tasks: u32, services: u32) -> Result<String> {
     let m = Managers::start(&dir).await?;
-    m.propose((4..=nodes).map(|n| Command::AddNode(node(n, Role::Worker))).collect()).await?;
+    m.propose((4..=nodes).map(|n| Command::AddNode(node(n, Role::Worker))).collect())
+        .await?;
     let label = |n| Command::UpdateNode {
         node: NodeId(n),
         update: NodeUpdate {
@@ -179,7 +182,11 @@ async fn run(dir: PathBuf, nodes: u64, tasks: u32, services: u32) -> Result<Stri
             replicas: tasks / services,
             command: vec!["./server".into()],
             placement: PlacementSpec {
-                constraints: if services > 1 && n % 2 == 0 { vec![constraint] } else { Vec::new() },
+                constraints: if services > 1 && n % 2 == 0 {
+                    vec![constraint]
+                } else {
+                    Vec::new()
+                },
                 ..PlacementSpec::default()
             },
             ..ServiceSpec::default()
@@ -192,7 +199,12 @@ async fn run(dir: PathBuf, nodes: u64, tasks: u32, services: u32) -> Result<Stri
     for s in m.all() {
         let has: u64 = s.with(|s| {
             let intent = s.intent();
-            intent.placements.values().flat_map(|p| p.values()).map(|s| u64::from(s.len())).sum()
+            intent
+                .placements
+                .values()
+                .flat_map(|p| p.values())
+                .map(|s| u64::from(s.len()))
+                .sum()
         });
         if has != u64::from(tasks / services * services) {
             return Err(format!("{has} tasks are placed, not {tasks}").into());
@@ -229,6 +241,9 @@ async fn main() -> Result<()> {
     let [dir, nodes, tasks, services] = args.as_slice() else {
         return Err("placement DIR NODES TASKS SERVICES".into());
     };
-    println!("{}", run(dir.into(), nodes.parse()?, tasks.parse()?, services.parse()?).await?);
+    println!(
+        "{}",
+        run(dir.into(), nodes.parse()?, tasks.parse()?, services.parse()?).await?
+    );
     Ok(())
 }

@@ -119,10 +119,7 @@ impl Constraint {
         }
         let at = [text.find("=="), text.find("!=")].into_iter().flatten().min();
         let Some(at) = at else {
-            return Err(bad(
-                format!("the constraint {text:?} has neither == nor !="),
-                EXAMPLES,
-            ));
+            return Err(bad(format!("the constraint {text:?} has neither == nor !="), EXAMPLES));
         };
         let (key, rest) = text.split_at(at);
         let (op, value) = rest.split_at(2);

@@ -74,7 +74,12 @@ impl<'a> Filters<'a> {
         if !ask.host_ports.is_empty() && own.0 > 1 {
             own = (1, Filter::HostPorts);
         }
-        if let Some(at) = ask.apart.iter().position(|o| o.name == ask.service).filter(|_| own.0 > 1) {
+        if let Some(at) = ask
+            .apart
+            .iter()
+            .position(|o| o.name == ask.service)
+            .filter(|_| own.0 > 1)
+        {
             own = (1, Filter::Apart(at));
         }
         Filters {
@@ -88,7 +93,11 @@ impl<'a> Filters<'a> {
 
     /// What a node may have that has `had` slots now.
     pub(super) fn look(&self, host: &Host<'_>, had: u32) -> Verdict {
-        let nothing = |limit| Verdict { keeps: 0, cap: 0, limit };
+        let nothing = |limit| Verdict {
+            keeps: 0,
+            cap: 0,
+            limit,
+        };
         let node = host.node;
         if node.down {
             return nothing(Filter::Health);
@@ -105,7 +114,11 @@ impl<'a> Filters<'a> {
             return nothing(if paused { Filter::Availability } else { limit });
         }
         let keeps = had.min(self.own.0);
-        let no_more = |limit| Verdict { keeps, cap: keeps, limit };
+        let no_more = |limit| Verdict {
+            keeps,
+            cap: keeps,
+            limit,
+        };
         if paused {
             return no_more(Filter::Availability);
         }

@@ -156,13 +156,28 @@ impl Move {
     /// What lies between two placements of one service.
     pub fn between(before: &Placed, after: &Placed) -> Vec<Move> {
         let flat = |placed: &Placed| {
-            let mut all: Vec<((u32, u32), NodeId)> =
-                placed.iter().flat_map(|(id, s)| s.0.iter().map(|r| (*r, *id))).collect();
+            let mut all: Vec<((u32, u32), NodeId)> = placed
+                .iter()
+                .flat_map(|(id, s)| s.0.iter().map(|r| (*r, *id)))
+                .collect();
             all.sort_unstable();
             all
         };
-        let all = moves(&flat(before), &flat(after), u32::MAX);
-        all.into_iter().filter(|m| m.to.is_some_and(|to| to != m.from)).collect()
+        let mut out = Vec::new();
+        for m in moves(&flat(before), &flat(after), u32::MAX) {
+            if m.to.is_some_and(|to| to != m.from) {
+                tell(&mut out, m);
+            }
+        }
+        out
+    }
+}
+
+/// Adds a move; to the last one, if it goes the same way.
+fn tell(out: &mut Vec<Move>, more: Move) {
+    match out.last_mut() {
+        Some(m) if m.from == more.from && m.to == more.to => m.slots = slots::union(&m.slots, &more.slots),
+        _ => out.push(more),
     }
 }
 
@@ -316,16 +331,6 @@ fn global(before: &Placed, hosts: &[Host<'_>], filters: &filter::Filters<'_>) ->
 /// From where to where: `lost` (sorted by slot, up to slot `last`) meets `given` (ascending).
 fn moves(lost: &[((u32, u32), NodeId)], given: &[((u32, u32), NodeId)], last: u32) -> Vec<Move> {
     let mut out: Vec<Move> = Vec::new();
-    let mut tell = |from: NodeId, to: Option<NodeId>, range: (u32, u32)| match out.last_mut() {
-        Some(m) if m.from == from && m.to == to => {
-            m.slots = slots::union(&m.slots, &SlotSet(vec![range]));
-        }
-        _ => out.push(Move {
-            from,
-            to,
-            slots: SlotSet(vec![range]),
-        }),
-    };
     let mut at = 0;
     for ((mut low, high), from) in lost.iter().copied() {
         let high = high.min(last);
@@ -338,7 +343,8 @@ fn moves(lost: &[((u32, u32), NodeId)], given: &[((u32, u32), NodeId)], last: u3
                 Some((g, _)) => (high.min(g.0 - 1), None),
                 None => (high, None),
             };
-            tell(from, to, (low, upto));
+            let slots = SlotSet(vec![(low, upto)]);
+            tell(&mut out, Move { from, to, slots });
             low = upto + 1;
         }
     }

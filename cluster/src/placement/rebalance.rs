@@ -1,14 +1,14 @@
 //! Moving what runs, when somebody asks for it.
 
 use model::{
-    intent::{Placed, SlotSet},
+    intent::{Availability, Placed, SlotSet},
     spec::{Mode, Strategy},
 };
 
 use super::{Fill, Host, Plan, Request, filter, moves, place, slots, strategy};
 
 /// Places a service as if nothing ran, as far as at most `budget` slots that could stay have to move for it; then as
-/// [`place`]. Global and random placements have nothing to even out.
+/// [`place`]. What no other node has room for stays. Global and random placements have nothing to even out.
 pub fn rebalance(before: &Placed, hosts: &[Host<'_>], ask: &Request<'_>, budget: u32) -> Plan {
     let now = place(before, hosts, ask);
     if ask.mode == Mode::Global || ask.spec.strategy == Strategy::Random || now.unplaced > 0 {
@@ -19,11 +19,13 @@ pub fn rebalance(before: &Placed, hosts: &[Host<'_>], ask: &Request<'_>, budget:
         .iter()
         .map(|host| {
             let had = now.placed.get(&host.id).map_or(0, SlotSet::len);
-            let verdict = filters.look(host, had);
+            // A node that is not given any may keep what it has; all others are as good as new.
+            let active = host.node.availability == Availability::Active;
+            let verdict = filters.look(host, if active { 0 } else { had });
             Fill {
                 host,
                 has: 0,
-                cap: verdict.cap.max(verdict.keeps),
+                cap: verdict.cap,
                 want: 0,
                 liked: had,
                 limit: verdict.limit,
@@ -45,7 +47,8 @@ pub fn rebalance(before: &Placed, hosts: &[Host<'_>], ask: &Request<'_>, budget:
             takers.push((want - has, i));
         }
     }
-    let surplus: u32 = givers.iter().map(|g| g.0).sum();
+    let sum = |of: &[(u32, usize)]| of.iter().map(|o| o.0).sum::<u32>();
+    let steps = sum(&givers).min(sum(&takers)).min(budget);
     let share = |from: &mut Vec<(u32, usize)>| {
         let mut bins: Vec<super::level::Bin> = from
             .iter()
@@ -56,7 +59,7 @@ pub fn rebalance(before: &Placed, hosts: &[Host<'_>], ask: &Request<'_>, budget:
                 tie: (0, 0, *i as u64),
             })
             .collect();
-        super::level::down(&mut bins, surplus.min(budget));
+        super::level::down(&mut bins, steps);
         for ((n, _), bin) in from.iter_mut().zip(bins) {
             *n -= bin.want;
         }

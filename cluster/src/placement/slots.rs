@@ -50,10 +50,7 @@ pub struct Queue {
 impl Queue {
     /// These.
     pub fn new(slots: SlotSet) -> Queue {
-        Queue {
-            ranges: slots.0,
-            at: 0,
-        }
+        Queue { ranges: slots.0, at: 0 }
     }
 
     /// The lowest `n`; fewer, if there are fewer.

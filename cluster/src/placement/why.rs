@@ -56,6 +56,8 @@ fn hint(filter: Filter, ask: &Request<'_>) -> String {
         },
         Filter::Untold => "again when the nodes have told it; netctl node inspect NODE".into(),
         Filter::Cpu => "more nodes, or less with --reserve-cpu; netctl node inspect NODE shows what is free".into(),
-        Filter::Memory => "more nodes, or less with --reserve-memory; netctl node inspect NODE shows what is free".into(),
+        Filter::Memory => {
+            "more nodes, or less with --reserve-memory; netctl node inspect NODE shows what is free".into()
+        }
     }
 }

@@ -38,7 +38,8 @@ use crate::{
 };
 
 pub use command::{
-    Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, NodeUpdate, Refusal, Secret, ServiceUpdate,
+    Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, NodeUpdate, Refusal, Secret,
+    ServiceUpdate,
 };
 pub use dry::{Preview, Proposal};
 pub use requests::{Outcome, REMEMBERED};

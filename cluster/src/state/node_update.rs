@@ -77,8 +77,7 @@ impl State {
         if let Some(n) = self.change(index).nodes.get_mut(&id) {
             *n = new;
         }
-        self.place_off(index, id);
-        self.place_missing(index);
+        self.place_around(index, id);
     }
 }
 

@@ -124,7 +124,7 @@ impl State {
         let intent = self.change(index);
         intent.nodes.remove(&id);
         let mut freed = Vec::new();
-        for (vni, blocks) in &mut intent.blocks {
+        for (vni, blocks) in intent.blocks.iter_mut() {
             let mine = blocks.iter().filter(|(_, owner)| **owner == id);
             freed.extend(mine.map(|(number, _)| (*vni, *number)));
             blocks.retain(|_, owner| *owner != id);
@@ -135,7 +135,7 @@ impl State {
                 net.blocks.release(number, now, BLOCK_REST_MS);
             }
         }
-        self.place_off(index, id);
+        self.place_around(index, id);
         Ok(Applied::Done)
     }
 
@@ -146,11 +146,7 @@ impl State {
         if let Some(n) = self.change(index).nodes.get_mut(&id) {
             n.down = down;
         }
-        if down {
-            self.place_off(index, id);
-        } else {
-            self.place_missing(index);
-        }
+        self.place_around(index, id);
         Ok(Applied::Done)
     }
 

@@ -129,24 +129,31 @@ impl State {
         }
     }
 
-    /// Moves what a node may no longer keep.
-    pub(super) fn place_off(&mut self, index: u64, node: NodeId) {
+    /// After a change of a node: moves what it may no longer keep, and places what had no node until now.
+    pub(super) fn place_around(&mut self, index: u64, node: NodeId) {
         let placements = self.intent.placements.iter();
         let there: Vec<Name> = placements
             .filter(|(_, p)| p.contains_key(&node))
             .map(|(name, _)| name.clone())
             .collect();
-        self.place_all(index, there);
+        let short = self.short();
+        let more = short.into_iter().filter(|n| there.binary_search(n).is_err());
+        let names: Vec<Name> = there.iter().cloned().chain(more).collect();
+        self.place_all(index, names);
     }
 
     /// Places what had no node until now, and what belongs on every node.
     pub(super) fn place_missing(&mut self, index: u64) {
+        let short = self.short();
+        self.place_all(index, short);
+    }
+
+    fn short(&self) -> Vec<Name> {
         let services = self.intent.services.iter();
-        let short: Vec<Name> = services
+        services
             .filter(|(_, s)| s.problem.is_some() || s.spec.mode == Mode::Global)
             .map(|(name, _)| name.clone())
-            .collect();
-        self.place_all(index, short);
+            .collect()
     }
 
     /// Moves running slots, so many at most, to where they would be if all were placed anew.

@@ -23,7 +23,9 @@ impl State {
         let lists = [&spec.near, &spec.apart, &spec.after].map(Vec::len);
         if spec.constraints.len() > MAX_CONSTRAINTS || lists.iter().any(|n| *n > MAX_CONSTRAINTS) {
             return Err(Refusal::invalid(
-                format!("a service may have {MAX_CONSTRAINTS} constraints at most, and as many of --near, --apart, --after"),
+                format!(
+                    "a service may have {MAX_CONSTRAINTS} constraints at most, and as many of --near, --apart, --after"
+                ),
                 "fewer of them; one regular expression can stand for many values",
             ));
         }

@@ -61,7 +61,13 @@ pub(super) async fn show(cx: &Context, name: &Name, change: &Preview) -> Run {
     Ok(())
 }
 
-const COLUMNS: &[Column] = &[column("NODE"), column("HOSTNAME"), column("NOW"), column("THEN"), column("SLOTS")];
+const COLUMNS: &[Column] = &[
+    column("NODE"),
+    column("HOSTNAME"),
+    column("NOW"),
+    column("THEN"),
+    column("SLOTS"),
+];
 
 fn table(view: &PlacementView) -> Table {
     let mut table = Table::new(COLUMNS);

@@ -69,7 +69,10 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/cluster", get(settings::inspect))
         .route("/v1/cluster/update", post(settings::update))
         .route("/v1/nodes", get(nodes::list))
-        .route("/v1/nodes/{id}", get(nodes::one).post(nodes::update).delete(nodes::remove))
+        .route(
+            "/v1/nodes/{id}",
+            get(nodes::one).post(nodes::update).delete(nodes::remove),
+        )
         .route("/v1/nodes/{id}/role", post(nodes::role))
         .route("/v1/networks", get(networks::list))
         .route(

@@ -142,10 +142,7 @@ pub(super) async fn remove(
             format!("netctl cluster leave on that node, or netctl node rm --force {id}"),
         ));
     }
-    let (revision, _) = c
-        .manager()?
-        .propose(Command::RemoveNode { node: id })
-        .await?;
+    let (revision, _) = c.manager()?.propose(Command::RemoveNode { node: id }).await?;
     Ok(Answer(Changed {
         revision,
         message: format!("{id} is removed; its id is never used again"),

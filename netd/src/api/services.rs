@@ -19,7 +19,10 @@ pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
     let (intent, facts) = (c.intent(), c.facts());
     let service = intent.services.get(name)?.clone();
     let backends = crate::view::backends(&intent, &facts, name);
-    let placed = intent.placements.get(name).map_or(0, |p| p.values().map(SlotSet::len).sum());
+    let placed = intent
+        .placements
+        .get(name)
+        .map_or(0, |p| p.values().map(SlotSet::len).sum());
     let wanted = match service.spec.mode {
         _ if service.spec.command.is_empty() => 0,
         Mode::Replicated => service.spec.replicas,

@@ -99,9 +99,18 @@ pub(super) fn run(effort: Effort) -> anyhow::Result<Vec<Figure>> {
         let each = |of: fn(&Round) -> f64| rounds.iter().map(of).collect::<Vec<f64>>();
         let own = |metric, unit, of| Figure::own("placement", metric, unit, &each(of));
         if size.placed == "1k_10k" {
-            let rates = each(|r| r.placed_s).iter().map(|s| f64::from(size.tasks) / s).collect::<Vec<_>>();
+            let rates = each(|r| r.placed_s)
+                .iter()
+                .map(|s| f64::from(size.tasks) / s)
+                .collect::<Vec<_>>();
             let pairs: Vec<(f64, f64)> = rates.iter().map(|r| (*r, SWARMKIT)).collect();
-            figures.extend(Figure::from_rounds("placement", size.placed, "swarmkit (recorded)", "tasks/s", &pairs));
+            figures.extend(Figure::from_rounds(
+                "placement",
+                size.placed,
+                "swarmkit (recorded)",
+                "tasks/s",
+                &pairs,
+            ));
         } else {
             figures.push(own(size.placed, "s", |r| r.placed_s));
         }
@@ -114,9 +123,21 @@ pub(super) fn run(effort: Effort) -> anyhow::Result<Vec<Figure>> {
 
 fn program() -> anyhow::Result<PathBuf> {
     let mut cargo = build::cargo();
-    cargo.args(["build", "--locked", "--release", "--quiet", "-p", "netd", "--example", "placement"]);
+    cargo.args([
+        "build",
+        "--locked",
+        "--release",
+        "--quiet",
+        "-p",
+        "netd",
+        "--example",
+        "placement",
+    ]);
     let status = cargo.status().context("running cargo build")?;
-    ensure!(status.success(), "cargo build failed ({status}): its messages stand above");
+    ensure!(
+        status.success(),
+        "cargo build failed ({status}): its messages stand above"
+    );
     Ok(build::target_dir()?.join("release/examples/placement"))
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Lines: `node n1 [LABEL=VALUE ..] [is=down|pause|drain|manager|avoid] [tasks=N] [max=N] [cpu=MILLI] [memory=MIB]
 //! [arch=..] [address=..] [hostname=..]` makes or changes a node, `gone n1` takes it away; `other db n1 n2` says where
-//! another service is; `taken n1 80/tcp` that a port is held there; `ask web WISH ..` asks anew, `place` and
+//! another service is; `taken n1 80/tcp` that a port is held there; `ask web WISH ..` asks anew (of another service than before,
+//! nothing runs), `place` and
 //! `rebalance N` show what comes of it. Wishes: `replicas=N`, `global`, `constraint=..`, `near=..`, `apart=..`, `after=..`,
 //! `spread=..`, `strategy=..`, `per-node=N`, `cpu=MILLI`, `memory=MIB`, `port=80/tcp`.
 
@@ -43,7 +44,10 @@ impl Script {
             ["node", id, rest @ ..] => self.node(id.parse().unwrap(), rest),
             ["gone", id] => drop(self.world.remove(&id.parse().unwrap())),
             ["other", name, on @ ..] => {
-                let slots = on.iter().zip(1..).map(|(n, slot)| (n.parse().unwrap(), SlotSet(vec![(slot, slot)])));
+                let slots = on
+                    .iter()
+                    .zip(1..)
+                    .map(|(n, slot)| (n.parse().unwrap(), SlotSet(vec![(slot, slot)])));
                 self.others.insert(name.parse().unwrap(), slots.collect());
             }
             ["taken", id, port] => {
@@ -58,7 +62,10 @@ impl Script {
     }
 
     fn node(&mut self, id: NodeId, rest: &[&str]) {
-        let (n, load) = self.world.entry(id).or_insert_with(|| (node(&format!("host{}", id.0)), Load::default()));
+        let (n, load) = self
+            .world
+            .entry(id)
+            .or_insert_with(|| (node(&format!("host{}", id.0)), Load::default()));
         for word in rest {
             let (key, value) = word.split_once('=').unwrap();
             match key {
@@ -92,7 +99,11 @@ impl Script {
     }
 
     fn ask(&mut self, name: &str, wishes: &[&str]) {
-        self.service = name.parse().ok();
+        let service = name.parse().ok();
+        if self.service != service {
+            self.placed.clear();
+        }
+        self.service = service;
         (self.mode, self.replicas) = (Mode::Replicated, 1);
         self.spec = PlacementSpec::default();
         self.ports.clear();
@@ -140,7 +151,8 @@ impl Script {
         }
         for m in &plan.moves {
             let to = m.to.map_or("nowhere".to_owned(), |to| to.to_string());
-            self.out.push_str(&format!("    moved {} from {} to {to}\n", range(&m.slots), m.from));
+            self.out
+                .push_str(&format!("    moved {} from {} to {to}\n", range(&m.slots), m.from));
         }
         if let Some(text) = problem(&plan, &ask) {
             self.out.push_str(&format!("    {text}\n"));

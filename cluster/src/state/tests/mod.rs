@@ -179,7 +179,11 @@ fn check(state: &State) {
             (_, Mode::Replicated) => assert!((slots.len() as u32) < s.spec.replicas),
             (_, Mode::Global) => {
                 let placed = placed.into_iter().flatten();
-                assert!(placed.into_iter().all(|(n, s)| u64::from(s.0[0].0) == n.0 && s.len() == 1));
+                assert!(
+                    placed
+                        .into_iter()
+                        .all(|(n, s)| u64::from(s.0[0].0) == n.0 && s.len() == 1)
+                );
             }
         }
         for node in placed.into_iter().flatten().map(|(n, _)| n) {

@@ -58,17 +58,26 @@ impl Log {
 #[test]
 fn labels_move_tasks() {
     let mut log = Log::new(2);
-    log.ok(with("web", 2, |s| s.placement.constraints = vec!["node.labels.zone==a".into()]));
+    log.ok(with("web", 2, |s| {
+        s.placement.constraints = vec!["node.labels.zone==a".into()]
+    }));
     assert_eq!(log.placed("web"), "");
     assert_eq!(
         log.problem("web"),
         "2 of 2 tasks have no node: constraint node.labels.zone==a excluded 3; try: netctl node label NODE zone=a"
     );
     log.ok(label(2, Some("a")));
-    assert_eq!((log.placed("web").as_str(), log.problem("web").as_str()), ("n2=[(1, 2)]", ""));
+    assert_eq!(
+        (log.placed("web").as_str(), log.problem("web").as_str()),
+        ("n2=[(1, 2)]", "")
+    );
     assert_eq!(log.ok(label(2, Some("a"))), Applied::Unchanged);
     log.ok(label(3, Some("a")));
-    assert_eq!(log.placed("web"), "n2=[(1, 2)]", "nothing moves to a node that might have it");
+    assert_eq!(
+        log.placed("web"),
+        "n2=[(1, 2)]",
+        "nothing moves to a node that might have it"
+    );
     log.ok(label(2, None));
     assert_eq!(log.placed("web"), "n3=[(1, 2)]");
     let mut bad = label(2, Some("a"));
@@ -83,7 +92,11 @@ fn machines_are_told_and_reserved() {
     let mut log = Log::new(1);
     let reserve = |cpu_milli| move |s: &mut model::ServiceSpec| s.placement.reserve.cpu_milli = cpu_milli;
     log.ok(with("web", 3, reserve(500)));
-    assert!(log.problem("web").contains("capacity not told excluded 2"), "{}", log.problem("web"));
+    assert!(
+        log.problem("web").contains("capacity not told excluded 2"),
+        "{}",
+        log.problem("web")
+    );
     log.ok(machine(2, 1000));
     assert_eq!(log.placed("web"), "n2=[(1, 2)]");
     assert_eq!(
@@ -112,21 +125,56 @@ fn a_global_service_follows_the_nodes() {
     assert_eq!(log.placed("agent"), "n1=[(1, 1)] n3=[(3, 3)]");
     log.ok(availability(2, Availability::Active));
     log.ok(Command::RemoveNode { node: NodeId(3) });
-    log.ok(Command::SetNodeDown { node: NodeId(1), down: true });
-    assert_eq!(log.placed("agent"), "n2=[(2, 2)]");
-    log.ok(Command::SetNodeDown { node: NodeId(1), down: false });
-    assert_eq!((log.placed("agent").as_str(), log.problem("agent").as_str()), ("n1=[(1, 1)] n2=[(2, 2)]", ""));
-    log.ok(Command::UpdateNode {
-        node: NodeId(2),
-        update: NodeUpdate { max_tasks: Some(Some(0)), ..Default::default() },
+    log.ok(Command::SetNodeDown {
+        node: NodeId(1),
+        down: true,
     });
-    assert_eq!(log.problem("agent"), "1 of 2 nodes have no task: max-tasks excluded 1; try: netctl node update NODE --max-tasks with more");
+    assert_eq!(log.placed("agent"), "n2=[(2, 2)]");
+    log.ok(Command::SetNodeDown {
+        node: NodeId(1),
+        down: false,
+    });
+    assert_eq!(
+        (log.placed("agent").as_str(), log.problem("agent").as_str()),
+        ("n1=[(1, 1)] n2=[(2, 2)]", "")
+    );
+    let most = |node, n| Command::UpdateNode {
+        node: NodeId(node),
+        update: NodeUpdate {
+            max_tasks: Some(Some(n)),
+            ..Default::default()
+        },
+    };
+    log.ok(most(2, 0));
+    assert_eq!(
+        log.placed("agent"),
+        "n1=[(1, 1)] n2=[(2, 2)]",
+        "a limit is for new tasks"
+    );
+    log.ok(availability(2, Availability::Drain));
+    log.ok(availability(2, Availability::Active));
+    assert_eq!(
+        log.problem("agent"),
+        "1 of 2 nodes have no task: max-tasks excluded 1; try: netctl node update NODE --max-tasks with more"
+    );
+    log.ok(Command::SetNodeDown {
+        node: NodeId(2),
+        down: true,
+    });
+    assert_eq!(
+        (log.placed("agent").as_str(), log.problem("agent").as_str()),
+        ("n1=[(1, 1)]", ""),
+        "nothing is lacked where it is not meant for"
+    );
 }
 
 #[test]
 fn a_node_may_join_paused() {
     let mut log = Log::new(0);
-    log.ok(Command::SetSecrets(BTreeMap::from([(TOKEN_WORKER.into(), Some(Secret(vec![1])))])));
+    log.ok(Command::SetSecrets(BTreeMap::from([(
+        TOKEN_WORKER.into(),
+        Some(Secret(vec![1])),
+    )])));
     log.ok(with("agent", 1, |s| s.mode = Mode::Global));
     log.ok(Command::Join {
         node: node(2, Role::Worker),
@@ -144,7 +192,12 @@ fn who_waits_for_another_is_placed_after_it() {
     log.ok(with("c", 1, |s| s.placement.after = vec![name("b")]));
     log.ok(with("b", 1, |s| s.placement.after = vec![name("a")]));
     log.ok(with("near", 1, |s| s.placement.near = vec![name("c")]));
-    assert!(log.problem("b").contains("after a excluded 2; try: netctl service create a"), "{}", log.problem("b"));
+    assert!(
+        log.problem("b")
+            .contains("after a excluded 2; try: netctl service create a"),
+        "{}",
+        log.problem("b")
+    );
     log.ok(service("a", 1, &[]));
     for s in ["b", "c", "near"] {
         assert_eq!(log.problem(s), "", "{s}");
@@ -153,7 +206,10 @@ fn who_waits_for_another_is_placed_after_it() {
     let e = log.no(Command::CreateService {
         name: name("self"),
         spec: model::ServiceSpec {
-            placement: PlacementSpec { after: vec![name("self")], ..Default::default() },
+            placement: PlacementSpec {
+                after: vec![name("self")],
+                ..Default::default()
+            },
             ..Default::default()
         },
     });
@@ -167,7 +223,9 @@ fn who_waits_for_another_is_placed_after_it() {
 fn what_cannot_be_meant_is_refused() {
     let mut log = Log::new(0);
     let bad: [(&str, fn(&mut PlacementSpec)); 6] = [
-        ("nothing that a node has", |p| p.constraints = vec!["node.zone==a".into()]),
+        ("nothing that a node has", |p| {
+            p.constraints = vec!["node.zone==a".into()]
+        }),
         ("neither == nor !=", |p| p.constraints = vec!["node.role".into()]),
         ("nothing that a node has", |p| p.spread = vec!["zone".into()]),
         ("0 tasks a node", |p| p.max_per_node = Some(0)),
@@ -187,8 +245,15 @@ fn a_rebalance_is_asked_for() {
     log.ok(service("web", 6, &[]));
     log.ok(Command::AddNode(node(2, Role::Worker)));
     assert_eq!(log.placed("web"), "n1=[(1, 6)]");
-    let rebalance = |budget| Command::Rebalance { service: name("web"), budget };
-    let seen = log.state.clone().preview(&name("web"), &Proposal::Rebalance(2)).unwrap();
+    let rebalance = |budget| Command::Rebalance {
+        service: name("web"),
+        budget,
+    };
+    let seen = log
+        .state
+        .clone()
+        .preview(&name("web"), &Proposal::Rebalance(2))
+        .unwrap();
     assert_eq!((seen.moves.len(), seen.after[&NodeId(2)].len()), (1, 2));
     assert_eq!(log.placed("web"), "n1=[(1, 6)]", "looked at, not done");
     assert_eq!(log.ok(rebalance(2)), Applied::Moved(2));
@@ -197,7 +262,14 @@ fn a_rebalance_is_asked_for() {
     let revision = log.state.intent().revision;
     assert_eq!(log.ok(rebalance(9)), Applied::Moved(0));
     assert_eq!(log.state.intent().revision, revision, "nothing changed, nobody is told");
-    assert_eq!(log.no(Command::Rebalance { service: name("no"), budget: 1 }).code, Code::NotFound);
+    assert_eq!(
+        log.no(Command::Rebalance {
+            service: name("no"),
+            budget: 1
+        })
+        .code,
+        Code::NotFound
+    );
 }
 
 #[test]
@@ -206,12 +278,24 @@ fn a_preview_changes_nothing_and_is_true() {
     let Command::CreateService { spec, .. } = with("web", 5, |s| s.placement.max_per_node = Some(1)) else {
         unreachable!()
     };
-    let seen = log.state.clone().preview(&name("web"), &Proposal::Spec(Box::new(spec.clone()))).unwrap();
+    let seen = log
+        .state
+        .clone()
+        .preview(&name("web"), &Proposal::Spec(Box::new(spec.clone())))
+        .unwrap();
     assert!(seen.before.is_empty() && seen.after.len() == 3);
-    log.ok(Command::CreateService { name: name("web"), spec });
+    log.ok(Command::CreateService {
+        name: name("web"),
+        spec,
+    });
     assert_eq!(*log.state.intent.placements[&name("web")], seen.after);
     assert_eq!(log.service("web").problem, seen.problem);
-    assert!(log.state.clone().preview(&name("web"), &Proposal::Replicas(u32::MAX)).is_err());
+    assert!(
+        log.state
+            .clone()
+            .preview(&name("web"), &Proposal::Replicas(u32::MAX))
+            .is_err()
+    );
     let seen = log.state.clone().preview(&name("web"), &Proposal::Replicas(2)).unwrap();
     assert_eq!((seen.after.len(), seen.problem), (2, None));
 }

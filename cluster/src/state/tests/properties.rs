@@ -37,7 +37,12 @@ fn any_command() -> impl Strategy<Value = Command> {
         });
     let placement = (
         any::<bool>(),
-        prop::sample::select(vec!["", "node.labels.zone==1", "node.labels.zone!=1", "node.role==worker"]),
+        prop::sample::select(vec![
+            "",
+            "node.labels.zone==1",
+            "node.labels.zone!=1",
+            "node.role==worker",
+        ]),
         prop::option::of(svc.clone()),
         prop::option::of(svc.clone()),
         prop::option::of(1u32..3),
@@ -45,14 +50,27 @@ fn any_command() -> impl Strategy<Value = Command> {
     )
         .prop_map(|(global, constraint, near, after, max_per_node, half)| {
             let placement = model::spec::PlacementSpec {
-                constraints: Some(constraint.to_owned()).filter(|c| !c.is_empty()).into_iter().collect(),
+                constraints: Some(constraint.to_owned())
+                    .filter(|c| !c.is_empty())
+                    .into_iter()
+                    .collect(),
                 near: near.into_iter().collect(),
                 after: after.into_iter().collect(),
                 max_per_node,
-                reserve: model::spec::Resources { cpu_milli: half * 500, memory: 0 },
+                reserve: model::spec::Resources {
+                    cpu_milli: half * 500,
+                    memory: 0,
+                },
                 ..Default::default()
             };
-            (if global { model::spec::Mode::Global } else { model::spec::Mode::Replicated }, placement)
+            (
+                if global {
+                    model::spec::Mode::Global
+                } else {
+                    model::spec::Mode::Replicated
+                },
+                placement,
+            )
         });
     let net_spec = (any::<bool>(), prop::option::of(0u8..3)).prop_map(|(ipv6, third)| model::NetworkSpec {
         subnet: third.map(|t| format!("10.77.{t}.0/24").parse().unwrap()),
@@ -93,7 +111,10 @@ fn any_command() -> impl Strategy<Value = Command> {
             node,
             machine: model::intent::Machine {
                 os: "linux".into(),
-                capacity: model::spec::Resources { cpu_milli: cpus * 1000, memory: cpus << 30 },
+                capacity: model::spec::Resources {
+                    cpu_milli: cpus * 1000,
+                    memory: cpus << 30
+                },
                 ..Default::default()
             },
         }),

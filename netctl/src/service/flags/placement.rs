@@ -190,13 +190,29 @@ mod tests {
         assert_eq!((s.mode, p.strategy), (Mode::Global, Strategy::Binpack));
         assert_eq!(p.constraints, ["node.labels.zone==a", "node.role!=manager"]);
         assert_eq!(p.spread, ["node.labels.zone", "node.hostname"]);
-        assert_eq!((p.near[0].as_str(), p.apart[0].as_str(), p.after[0].as_str()), ("db", "web", "db"));
-        assert_eq!((p.max_per_node, p.reserve.cpu_milli, p.reserve.memory), (Some(2), 250, 512 << 20));
+        assert_eq!(
+            (p.near[0].as_str(), p.apart[0].as_str(), p.after[0].as_str()),
+            ("db", "web", "db")
+        );
+        assert_eq!(
+            (p.max_per_node, p.reserve.cpu_milli, p.reserve.memory),
+            (Some(2), 250, 512 << 20)
+        );
         over(&mut s, &[]).unwrap();
         assert_eq!(s.placement, p);
         over(
             &mut s,
-            &["--global=false", "--constraint", "", "--near", "", "--spread", "", "--max-per-node", "0"],
+            &[
+                "--global=false",
+                "--constraint",
+                "",
+                "--near",
+                "",
+                "--spread",
+                "",
+                "--max-per-node",
+                "0",
+            ],
         )
         .unwrap();
         assert_eq!(s.mode, Mode::Replicated);
@@ -206,7 +222,14 @@ mod tests {
 
     #[test]
     fn numbers() {
-        for (text, milli) in [("1", 1000), ("0.5", 500), (".25", 250), ("2.", 2000), ("0", 0), ("1.125", 1125)] {
+        for (text, milli) in [
+            ("1", 1000),
+            ("0.5", 500),
+            (".25", 250),
+            ("2.", 2000),
+            ("0", 0),
+            ("1.125", 1125),
+        ] {
             assert_eq!(cpus(text), Ok(milli), "{text}");
         }
         for (text, octets) in [("0", 0), ("10", 10), ("1k", 1024), ("2GiB", 2 << 30), ("3mb", 3 << 20)] {
