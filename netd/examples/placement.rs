@@ -182,7 +182,7 @@ async fn run(dir: PathBuf, nodes: u64, tasks: u32, services: u32) -> Result<Stri
             replicas: tasks / services,
             command: vec!["./server".into()],
             placement: PlacementSpec {
-                constraints: if services > 1 && n % 2 == 0 {
+                constraints: if services > 1 && n.is_multiple_of(2) {
                     vec![constraint]
                 } else {
                     Vec::new()

@@ -45,6 +45,10 @@ fn hint(filter: Filter, ask: &Request<'_>) -> String {
                 _ => "netctl node ls, and another --constraint".into(),
             }
         }
+        Filter::Near(at) if ask.near.get(at).is_some_and(|o| !o.exists) => {
+            let missing = ask.near.get(at).map_or(String::new(), |o| o.name.to_string());
+            format!("netctl service create {missing}")
+        }
         Filter::Near(_) | Filter::Apart(_) => "netctl node ls, or another --near or --apart".into(),
         Filter::HostPorts => "fewer tasks, more nodes, or a port of the mesh (--publish PORT)".into(),
         Filter::PerNode => format!("more nodes, or netctl service update {service} --max-per-node with more"),

@@ -28,7 +28,7 @@ pub(crate) enum Verb {
     #[command(
         after_help = "Examples:\n  netctl service create web --network app --replicas 2 --publish 80:8080 -- ./server --port 8080\n  netctl service create db --network app       endpoints are attached with netctl endpoint add --service db"
     )]
-    Create(create::Create),
+    Create(Box<create::Create>),
     /// List the services.
     #[command(
         visible_alias = "list",
@@ -113,7 +113,7 @@ impl FromStr for ScaleTo {
 
 pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
     match verb {
-        Verb::Create(args) => create::run(cx, args).await,
+        Verb::Create(args) => create::run(cx, *args).await,
         Verb::Ls(list) => {
             let services: Vec<ServiceView> = cx.client.get("/v1/services").await?;
             cx.out.table(&table(&services), &list.filter)

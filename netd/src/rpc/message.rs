@@ -101,7 +101,7 @@ pub(crate) enum ToManager {
     /// First: what it knows already (0: nothing).
     Hello { revision: u64, version: String },
     /// See [`Report`].
-    Report(Report),
+    Report(Box<Report>),
     /// Answered by [`ToNode::Reply`] with the same id.
     Request { id: u64, request: Request },
     /// Answer to [`ToNode::Ask`].

@@ -55,7 +55,7 @@ impl Script {
                 ports.insert((*port).to_owned());
             }
             ["ask", name, wishes @ ..] => self.ask(name, wishes),
-            ["place"] => self.show(|before, hosts, ask| place(before, hosts, ask)),
+            ["place"] => self.show(place),
             ["rebalance", n] => self.show(|before, hosts, ask| rebalance(before, hosts, ask, n.parse().unwrap())),
             other => panic!("no such line: {other:?}"),
         }

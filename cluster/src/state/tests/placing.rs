@@ -222,7 +222,8 @@ fn who_waits_for_another_is_placed_after_it() {
 #[test]
 fn what_cannot_be_meant_is_refused() {
     let mut log = Log::new(0);
-    let bad: [(&str, fn(&mut PlacementSpec)); 6] = [
+    type Wish = fn(&mut PlacementSpec);
+    let bad: [(&str, Wish); 6] = [
         ("nothing that a node has", |p| {
             p.constraints = vec!["node.zone==a".into()]
         }),
