@@ -199,7 +199,7 @@ mod tests {
         };
         i.services.insert(web.clone(), service);
         i.placements
-            .insert(web, BTreeMap::from([(NodeId(on), SlotSet::from_iter([1]))]));
+            .insert(web, BTreeMap::from([(NodeId(on), SlotSet::from_iter([1]))]).into());
         i
     }
 

@@ -1,4 +1,5 @@
 //! Changes of a running service, and nodes that are emptied, under the load of clients that must not notice.
+#![allow(clippy::disallowed_methods, reason = "an update is timed for people to read")]
 
 use std::time::Duration;
 

@@ -100,6 +100,7 @@ impl State {
             self.marks.release(port.mark, now, REST_MS);
             self.ports.remove(key);
         }
+        self.place_missing(index);
         Ok(Applied::Done)
     }
 
@@ -144,6 +145,10 @@ impl State {
             }
         };
         let previous = old.as_ref().map(|o| rollouts::previous(o, &spec));
+        let old_spec = old.as_ref().map(|o| &o.spec);
+        let placing = |s: &ServiceSpec| (s.mode, s.replicas, s.command.is_empty(), s.placement.clone());
+        let replan = rollout.is_some() || old_spec.is_none_or(|o| placing(o) != placing(&spec));
+        let reserve = old_spec.map_or(spec.placement.reserve, |o| o.placement.reserve);
         if let Some(old) = &old {
             let now = self.now_ms;
             for (net, vip) in old.vips.iter().filter(|(n, _)| !vips.contains_key(*n)) {
@@ -168,8 +173,19 @@ impl State {
             rollout,
             problem: old.and_then(|o| o.problem),
         };
+        self.weigh(name, reserve, service.spec.placement.reserve);
         self.change(index).services.insert(name.clone(), service);
-        self.place(index, name);
+        if replan {
+            let tasks = |s: &State| -> u64 {
+                let placed = s.intent.placements.get(name);
+                placed.map_or(0, |p| p.values().map(|slots| u64::from(slots.len())).sum())
+            };
+            let before = tasks(self);
+            self.place_all(index, [name.clone()]);
+            if tasks(self) < before || reserve != self.service(name)?.spec.placement.reserve {
+                self.place_missing(index);
+            }
+        }
         Ok(Applied::Service { index: number })
     }
 
@@ -240,6 +256,7 @@ impl State {
             return Err(Refusal::invalid("a grace or drain time is longer than a day", "10s"));
         }
         super::task::check(name, spec)?;
+        self.check_placement(name, &spec.placement)?;
         self.check_ports(name, spec)
     }
 

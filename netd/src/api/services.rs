@@ -5,6 +5,8 @@ use cluster::state::Command;
 use model::{
     Code, Name, ServiceSpec,
     api::{Changed, Replace, Scale, ServiceView, TaskView},
+    intent::SlotSet,
+    spec::Mode,
 };
 
 use super::{
@@ -17,10 +19,24 @@ pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
     let (intent, facts) = (c.intent(), c.facts());
     let service = intent.services.get(name)?.clone();
     let backends = crate::view::backends(&intent, &facts, name);
+    let placed = intent
+        .placements
+        .get(name)
+        .map_or(0, |p| p.values().map(SlotSet::len).sum());
+    let wanted = match service.spec.mode {
+        _ if service.spec.command.is_empty() => 0,
+        Mode::Replicated => service.spec.replicas,
+        // Those beside them while they are replaced are not asked for.
+        Mode::Global => {
+            let surge = service.rollout.as_ref().map_or(0, |r| r.surge.len());
+            placed.saturating_sub(surge)
+        }
+    };
     let ready = backends.iter().filter(|b| b.in_use).count() as u32;
     Some(ServiceView {
         name: name.clone(),
         service,
+        wanted,
         ready,
         backends,
     })
