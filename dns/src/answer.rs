@@ -26,7 +26,7 @@ pub enum Verdict {
 const SOA: &[u8] = b"\x09localhost\0\x06nobody\x07invalid\0\0\0\0\x01\0\0\x0e\x10\0\0\x04\xb0\0\x09\x3a\x80\0\0\0\x01";
 const ROOT: &[u8] = &[0];
 
-/// Answers a query as `view` sees the cluster. `spin` (a counter or a random number) chooses the address that comes first.
+/// Answers a query as `view` sees the cluster. `spin` (a counter or a random number) chooses the order of addresses.
 ///
 /// Any input is good: what is malformed gets FORMERR or is dropped. Questions for ANY (RFC 8482), zone transfers and classes other than IN
 /// are refused; so are foreign names where every network of the view is internal.
@@ -129,22 +129,34 @@ fn write(table: &Table, query: &Query<'_>, found: &Found<'_>, spin: u32, reply: 
     }
 }
 
-/// The addresses of one family, beginning with the one that `spin` points at; as many as fit.
+/// The addresses of one family, shuffled by `spin`; as many as fit.
 fn addresses(qtype: u16, a: &Addresses, spin: u32, reply: &mut Reply<'_, '_>) -> bool {
     let mut put = |octets: &[u8]| reply.record(Section::Answer, &QUESTION_NAME, qtype, TTL, &[octets]);
     if qtype == rtype::A {
-        rotated(&a.v4, spin).all(|ip| put(&ip.octets()));
+        shuffled(&a.v4, spin).all(|ip| put(&ip.octets()));
         !a.v4.is_empty()
     } else {
-        rotated(&a.v6, spin).all(|ip| put(&ip.octets()));
+        shuffled(&a.v6, spin).all(|ip| put(&ip.octets()));
         !a.v6.is_empty()
     }
 }
 
-fn rotated<T>(all: &[T], spin: u32) -> impl Iterator<Item = &T> {
-    let first = spin as usize % all.len().max(1);
-    let (tail, head) = all.split_at(first);
-    head.iter().chain(tail)
+/// Each once: the first one takes turns with `spin`, and each is followed by another one each time, so that what falls
+/// to a task that does not answer is spread over all others.
+fn shuffled<T>(all: &[T], spin: u32) -> impl Iterator<Item = &T> {
+    let (n, spin) = (all.len().max(1), spin as usize);
+    // Any step that has no divisor in common with the length meets each place once; n + 1 is one.
+    let round = (spin / n).wrapping_mul(0x9e37_79b1) >> 7;
+    let from = round % n + 1;
+    let step = (from..=n + 1).find(|s| coprime(*s, n)).unwrap_or(1);
+    (0..all.len()).filter_map(move |i| all.get((spin % n + i * step) % n))
+}
+
+fn coprime(mut a: usize, mut b: usize) -> bool {
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a == 1
 }
 
 /// Addresses of the name at `at`, so that the client need not ask again; left out when they do not fit.

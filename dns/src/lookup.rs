@@ -108,6 +108,7 @@ fn on_network<'t>(table: &'t Table, vni: Vni, part: &Part<'_>) -> Option<Found<'
     let (service, names) = table.services.get_key_value(part.service())?;
     let on: &Names = names.on.get(&vni)?;
     Some(match part {
+        Part::Service(_, Form::Vip) if names.itself => Found::Addresses(&on.tasks),
         Part::Service(_, Form::Vip) => Found::Addresses(&on.vip),
         Part::Service(_, Form::Tasks) => Found::Addresses(&on.tasks),
         Part::Service(_, Form::Slot(n)) => on.slots.get(n).map_or(Found::Nothing, Found::Addresses),

@@ -7,7 +7,9 @@ use std::{
 };
 
 use ipnet::IpNet;
-use model::{EndpointRow, EndpointState, Intent, Name, PortSpec, Vni, intent::Service};
+use model::{
+    EndpointRow, EndpointState, Intent, Name, PortSpec, PublishMode, Vni, intent::Service, spec::EndpointMode,
+};
 
 /// The networks that a namespace may see. In this order: a short name stands for the first network that has it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -62,7 +64,10 @@ pub(crate) struct Net {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct ServiceNames {
     pub(crate) on: BTreeMap<Vni, Names>,
+    /// Those that its VIPs have.
     pub(crate) ports: BTreeSet<PortSpec>,
+    /// It has no VIP: its name means its tasks.
+    pub(crate) itself: bool,
 }
 
 /// A service's names on one network.
@@ -132,8 +137,10 @@ impl Table {
     }
 
     fn add_service(&mut self, intent: &Intent, name: Label, service: &Service) {
+        let of_mesh = service.ports.values().filter(|p| p.spec.mode == PublishMode::Ingress);
         let mut names = ServiceNames {
-            ports: service.ports.values().map(|p| p.spec).collect(),
+            ports: of_mesh.map(|p| p.spec).collect(),
+            itself: service.spec.endpoint_mode == EndpointMode::Dnsrr,
             ..ServiceNames::default()
         };
         for network in service.spec.networks.iter().chain(service.vips.keys()) {

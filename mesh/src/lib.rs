@@ -11,4 +11,4 @@ pub mod maglev;
 pub mod wanted;
 
 pub use lower::ebpf;
-pub use wanted::{Backend, BackendId, BackendState, Node, Place, Problem, Service, Wanted};
+pub use wanted::{Backend, BackendId, BackendState, Node, Place, Port, Problem, Service, Wanted};

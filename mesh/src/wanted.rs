@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use model::{EndpointId, Mac, NodeId, PortSpec, Vni, intent::Vip, row::Datapath};
+use model::{EndpointId, Mac, NodeId, Proto, Vni, intent::Vip, row::Datapath};
 
 /// The whole mesh, as one node should carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,9 +36,24 @@ pub struct Service {
     /// Virtual addresses by network. A VIP leads to the backends of its own network alone.
     pub vips: BTreeMap<Vni, Vip>,
     /// Published ports.
-    pub ports: BTreeSet<PortSpec>,
+    pub ports: BTreeSet<Port>,
     /// Endpoints that are ready or draining.
     pub backends: BTreeMap<BackendId, Backend>,
+}
+
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Port {
+    /// Port on this node and on the VIPs, 1-65535.
+    pub published: u16,
+    /// Port of the backends.
+    pub target: u16,
+    /// Protocol.
+    pub proto: Proto,
+    /// It leads to this node's own backends, and is the host's where there is none; VIPs do not have it.
+    pub host: bool,
+    /// Addresses of this node that it answers on; none: all of [`Wanted::local`]. On others it stays the host's.
+    pub on: Option<BTreeSet<IpAddr>>,
 }
 
 /// Who a backend is, on every node and over restarts: the balancing hash is taken over this and nothing else.
@@ -69,6 +84,9 @@ pub struct Backend {
     pub mac: Mac,
     /// Where it is.
     pub place: Place,
+    /// Slot, for a task. One on several networks has a backend on each, and published ports lead to its first by id
+    /// that speaks the family.
+    pub slot: Option<u32>,
     /// Whether it takes new flows.
     pub state: BackendState,
 }

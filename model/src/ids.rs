@@ -153,16 +153,22 @@ impl fmt::Display for Name {
     }
 }
 
-/// The id of an endpoint on its node: `web.1` for a task of a service, else what the client chose (1-128 characters of
+/// The id of an endpoint on its node: `web.1` for a task of a service, else what the client chose (1-160 characters of
 /// letters, digits, `.`, `_`, `-`; it becomes a file name).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct EndpointId(String);
 
 impl EndpointId {
+    /// Longest, characters: the longest task's (service, slot) on the longest further network, and some for others.
+    pub const MAX: usize = 160;
     /// The endpoint of a service's slot.
     pub fn task(service: &Name, slot: u32) -> Self {
         EndpointId(format!("{service}.{slot}"))
+    }
+    /// The endpoint that a task has on a further network: `web.1` on `db` is `web.1.db`.
+    pub fn on(&self, network: &Name) -> Self {
+        EndpointId(format!("{}.{network}", self.0))
     }
     /// The service and slot of [`EndpointId::task`], if it may be one.
     pub fn slot(&self) -> Option<(Name, u32)> {
@@ -178,7 +184,7 @@ impl EndpointId {
 impl FromStr for EndpointId {
     type Err = BadValue;
     fn from_str(s: &str) -> Result<Self, BadValue> {
-        let ok = (1..=128).contains(&s.len())
+        let ok = (1..=EndpointId::MAX).contains(&s.len())
             && s.bytes()
                 .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
             && s.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric());
@@ -186,7 +192,7 @@ impl FromStr for EndpointId {
             return Err(BadValue::new(
                 "endpoint id",
                 s,
-                "is not 1-128 letters, digits, dots, hyphens, beginning with a letter or digit",
+                "is not 1-160 letters, digits, dots, hyphens, beginning with a letter or digit",
                 "--id web.1",
             ));
         }
@@ -259,6 +265,74 @@ impl TryFrom<String> for Mac {
 impl From<Mac> for String {
     fn from(m: Mac) -> String {
         m.to_string()
+    }
+}
+
+/// The name of a network device, as `dev_valid_name()` of net/core/dev.c allows it, with a letter in it: a name of
+/// digits and dots alone is a mistyped address.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Device([u8; Device::MAX]);
+
+impl Device {
+    /// Longest, characters (IFNAMSIZ of linux/if.h less its end).
+    pub const MAX: usize = 15;
+
+    /// The text.
+    pub fn as_str(&self) -> &str {
+        let end = self.0.iter().position(|b| *b == 0).unwrap_or(Device::MAX);
+        self.0
+            .get(..end)
+            .and_then(|t| std::str::from_utf8(t).ok())
+            .unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Device {
+    type Err = BadValue;
+    fn from_str(s: &str) -> Result<Self, BadValue> {
+        let good = s
+            .bytes()
+            .all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b',' | b'='))
+            && s.bytes().any(|b| b.is_ascii_alphabetic());
+        let mut text = [0; Device::MAX];
+        match text.get_mut(..s.len()) {
+            Some(to) if good => to.copy_from_slice(s.as_bytes()),
+            _ => {
+                return Err(BadValue::new(
+                    "interface",
+                    s,
+                    "is no name of a device",
+                    "eth0, or an address such as 192.0.2.1",
+                ));
+            }
+        }
+        Ok(Device(text))
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = BadValue;
+    fn try_from(s: String) -> Result<Self, BadValue> {
+        s.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(d: Device) -> String {
+        d.as_str().to_owned()
     }
 }
 

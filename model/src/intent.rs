@@ -301,16 +301,30 @@ pub enum RolloutState {
     RollbackCompleted,
 }
 
-/// `80/tcp`: a published port is unique in the cluster.
+/// `80/tcp`, `192.0.2.1:80/tcp`, `eth0:80/tcp`: a published port is unique in its service, and of the mesh in the
+/// cluster ([`PortSpec::meets`]).
 pub type PortKey = String;
 
 /// A published port as the log knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// As asked for.
+    /// As asked for, with the port that the log gave.
     pub spec: PortSpec,
+    /// The log gave it.
+    #[serde(default)]
+    pub auto: bool,
     /// Index of its fwmark, the same on every node.
     pub mark: u32,
+}
+
+impl PublishedPort {
+    /// As asked for: what stands in [`ServiceSpec::publish`].
+    pub fn asked(&self) -> PortSpec {
+        PortSpec {
+            published: if self.auto { 0 } else { self.spec.published },
+            ..self.spec
+        }
+    }
 }
 
 /// A VIP.
@@ -334,7 +348,8 @@ impl TryFrom<Vec<(u32, u32)>> for SlotSet {
     /// From outside: what is not such a set is refused, or counting its slots would overflow, or never end.
     fn try_from(ranges: Vec<(u32, u32)>) -> Result<Self, Self::Error> {
         // Behind a range one slot at least is left out.
-        let (mut first, mut count) = (1, 0u32);
+        let mut first = 1;
+        let mut slots = 0;
         for (a, b) in &ranges {
             if *a < first || b < a {
                 return Err("the ranges of a set of slots are not ascending and apart");
@@ -342,8 +357,8 @@ impl TryFrom<Vec<(u32, u32)>> for SlotSet {
             if *b > SlotSet::HIGHEST {
                 return Err("a slot is higher than any service has");
             }
-            count = count.saturating_add(b - a + 1);
-            if count > SlotSet::MOST {
+            slots += b - a + 1;
+            if slots > SlotSet::MOST {
                 return Err("more slots than any service has");
             }
             first = b.saturating_add(2);
@@ -353,12 +368,11 @@ impl TryFrom<Vec<(u32, u32)>> for SlotSet {
 }
 
 impl SlotSet {
-    /// Most slots: those of the largest service, and as many again while each is replaced by one beside it, and room.
+    /// Highest slot: those of global services are named by their nodes, and others stand above them while they are replaced.
+    pub const HIGHEST: u32 = 2_000_000_000;
+    /// Most slots in one set: those of the largest service, and as many again while each is replaced by one beside it, and
+    /// room.
     pub const MOST: u32 = 4 * ServiceSpec::MAX_REPLICAS;
-
-    /// Highest slot: a global service's have their nodes' numbers, up to 999,999,999, and those beside them a thousand
-    /// millions more.
-    pub const HIGHEST: u32 = 1_999_999_999;
 
     /// Every slot, ascending.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
@@ -517,9 +531,12 @@ impl Intent {
         self.networks.iter().find(|(_, n)| n.vni == vni)
     }
 
-    /// The service that holds a published port.
-    pub fn service_by_port(&self, key: &PortKey) -> Option<(&Name, &Service)> {
-        self.services.iter().find(|(_, s)| s.ports.contains_key(key))
+    /// The services that hold a published port, with the part of it that they hold: one address may be another's.
+    pub fn holders<'i>(&'i self, port: &PortSpec) -> impl Iterator<Item = (&'i Name, &'i PublishedPort)> + use<'i> {
+        let port = *port;
+        let all = self.services.iter();
+        all.flat_map(|(name, s)| s.ports.values().map(move |p| (name, p)))
+            .filter(move |(_, p)| p.spec.meets(&port))
     }
 
     /// Slots of a service placed on a node.
@@ -571,7 +588,7 @@ mod tests {
             "[[1,2],[3,4]]",
             "[[5,6],[1,1]]",
             "[[1,4294967295]]",
-            "[[2000000000,2000000000]]",
+            "[[2000000001,2000000001]]",
             "[[1,2000001],[1000000001,1002000001]]",
         ] {
             assert!(read(bad).is_err(), "{bad}");

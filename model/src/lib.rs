@@ -15,9 +15,9 @@ pub mod shared;
 pub mod spec;
 
 pub use error::{ApiError, Code};
-pub use ids::{BadValue, EndpointId, Mac, Name, NodeId, Proto, Vni};
+pub use ids::{BadValue, Device, EndpointId, Mac, Name, NodeId, Proto, Vni};
 pub use intent::Intent;
 pub use row::{EndpointRow, EndpointState, NodeRow, Row, RowBody, RowKey};
 pub use settings::ClusterSettings;
 pub use shared::Shared;
-pub use spec::{NetworkSpec, PortSpec, ServiceSpec};
+pub use spec::{NetworkSpec, On, PortSpec, PublishMode, ServiceSpec};

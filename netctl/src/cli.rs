@@ -8,7 +8,7 @@ use model::client::{Client, DEFAULT_SOCKET, SOCKET_ENV, Target};
 use crate::{
     cluster, endpoint, network, node,
     output::{self, Filter, Format, Output},
-    service, status,
+    service, status, task,
 };
 
 const EXAMPLES: &str = "\
@@ -52,6 +52,9 @@ pub(crate) enum Noun {
     /// Services: tasks behind one name, one virtual address and published ports.
     #[command(subcommand)]
     Service(service::Verb),
+    /// Tasks of all services.
+    #[command(subcommand)]
+    Task(task::Verb),
     /// Everything on one screen.
     Status(status::StatusArgs),
     /// List the managers that a registry knows.

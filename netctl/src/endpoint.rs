@@ -47,9 +47,10 @@ pub(crate) struct Add {
     id: Option<EndpointId>,
     #[command(flatten)]
     target: Target,
-    /// Network to attach to.
-    #[arg(long, value_name = "NAME")]
-    network: Name,
+    /// Network to attach to; may be repeated: the first one has the default route, and on each further one the
+    /// namespace has an endpoint ID.NETWORK.
+    #[arg(long = "network", required = true, value_name = "NAME")]
+    networks: Vec<Name>,
     /// Service whose backend it becomes.
     #[arg(long, value_name = "NAME")]
     service: Option<Name>,
@@ -105,12 +106,17 @@ fn request(args: Add) -> Result<(EndpointId, EndpointCreate), ApiError> {
             .parse()?,
         (None, None, pid) => format!("pid-{}", pid.unwrap_or_default()).parse()?,
     };
+    let mut networks = args.networks.into_iter();
+    let network = networks
+        .next()
+        .ok_or_else(|| ApiError::new(Code::Invalid, "a network is missing", "--network default"))?;
     let body = EndpointCreate {
-        network: args.network,
+        network,
         netns,
         pid: args.target.pid,
         service: args.service,
         slot: None,
+        further: networks.collect(),
     };
     Ok((id, body))
 }
@@ -208,7 +214,7 @@ mod tests {
                 netns: netns.map(PathBuf::from),
                 pid,
             },
-            network: "app".parse().unwrap(),
+            networks: vec!["app".parse().unwrap()],
             service: None,
         }
     }

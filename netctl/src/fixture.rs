@@ -130,6 +130,7 @@ fn backend(slot: u64, state: EndpointState, why: Option<&str>) -> BackendView {
         endpoint: format!("web.{slot}").parse().unwrap(),
         node: NodeId(slot),
         hostname: host(slot),
+        slot: u32::try_from(slot).ok(),
         vni: vni(4097),
         v4: Some(format!("10.77.16.{}", 16 * (slot - 1) + 2).parse().unwrap()),
         v6: Some(format!("fd12:3456:789a:1::{slot}").parse().unwrap()),
@@ -144,7 +145,11 @@ fn published(text: &str, mark: u32) -> (String, PublishedPort) {
     let spec: PortSpec = text.parse().unwrap();
     (
         format!("{}/{}", spec.published, spec.proto),
-        PublishedPort { spec, mark },
+        PublishedPort {
+            spec,
+            auto: false,
+            mark,
+        },
     )
 }
 
@@ -210,6 +215,9 @@ pub(crate) fn tasks() -> Vec<TaskView> {
         },
         restarts: 0,
         generation: 40,
+        health: (slot == 1).then_some(true),
+        pid: desired.then_some(4000 + slot),
+        exhausted: false,
     };
     vec![
         task(1, 1, true, TaskState::Running, 7200, ""),
@@ -231,6 +239,7 @@ pub(crate) fn endpoints() -> Vec<EndpointView> {
         mac: "02:6e:0a:4d:10:02".parse().unwrap(),
         mtu: 1450,
         service: service.map(name),
+        part_of: None,
         state: EndpointState::Ready,
         resolv_conf: "nameserver 127.0.0.11\n".into(),
         problem: problem.map(str::to_owned),

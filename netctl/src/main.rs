@@ -11,6 +11,7 @@ mod cluster;
 mod dial;
 mod endpoint;
 mod identity;
+mod logs;
 mod managers;
 mod network;
 mod node;
@@ -19,6 +20,7 @@ mod progress;
 mod service;
 mod settings;
 mod status;
+mod task;
 mod wait;
 
 #[cfg(test)]
@@ -97,6 +99,7 @@ async fn run(cli: Cli) -> Run {
         Noun::Network(verb) => network::run(&context, verb).await,
         Noun::Endpoint(verb) => endpoint::run(&context, verb).await,
         Noun::Service(verb) => service::run(&context, verb).await,
+        Noun::Task(verb) => task::run(&context, verb).await,
         Noun::Discover(args) => cluster::discover(&context, args).await,
         Noun::DialStdio => dial::run(&context).await,
         Noun::Status(args) => status::run(&context, args).await,

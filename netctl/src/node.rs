@@ -3,7 +3,7 @@
 use clap::Subcommand;
 use model::{
     ApiError, Code,
-    api::{NodeHealth, NodeView},
+    api::{NodeHealth, NodeView, TaskView},
     intent::{Availability, Role},
     row::Datapath,
 };
@@ -13,6 +13,7 @@ use crate::{
     cli::{Context, ListArgs},
     managers,
     output::{Cell, Column, Table, Tone, cell, column, maybe, wide},
+    service::tasks_table,
 };
 
 #[derive(Debug, Subcommand)]
@@ -46,6 +47,14 @@ pub(crate) enum Verb {
     /// Give nodes tasks again.
     #[command(after_help = "Example:\n  netctl node activate n2")]
     Activate(availability::Nodes),
+    /// List the tasks of a node, and what became of earlier ones.
+    #[command(after_help = "Examples:\n  netctl node ps n2\n  netctl node ps n2 --filter wanted=yes")]
+    Ps {
+        /// Id (n2) or host name.
+        node: String,
+        #[command(flatten)]
+        list: ListArgs,
+    },
     /// Make managers of nodes: each gets the log first, then a vote.
     #[command(after_help = "Example:\n  netctl node promote n2 n3")]
     Promote(managers::Promote),
@@ -73,18 +82,29 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         Verb::Promote(args) => managers::promote(cx, args).await,
         Verb::Demote(args) => managers::demote(cx, args).await,
         Verb::Rm(args) => managers::remove(cx, args).await,
+        Verb::Ps { node, list } => {
+            sound(&node)?;
+            let tasks: Vec<TaskView> = cx.client.get(&format!("/v1/nodes/{node}/tasks")).await?;
+            cx.out.table(&tasks_table(&tasks), &list.filter)
+        }
         Verb::Inspect { node } => {
-            let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-            if node.is_empty() || !node.chars().all(ok) {
-                return Err(ApiError::new(
-                    Code::Invalid,
-                    format!("{node:?} is neither a node id nor a host name"),
-                    "netctl node ls",
-                ));
-            }
+            sound(&node)?;
             let view: NodeView = cx.client.get(&format!("/v1/nodes/{node}")).await?;
             cx.out.one(&view.id.to_string(), &view)
         }
+    }
+}
+
+/// It becomes part of a path.
+fn sound(node: &str) -> Run {
+    let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    match !node.is_empty() && node.chars().all(ok) {
+        true => Ok(()),
+        false => Err(ApiError::new(
+            Code::Invalid,
+            format!("{node:?} is neither a node id nor a host name"),
+            "netctl node ls",
+        )),
     }
 }
 

@@ -72,6 +72,13 @@ fn json(answer: &impl Serialize) -> Result<String, ApiError> {
     Ok(text)
 }
 
+/// One JSON object on a line.
+pub(crate) fn line(answer: &impl Serialize) -> Result<String, ApiError> {
+    let text = serde_json::to_string(answer);
+    text.map(|t| t + "\n")
+        .map_err(|e| ApiError::new(Code::Internal, format!("the answer cannot be written as JSON: {e}"), ""))
+}
+
 /// Writes to standard output. A reader that went away (`netctl ... | head`) is no error.
 pub(crate) fn stdout(text: &str) -> Result<(), ApiError> {
     let mut out = io::stdout().lock();

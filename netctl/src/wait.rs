@@ -79,16 +79,17 @@ pub(crate) struct ServiceVerdict {
 
 /// Reads a service and its tasks; without tasks its endpoints alone decide what is ready.
 pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> ServiceVerdict {
-    let mut endpoints: Vec<_> = service.backends.iter().map(|b| (b.node, &b.endpoint)).collect();
+    let unit = |b: &BackendView| b.unit(&service.name);
+    let mut endpoints: Vec<_> = service.backends.iter().map(unit).collect();
     endpoints.sort_unstable();
     endpoints.dedup();
-    // A service on two networks has two backends an endpoint: it counts once, when all of them are in use.
+    // A task on two networks has two backends: it counts once, when both are in use.
     let ready = endpoints
         .iter()
         .filter(|e| {
-            let mut own = service.backends.iter().filter(|b| (b.node, &b.endpoint) == **e);
+            let mut own = service.backends.iter().filter(|b| unit(b) == **e);
             // An endpoint may be ready while its command dies again and again.
-            let fails = |t: &TaskView| t.desired && t.state != TaskState::Running && (t.node, &t.id) == **e;
+            let fails = |t: &TaskView| t.desired && t.state != TaskState::Running && (t.node, &t.id) == (e.0, &e.1);
             own.all(|b| b.in_use) && !tasks.iter().any(fails)
         })
         .count();
@@ -115,15 +116,11 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         }
     }
     // Placed by the log, no longer wanted, and still there: it drains.
-    let desired = |b: &BackendView| {
-        tasks
-            .iter()
-            .any(|t| t.desired && (t.node, &t.id) == (b.node, &b.endpoint))
-    };
-    let told = |b: &BackendView| tasks.iter().any(|t| t.id == b.endpoint);
+    let desired = |b: &BackendView| tasks.iter().any(|t| t.desired && (t.node, t.id.clone()) == unit(b));
+    let told = |b: &BackendView| tasks.iter().any(|t| t.id == unit(b).1);
     let drains: Vec<&BackendView> = service.backends.iter().filter(|b| told(b) && !desired(b)).collect();
     for b in &drains {
-        let line = format!("{} on {} is not stopped yet", b.endpoint, b.hostname);
+        let line = format!("{} on {} is not stopped yet", unit(b).1, b.hostname);
         if !lag.contains(&line) {
             lag.push(line);
         }

@@ -238,7 +238,7 @@ fn publish_80_ends_with_a_line_to_try() {
     );
     assert_eq!(
         netd.asked("POST /v1/publish").unwrap(),
-        json!({ "service": null, "port": { "published": 80, "target": 80, "proto": "tcp" } })
+        json!({ "service": null, "port": { "published": 80, "target": 80, "proto": "tcp", "mode": "ingress", "on": "" } })
     );
 }
 

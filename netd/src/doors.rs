@@ -196,6 +196,7 @@ pub(crate) fn look_at(intent: &Intent) {
         uplinks: ["eth0".to_owned()].into(),
         direct: true,
         addresses: Default::default(),
+        devices: Default::default(),
         ifindex: Default::default(),
     };
     let none = Default::default();

@@ -35,6 +35,9 @@ pub struct Endpoint {
     pub service: Option<Name>,
     /// Slot.
     pub slot: Option<u32>,
+    /// The endpoint that it belongs to, for a task's further networks: both live and end together.
+    #[serde(default)]
+    pub of: Option<EndpointId>,
     /// Ordered to drain: never ready again.
     pub draining: bool,
     /// What its health check said last: kept, so that a restart of netd withdraws nothing.
@@ -174,15 +177,28 @@ impl Endpoints {
         (blocks * BLOCK).saturating_sub(used)
     }
 
-    /// Adds or replaces one, on disk before it is true.
-    pub fn put(&mut self, id: EndpointId, e: Endpoint) -> std::io::Result<()> {
-        let before = self.kept.endpoints.insert(id.clone(), e);
+    /// An endpoint and those that belong to it; the first one first.
+    pub fn group(&self, id: &EndpointId) -> BTreeMap<EndpointId, Endpoint> {
+        let all = self.kept.endpoints.iter();
+        all.filter(|(other, e)| *other == id || e.of.as_ref() == Some(id))
+            .map(|(id, e)| (id.clone(), e.clone()))
+            .collect()
+    }
+
+    /// Adds or replaces some, all of them or none, on disk before it is true.
+    pub fn put(&mut self, group: BTreeMap<EndpointId, Endpoint>) -> std::io::Result<()> {
+        let mut before = Vec::new();
+        for (id, e) in group {
+            before.push((id.clone(), self.kept.endpoints.insert(id, e)));
+        }
         self.save().inspect_err(|_| {
             // Nothing is half-made: memory goes back to what the disk holds.
-            match before {
-                Some(b) => self.kept.endpoints.insert(id, b),
-                None => self.kept.endpoints.remove(&id),
-            };
+            for (id, e) in before {
+                match e {
+                    Some(e) => self.kept.endpoints.insert(id, e),
+                    None => self.kept.endpoints.remove(&id),
+                };
+            }
         })
     }
 
@@ -205,16 +221,20 @@ impl Endpoints {
         Ok(changed)
     }
 
-    /// Takes one out; its address rests.
-    pub fn remove(&mut self, id: &EndpointId) -> std::io::Result<Option<Endpoint>> {
+    /// Takes an endpoint and those that belong to it out; their addresses rest. Tells which there were.
+    pub fn remove(&mut self, id: &EndpointId) -> std::io::Result<BTreeMap<EndpointId, Endpoint>> {
         let now = now_s();
-        let Some(e) = self.kept.endpoints.remove(id) else {
-            return Ok(None);
-        };
+        let group = self.group(id);
+        if group.is_empty() {
+            return Ok(group);
+        }
         self.kept.resting.retain(|(_, _, until)| *until > now);
-        self.kept.resting.push((e.vni, e.offset, now + QUARANTINE.as_secs()));
+        for (id, e) in &group {
+            self.kept.endpoints.remove(id);
+            self.kept.resting.push((e.vni, e.offset, now + QUARANTINE.as_secs()));
+        }
         self.save()?;
-        Ok(Some(e))
+        Ok(group)
     }
 
     fn save(&self) -> std::io::Result<()> {
@@ -289,6 +309,7 @@ mod tests {
             offset,
             service: None,
             slot: None,
+            of: None,
             draining: false,
             healthy: None,
             running: None,
@@ -307,7 +328,8 @@ mod tests {
         let mut t = Endpoints::open(&dir).unwrap();
         let mut given = Vec::new();
         while let Ok(o) = t.free_offset(&intent, me, vni) {
-            t.put(format!("e{o}").parse().unwrap(), endpoint(vni, o)).unwrap();
+            t.put([(format!("e{o}").parse().unwrap(), endpoint(vni, o))].into())
+                .unwrap();
             given.push(o);
         }
         // Blocks 2 and 15, less the broadcast address at the end of the /24.
@@ -321,6 +343,28 @@ mod tests {
             Err(NoAddress::NeedBlock),
             "also after a restart"
         );
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_tasks_endpoints_end_together() {
+        let dir = std::env::temp_dir().join(format!("netd-endpoints-group-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let (_, vni) = intent();
+        let id = |t: &str| t.parse::<EndpointId>().unwrap();
+        let mut t = Endpoints::open(&dir).unwrap();
+        let part = |o| Endpoint {
+            of: Some(id("web.1")),
+            ..endpoint(vni, o)
+        };
+        let task = [(id("web.1"), endpoint(vni, 32)), (id("web.1.db"), part(33))];
+        t.put(task.into()).unwrap();
+        t.put([(id("web.10"), endpoint(vni, 34))].into()).unwrap();
+        let mut again = Endpoints::open(&dir).unwrap();
+        assert_eq!(again.group(&id("web.1")).len(), 2, "also after a restart");
+        assert_eq!(again.remove(&id("web.1")).unwrap().len(), 2);
+        assert_eq!(again.all().keys().collect::<Vec<_>>(), [&id("web.10")]);
+        assert!(again.remove(&id("web.1")).unwrap().is_empty());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 
@@ -350,10 +394,10 @@ mod tests {
             slot: Some(1),
             ..endpoint(vni, 32)
         };
-        t.put(id.clone(), task.clone()).unwrap();
+        t.put([(id.clone(), task.clone())].into()).unwrap();
         // On its second network, and a stranger.
-        t.put("web.1.db".parse().unwrap(), task).unwrap();
-        t.put("web.2".parse().unwrap(), endpoint(vni, 33)).unwrap();
+        t.put([("web.1.db".parse().unwrap(), task)].into()).unwrap();
+        t.put([("web.2".parse().unwrap(), endpoint(vni, 33))].into()).unwrap();
         let states = |t: &Endpoints, i: &Intent| t.all().values().map(|e| e.state(i)).collect::<Vec<_>>();
         use EndpointState::{Ready, Starting};
         assert_eq!(

@@ -76,8 +76,8 @@ pub struct Endpoint {
     pub vni: Vni,
     /// Where its namespace is found.
     pub netns: PathBuf,
-    /// Interface in it. Of several in one namespace the first (`eth0` before `eth1` before `eth10`) has the default
-    /// route.
+    /// Interface in it. Of several in one namespace the first (`eth0` before `eth1` before `eth10`) that has a family has
+    /// its default route.
     pub interface: String,
     /// MAC, unique in the cluster.
     pub mac: Mac,

@@ -61,13 +61,34 @@ pub fn want(desired: &Desired, abilities: Abilities) -> Wanted {
     for (path, mut endpoints) in by_task {
         endpoints.sort_by_key(|(_, ep, _)| (ep.interface.len(), &ep.interface));
         let space = out.tasks.entry(path.clone()).or_default();
-        for (i, (id, ep, network)) in endpoints.into_iter().enumerate() {
+        let first = |v4: bool| {
+            let mut able = endpoints.iter().map(|(_, ep, _)| *ep);
+            able.find(|ep| ep.addresses().any(|a| a.is_ipv4() == v4))
+                .map(|ep| ep.vni)
+        };
+        let ways = Ways {
+            v4: first(true),
+            v6: first(false),
+            several: endpoints.len() > 1,
+        };
+        for (id, ep, network) in endpoints {
             let mtu = u32::from(network.mtu.map_or(node.mtu, |m| m.min(node.mtu)));
             host_side(&mut out.host, node, id, ep, mtu, abilities);
-            task_side(space, node, id, ep, network, mtu, abilities.ipv6, i == 0);
+            task_side(space, node, id, ep, network, mtu, abilities.ipv6, ways);
         }
     }
     out
+}
+
+/// How a namespace's packets leave it.
+#[derive(Clone, Copy)]
+struct Ways {
+    /// Network whose device has the default route for IPv4: the first that has it.
+    v4: Option<model::Vni>,
+    /// The same for IPv6.
+    v6: Option<model::Vni>,
+    /// There are several networks.
+    several: bool,
 }
 
 fn set(space: &mut Space, family: &str, device: &str, key: &str, value: Sysctl) {
@@ -168,7 +189,7 @@ fn task_side(
     network: &Network,
     mtu: u32,
     ipv6: bool,
-    first: bool,
+    ways: Ways,
 ) {
     let name = &ep.interface;
     let kind = LinkKind::Peer { host: names::veth(id) };
@@ -209,13 +230,17 @@ fn task_side(
             space.routes.insert(RouteKey { table, to }, route);
         };
         let everything = default_of(address);
-        if first {
+        let default = if address.is_ipv4() { ways.v4 } else { ways.v6 };
+        if default == Some(ep.vni) {
             route(MAIN, everything);
         } else {
-            // Own requests to this network leave by this device; answers leave by the device of their source.
+            // Own requests to this network leave by this device.
+            subnet.into_iter().for_each(|s| route(MAIN, s.trunc()));
+        }
+        if ways.several {
+            // Answers leave by the device of their source, also to an address of another network of the task.
             let table = names::table(ep.vni);
             route(table, everything);
-            subnet.into_iter().for_each(|s| route(MAIN, s.trunc()));
             space.rules.insert(Rule {
                 from: IpNet::from(address),
                 table,

@@ -33,7 +33,8 @@ impl Logs {
     }
 
     /// Copies a log that is too long aside and empties it. Tasks hold the file open for appending, so that it cannot be
-    /// renamed; what they write between copy and cut is lost.
+    /// renamed; what they write between copy and cut is lost. Readers tell by the file aside that it was cut: it is put in
+    /// its place whole, right before.
     pub(crate) fn trim(&self, id: &EndpointId) -> io::Result<()> {
         trim(&self.path(id), MAX)
     }
@@ -46,9 +47,13 @@ fn trim(path: &Path, max: u64) -> io::Result<()> {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
     }
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".1");
-    fs::copy(path, aside)?;
+    let beside = |end: &str| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(end);
+        name
+    };
+    fs::copy(path, beside(".new"))?;
+    fs::rename(beside(".new"), beside(".1"))?;
     fs::OpenOptions::new().write(true).open(path)?.set_len(0)
 }
 

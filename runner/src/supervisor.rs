@@ -282,7 +282,7 @@ impl Supervisor {
                 let task = Task::new(id.clone());
                 self.slots.insert(id.clone(), Slot::new(task));
             }
-            self.feed(&id, Event::Wanted(order));
+            self.feed(&id, Event::Wanted(Box::new(order)));
         }
         for id in told {
             self.feed(&id, Event::Reconnected);

@@ -5,7 +5,10 @@ mod support;
 
 use std::{fs, time::Duration};
 
-use model::api::TaskState;
+use model::{
+    api::TaskState,
+    spec::{Condition, Health, Probe},
+};
 use nix::sys::signal::Signal;
 use support::{Node, alive};
 
@@ -295,4 +298,138 @@ async fn two_on_one_state_folder_are_refused() {
     assert!(!second.status.success());
     let text = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(text.contains("another netd-run"), "{text}");
+}
+
+/// A health check by a command, asked often.
+fn check(words: &[&str], timeout_ms: u64) -> Health {
+    Health {
+        interval_ms: 100,
+        timeout_ms,
+        retries: 2,
+        ..Health::of(Probe::Command(words.iter().map(|w| (*w).to_owned()).collect()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_command_sees_what_its_task_sees() {
+    let node = Node::new().await;
+    let mut task = node.task("web.1", 1, "sleep 1000 & wait");
+    task.hostname = Some("web-1".into());
+    let script =
+        "test $NETD_TASK.$(uname -n) = web.1.web-1 && grep -q 127.0.0.11 /etc/resolv.conf || { uname -n; exit 1; }";
+    task.health = Some(check(&["sh", "-c", script], 5000));
+    node.want(&[task]);
+    let healthy = node
+        .until("a verdict", |s| {
+            s.reports
+                .iter()
+                .find_map(|(_, r)| r.health.map(|h| (h, r.message.clone())))
+        })
+        .await;
+    assert_eq!(healthy, (true, String::new()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_command_that_hangs_is_killed_and_so_is_what_it_started() {
+    let mut node = Node::new().await;
+    let mut task = node.task("web.1", 1, SERVE);
+    task.health = Some(check(&["sh", "-c", "yes & sleep 1000"], 200));
+    node.want(&[task]);
+    node.line().await;
+    // Its output has no end either: it fills nothing.
+    let failed = node.report("web.1", TaskState::Failed).await;
+    assert!(
+        failed.message.contains("did not end within 0.2 s"),
+        "{}",
+        failed.message
+    );
+    assert_eq!(node.line().await, "term", "the unhealthy task is asked to end");
+    let again = node.line().await;
+    assert!(again.starts_with("run web.1"), "{again}");
+    node.want(&[]);
+    node.report("web.1", TaskState::Shutdown).await;
+    assert_eq!(
+        node.asked().last().unwrap(),
+        "delete web.1",
+        "nothing is left in its namespace"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_and_connections_are_asked_for_inside_the_namespace() {
+    let node = Node::new().await;
+    let server = |status: &str| {
+        format!(
+            "import socket\ns=socket.create_server(('127.0.0.1',8080))\nwhile True:\n c=s.accept()[0]\n c.recv(99)\n \
+             c.send(b'HTTP/1.1 {status}\\r\\n\\r\\n')\n c.close()\n"
+        )
+    };
+    let http = |path: &str| Probe::Http {
+        port: 8080,
+        path: path.into(),
+    };
+    let of = |id: &str, status: &str, probe: Probe| {
+        let mut task = node.task(id, 1, "");
+        task.command = vec!["python3".into(), "-c".into(), server(status)];
+        task.health = Some(Health {
+            interval_ms: 200,
+            retries: 3,
+            ..Health::of(probe)
+        });
+        task
+    };
+    node.want(&[
+        of("good.1", "204 No Content", http("/x")),
+        of("bad.1", "500 No", http("/x")),
+        of("tcp.1", "500 No", Probe::Tcp { port: 8080 }),
+        of("deaf.1", "200 OK", Probe::Tcp { port: 9 }),
+    ]);
+    for (id, well, why) in [
+        ("good.1", true, ""),
+        ("tcp.1", true, ""),
+        ("bad.1", false, "/x answers 500"),
+        ("deaf.1", false, "refused"),
+    ] {
+        let (health, message) = node
+            .until(id, |s| {
+                let mut of_task = s.reports.iter().filter(|(i, _)| i == id);
+                of_task.find_map(|(_, r)| r.health.map(|h| (h, r.message.clone())))
+            })
+            .await;
+        assert!(health == well && message.contains(why), "{id}: {health} {message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_for_good_stays_ended_over_a_restart_of_netd_run() {
+    let mut node = Node::new().await;
+    let mut job = node.task("job.1", 1, "echo done > $FIFO");
+    job.restart.condition = Condition::OnFailure;
+    let mut used_up = node.task("bad.1", 1, "exit 3");
+    used_up.restart.max_attempts = Some(1);
+    used_up.restart.delay_ms = 0;
+    node.want(&[job.clone(), used_up.clone()]);
+    assert_eq!(node.line().await, "done");
+    node.report("job.1", TaskState::Complete).await;
+    let gone = |s: &support::Seen| {
+        let mut reports = s.reports.iter();
+        reports.find(|(_, r)| r.exhausted).map(|(_, r)| (r.state, r.restarts))
+    };
+    assert_eq!(node.until("used up", gone).await, (TaskState::Failed, 1));
+    for id in ["job.1", "bad.1"] {
+        node.until("its endpoint to go", |s| {
+            s.asked.contains(&format!("delete {id}")).then_some(())
+        })
+        .await;
+    }
+    node.runner_down(Signal::SIGTERM).await;
+    node.fresh();
+    node.runner_up(&[]);
+    assert_eq!(node.until("used up", gone).await, (TaskState::Failed, 1));
+    node.report("job.1", TaskState::Complete).await;
+    assert_eq!(node.asked(), [""; 0], "nothing is begun anew");
+    // Until there is something else to do.
+    job.generation = 2;
+    node.want(&[job, used_up]);
+    assert_eq!(node.line().await, "done");
 }

@@ -156,11 +156,7 @@ impl World {
             },
             Want::Publish { service, port } => Command::Publish {
                 service: name("svc", service),
-                port: PortSpec {
-                    published: port,
-                    target: port,
-                    proto: Proto::Tcp,
-                },
+                port: PortSpec::new(port, port, Proto::Tcp),
             },
             Want::RemoveService { service } => Command::RemoveService {
                 name: name("svc", service),

@@ -57,23 +57,28 @@ impl Pool {
 
     /// Gives out a number; `None`: all are used or rest.
     pub fn take(&mut self, now_ms: u64) -> Option<u32> {
+        self.take_if(now_ms, |_| true)
+    }
+
+    /// As [`Pool::take`], of the numbers that `good` lets pass.
+    pub fn take_if(&mut self, now_ms: u64, good: impl Fn(u32) -> bool) -> Option<u32> {
         self.wake(now_ms);
         let got = self
-            .free(self.next, self.end)
-            .or_else(|| self.free(self.first, self.next))?;
+            .free(self.next, self.end, &good)
+            .or_else(|| self.free(self.first, self.next, &good))?;
         self.used.insert(got);
         self.next = if got + 1 < self.end { got + 1 } else { self.first };
         Some(got)
     }
 
-    /// The lowest of `from..to` that is neither used nor rests.
-    fn free(&self, from: u32, to: u32) -> Option<u32> {
+    /// The lowest of `from..to` that is neither used nor rests, and is good.
+    fn free(&self, from: u32, to: u32, good: impl Fn(u32) -> bool) -> Option<u32> {
         if from >= to {
             return None;
         }
         let mut used = self.used.range(from..to).copied().peekable();
         let mut rests = self.rests.range(from..to).copied().peekable();
-        (from..to).find(|n| used.next_if_eq(n).is_none() && rests.next_if_eq(n).is_none())
+        (from..to).find(|n| used.next_if_eq(n).is_none() && rests.next_if_eq(n).is_none() && good(*n))
     }
 
     /// Gives out this very number.

@@ -108,8 +108,10 @@ impl<'a> Filters<'a> {
         let paused = node.availability != Availability::Active;
         let fails = |c: &Option<Constraint>| c.as_ref().is_none_or(|c| !c.holds(host.id, node));
         let constraint = self.constraints.iter().position(fails).map(Filter::Constraint);
+        let taken = self.ask.taken.get(&host.id);
+        let taken = taken.is_some_and(|t| !t.is_disjoint(&self.ask.host_ports));
         // What runs on a paused node must leave it all the same, if something else says so.
-        let leaves = host.avoid.then_some(Filter::Avoid).or(constraint);
+        let leaves = constraint.or(taken.then_some(Filter::HostPorts));
         if let Some(limit) = leaves {
             return nothing(if paused { Filter::Availability } else { limit });
         }
@@ -122,6 +124,9 @@ impl<'a> Filters<'a> {
         if paused {
             return no_more(Filter::Availability);
         }
+        if host.avoid {
+            return no_more(Filter::Avoid);
+        }
         let there = |o: &super::Other<'_>| o.placed.is_some_and(|p| p.contains_key(&host.id));
         if let Some(at) = self.ask.near.iter().position(|o| !there(o)) {
             return no_more(Filter::Near(at));
@@ -129,10 +134,6 @@ impl<'a> Filters<'a> {
         let apart = |o: &super::Other<'_>| o.name != self.ask.service && there(o);
         if let Some(at) = self.ask.apart.iter().position(apart) {
             return no_more(Filter::Apart(at));
-        }
-        let taken = self.ask.taken.get(&host.id);
-        if taken.is_some_and(|t| !t.is_disjoint(&self.ask.host_ports)) {
-            return no_more(Filter::HostPorts);
         }
         let (mut cap, mut limit) = self.own;
         let mut least = |room: u64, why: Filter| {

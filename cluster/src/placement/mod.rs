@@ -4,11 +4,11 @@
 //!
 //! 1. *health*: not down. What runs there moves.
 //! 2. *availability*: active. Of a drained node what runs moves, a paused one keeps it.
-//! 3. *avoid*: the service's restarts there are not used up. What runs there moves.
+//! 3. *avoid*: the service's restarts there are not used up. Looked at for new slots.
 //! 4. *constraints*: all hold ([`expr`]). What runs where one does not hold any more moves.
 //! 5. *near* and *apart*: tasks of the services named there, or none. Looked at for new slots; a service that is apart
 //!    from itself has one slot a node.
-//! 6. *host ports*: free of other services; one slot a node.
+//! 6. *host ports*: free of other services, or what runs there moves; one slot a node.
 //! 7. *slots*: `max_per_node` of this service (what is above it moves), `max_tasks` of the node (for new slots).
 //! 8. *after*: each service named there is placed. Looked at for new slots.
 //! 9. *reservations*: the node has told its capacity, and enough is left. Looked at for new slots.

@@ -20,7 +20,7 @@ pub fn rebalance(before: &Placed, hosts: &[Host<'_>], ask: &Request<'_>, budget:
         .map(|host| {
             let had = now.placed.get(&host.id).map_or(0, SlotSet::len);
             // A node that is not given any may keep what it has; all others are as good as new.
-            let active = host.node.availability == Availability::Active;
+            let active = host.node.availability == Availability::Active && !host.avoid;
             let verdict = filters.look(host, if active { 0 } else { had });
             Fill {
                 host,

@@ -198,14 +198,16 @@ pub enum Command {
         /// Name.
         name: Name,
     },
-    /// Adds a published port; one that it has already is no change.
+    /// Ports of [`PortSpec::AUTO`] that hosts use, as the leader has just seen them: none of these is given out.
+    SeePorts(Vec<u16>),
+    /// Adds a published port; one that it has already is no change. Answer: [`Applied::Published`].
     Publish {
         /// Service.
         service: Name,
         /// Port.
         port: PortSpec,
     },
-    /// Takes a published port away.
+    /// Takes a published port away. Answer: [`Applied::Published`].
     Unpublish {
         /// Service.
         service: Name,
@@ -258,6 +260,16 @@ pub enum Command {
         secret: Secret,
         /// What it begins with, if it is new.
         availability: Availability,
+    },
+    /// Slots of a service failed on a node until their restarts were used up: they go to other nodes, and for ten minutes
+    /// the service is given no slot there. Refused when there is no other node for one of them.
+    Avoid {
+        /// Service.
+        service: Name,
+        /// Node.
+        node: NodeId,
+        /// Which; those that are not there are passed over.
+        slots: SlotSet,
     },
     /// Changes what managers keep secret, if nobody has since `seen`.
     ReplaceSecrets {
@@ -376,6 +388,8 @@ pub enum Applied {
         /// Its index.
         index: u32,
     },
+    /// A published port, with the number that was given.
+    Published(PortSpec),
     /// A block.
     Block(u32),
     /// So many slots moved.

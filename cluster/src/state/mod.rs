@@ -4,6 +4,7 @@
 //! comes with the entry), no randomness (ids of requests and the ULA prefix do too). A refused command changes nothing
 //! but the memory of its request.
 
+mod avoid;
 mod command;
 mod dry;
 mod networks;
@@ -12,6 +13,7 @@ mod nodes;
 mod orderly;
 mod place;
 mod placement_check;
+mod ports;
 mod requests;
 mod roles;
 mod rollouts;
@@ -29,8 +31,8 @@ use std::{
 };
 
 use model::{
-    Intent, Name, NodeId, Vni,
-    intent::{Availability, BLOCK, PortKey},
+    Intent, Name, NodeId, PortSpec, Vni,
+    intent::{Availability, BLOCK},
 };
 use serde::{Deserialize, Serialize};
 
@@ -87,15 +89,21 @@ pub struct State {
     vnis: Pool,
     indices: Pool,
     marks: Pool,
+    /// Published ports that the log chooses.
+    autos: Pool,
+    /// Those of them that hosts use, as last seen.
+    busy: BTreeSet<u16>,
     /// Offsets of VIPs and numbers of blocks, per network.
     nets: BTreeMap<Vni, NetPools>,
+    /// Nodes that services are not given, each until when, ms of log time.
+    avoided: BTreeMap<Name, BTreeMap<NodeId, u64>>,
     requests: requests::Requests,
     /// What is on each node in all: derived from the placements.
     #[serde(skip)]
     loads: BTreeMap<NodeId, Load>,
     /// Who holds a published port: derived from the services.
     #[serde(skip)]
-    ports: BTreeMap<PortKey, Name>,
+    ports: ports::Holders,
 }
 
 /// Where the next subnet is looked for: slices of the pools in the settings, in a circle.
@@ -139,7 +147,10 @@ impl Default for State {
             vnis: Pool::new(Vni::FIRST..Vni::MAX + 1).claimable_from(1),
             indices: Pool::new(1..SERVICE_MAX),
             marks: Pool::new(1..MARK_MAX),
+            autos: Pool::new(u32::from(*PortSpec::AUTO.start())..u32::from(*PortSpec::AUTO.end()) + 1),
+            busy: BTreeSet::new(),
             nets: BTreeMap::new(),
+            avoided: BTreeMap::new(),
             requests: requests::Requests::default(),
             loads: BTreeMap::new(),
             ports: BTreeMap::new(),
@@ -215,6 +226,7 @@ impl State {
             Command::Release { service, node, slots } => self.release(index, service, *node, slots),
             Command::RemoveService { name } => self.remove_service(index, name),
             Command::Publish { service, port } => self.publish(index, service, *port),
+            Command::SeePorts(ports) => self.see_ports(ports),
             Command::Unpublish { service, port } => self.unpublish(index, service, *port),
             Command::AssignBlock { node, vni } => self.assign_block(index, *node, *vni),
             Command::ReleaseBlocks { node, vni, blocks } => self.release_blocks(index, *node, *vni, blocks),
@@ -227,6 +239,7 @@ impl State {
                 availability,
             } => self.join(index, node, secret, *availability),
             Command::ReplaceSecrets { seen, secrets, trust } => self.replace_secrets(index, *seen, secrets, trust),
+            Command::Avoid { service, node, slots } => self.avoid(index, service, *node, slots),
             Command::UpdateSettings(changes) => self.update_settings(index, changes),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use model::{
-    Name, NodeId,
+    Name, NodeId, PublishMode,
     intent::{Placed, Rollout, Service, SlotSet},
     spec::{Mode, Resources},
 };
@@ -26,7 +26,7 @@ struct Outcome {
 impl State {
     /// Every node as `service`'s placement sees it, by id; `extra` are slots of its own that are placed apart. All maps
     /// are walked once: a million tasks are a few thousand steps here.
-    fn hosts(&self, before: &Placed, extra: &Placed, each: Resources) -> Vec<Host<'_>> {
+    fn hosts(&self, name: &Name, before: &Placed, extra: &Placed, each: Resources) -> Vec<Host<'_>> {
         let mut placed = before.iter().peekable();
         let mut loads = self.loads.iter().peekable();
         let nodes = self.intent.nodes.iter();
@@ -42,7 +42,7 @@ impl State {
                     id: *id,
                     node,
                     others,
-                    avoid: false,
+                    avoid: self.avoids(name, *id),
                 }
             })
             .collect()
@@ -68,7 +68,26 @@ impl State {
         ask.near = others(&spec.placement.near);
         ask.apart = others(&spec.placement.apart);
         ask.after = others(&spec.placement.after);
+        if !spec.command.is_empty() {
+            self.host_ports(&mut ask, service);
+        }
         ask
+    }
+
+    /// Ports that each task holds on its node, and the nodes on which other services hold one of them.
+    fn host_ports(&self, ask: &mut Request<'_>, service: &Service) {
+        let ports = service.ports.values().filter(|p| p.spec.mode == PublishMode::Host);
+        for port in ports.map(|p| &p.spec) {
+            let key = port.key();
+            let holders = self.ports.get(&(port.published, port.proto)).into_iter().flatten();
+            for (_, who) in holders.filter(|(other, who)| who != ask.service && other.meets(port)) {
+                let maps = [self.intent.placements.get(who), self.intent.leaving.get(who)];
+                for node in maps.into_iter().flatten().flat_map(|p| p.keys()) {
+                    ask.taken.entry(*node).or_default().insert(key.clone());
+                }
+            }
+            ask.host_ports.insert(key);
+        }
     }
 
     /// Places one service anew. Returns whether it is on nodes on which it was not before.
@@ -107,7 +126,7 @@ impl State {
         }
         surge = slots::minus(&surge, &slots::all(placed.values()));
         let each = service.spec.placement.reserve;
-        let plan = how(&placed, &self.hosts(&before, &extra, each), &ask);
+        let plan = how(&placed, &self.hosts(name, &before, &extra, each), &ask);
         let problem = placement::problem(&plan, &ask);
         let moved = plan.moves.iter().filter(|m| m.to.is_some_and(|to| to != m.from));
         let moved = moved.map(|m| m.slots.len()).sum();
@@ -118,7 +137,7 @@ impl State {
         };
         let mut placed = plan.placed;
         if !surge.is_empty() {
-            let hosts = self.hosts(&before, &Placed::new(), each);
+            let hosts = self.hosts(name, &before, &Placed::new(), each);
             match ask.mode {
                 Mode::Replicated => place_surge(&mut placed, extra, &surge, &hosts, &ask),
                 Mode::Global => place_fixed(&mut placed, &extra, &surge, &hosts, &ask),
@@ -245,13 +264,13 @@ impl State {
     }
 
     /// What each task of a service reserves.
-    fn reserve(&self, name: &Name) -> Resources {
+    pub(super) fn reserve(&self, name: &Name) -> Resources {
         let service = self.intent.services.get(name);
         service.map(|s| s.spec.placement.reserve).unwrap_or_default()
     }
 
     /// Brings what is on each node up to date with a new placement of a service.
-    fn count(&mut self, before: &Placed, now: &Placed, each: Resources) {
+    pub(super) fn count(&mut self, before: &Placed, now: &Placed, each: Resources) {
         let changed: BTreeSet<&NodeId> = before
             .iter()
             .filter(|(id, slots)| now.get(id).map(SlotSet::len) != Some(slots.len()))
@@ -298,10 +317,12 @@ impl State {
         for (name, placed) in &intent.placements {
             self.count(&Placed::new(), placed, self.reserve(name));
         }
-        let services = self.intent.services.iter();
-        self.ports = services
-            .flat_map(|(name, s)| s.ports.keys().map(|k| (k.clone(), name.clone())))
-            .collect();
+        self.ports.clear();
+        for (name, service) in &intent.services {
+            for port in service.ports.values() {
+                self.hold_port(name, &port.spec);
+            }
+        }
     }
 }
 

@@ -3,15 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
-    Name, PortSpec, ServiceSpec,
-    intent::{PublishedPort, Rollout, Service, Vip},
+    Name, PublishMode, ServiceSpec,
+    intent::{PortKey, PublishedPort, Rollout, Service, Vip},
+    spec::EndpointMode,
 };
 
-use super::{Applied, Refusal, ServiceUpdate, State, nodes::listed, rollouts};
+use super::{Applied, Refusal, ServiceUpdate, State, nodes::listed, ports::GivenPorts, rollouts};
 use crate::ipam::REST_MS;
 
-/// Most published ports of one service.
-const MAX_PORTS: usize = 1024;
 /// Most networks of one service.
 const MAX_NETWORKS: usize = 16;
 /// Longest grace and drain times, ms: a day.
@@ -48,57 +47,18 @@ impl State {
         self.put_service(index, name, spec, Some(old))
     }
 
-    pub(super) fn publish(&mut self, index: u64, name: &Name, port: PortSpec) -> Result<Applied, Refusal> {
-        let old = self.service(name)?.clone();
-        match old.ports.get(&port.key()) {
-            Some(has) if has.spec == port => Ok(Applied::Unchanged),
-            Some(has) => Err(Refusal::conflict(
-                format!("{name} publishes {} already", has.spec),
-                format!("netctl service unpublish {name} {}", has.spec),
-            )),
-            None => {
-                let mut spec = old.spec.clone();
-                spec.publish.push(port);
-                self.put_service(index, name, spec, Some(old))
-            }
-        }
-    }
-
-    pub(super) fn unpublish(&mut self, index: u64, name: &Name, port: PortSpec) -> Result<Applied, Refusal> {
-        let old = self.service(name)?.clone();
-        let known = old.ports.get(&port.key()).map(|p| p.spec);
-        // `80` alone means the published port, whatever its target.
-        let Some(has) = known.filter(|p| *p == port || port.target == port.published) else {
-            let ports = old.ports.values().map(|p| p.spec.to_string()).collect();
-            let holder = self.ports.get(&port.key()).filter(|n| *n != name);
-            return Err(match holder {
-                Some(other) => Refusal::not_found(
-                    format!("{name} does not publish {port}; {other} does"),
-                    format!("netctl service unpublish {other} {port}"),
-                ),
-                None => Refusal::not_found(
-                    format!("{name} does not publish {port}; it publishes: {}", listed(ports)),
-                    format!("netctl service inspect {name}"),
-                ),
-            });
-        };
-        let mut spec = old.spec.clone();
-        spec.publish.retain(|p| *p != has);
-        self.put_service(index, name, spec, Some(old))
-    }
-
     pub(super) fn remove_service(&mut self, index: u64, name: &Name) -> Result<Applied, Refusal> {
         let old = self.service(name)?.clone();
         self.unplace(index, name);
         self.change(index).services.remove(name);
+        self.avoided.remove(name);
         let now = self.now_ms;
         self.indices.release(old.index, now, REST_MS);
         for (net, vip) in &old.vips {
             self.release_vip(net, *vip);
         }
-        for (key, port) in &old.ports {
-            self.marks.release(port.mark, now, REST_MS);
-            self.ports.remove(key);
+        for port in old.ports.values() {
+            self.let_port_go(name, port);
         }
         self.place_missing(index);
         Ok(Applied::Done)
@@ -147,20 +107,19 @@ impl State {
         let previous = old.as_ref().map(|o| rollouts::previous(o, &spec));
         let old_spec = old.as_ref().map(|o| &o.spec);
         let placing = |s: &ServiceSpec| (s.mode, s.replicas, s.command.is_empty(), s.placement.clone());
-        let replan = rollout.is_some() || old_spec.is_none_or(|o| placing(o) != placing(&spec));
+        let hosts_change = old.as_ref().is_some_and(|o| host_ports(&o.ports) != host_ports(&ports));
+        let replan = rollout.is_some() || hosts_change || old_spec.is_none_or(|o| placing(o) != placing(&spec));
         let reserve = old_spec.map_or(spec.placement.reserve, |o| o.placement.reserve);
         if let Some(old) = &old {
-            let now = self.now_ms;
             for (net, vip) in old.vips.iter().filter(|(n, _)| !vips.contains_key(*n)) {
                 self.release_vip(net, *vip);
             }
-            for (key, port) in old.ports.iter().filter(|(k, p)| ports.get(*k) != Some(p)) {
-                self.marks.release(port.mark, now, REST_MS);
-                self.ports.remove(key);
+            for (_, port) in old.ports.iter().filter(|(k, p)| ports.get(*k) != Some(p)) {
+                self.let_port_go(name, port);
             }
         }
-        for key in ports.keys() {
-            self.ports.insert(key.clone(), name.clone());
+        for port in ports.values() {
+            self.hold_port(name, &port.spec);
         }
         let service = Service {
             index: number,
@@ -182,7 +141,7 @@ impl State {
             };
             let before = tasks(self);
             self.place_all(index, [name.clone()]);
-            if tasks(self) < before || reserve != self.service(name)?.spec.placement.reserve {
+            if hosts_change || tasks(self) < before || reserve != self.service(name)?.spec.placement.reserve {
                 self.place_missing(index);
             }
         }
@@ -260,49 +219,6 @@ impl State {
         self.check_ports(name, spec)
     }
 
-    fn check_ports(&self, name: &Name, spec: &ServiceSpec) -> Result<(), Refusal> {
-        if spec.publish.len() > MAX_PORTS {
-            return Err(Refusal::invalid(
-                format!("a service may publish {MAX_PORTS} ports at most"),
-                "fewer --publish",
-            ));
-        }
-        let mut seen = BTreeSet::new();
-        for port in &spec.publish {
-            if port.published == 0 || port.target == 0 {
-                return Err(Refusal::invalid(
-                    format!("{port} is no port: they count from 1 to 65535"),
-                    "80, 80:8080 or 53/udp",
-                ));
-            }
-            let key = port.key();
-            if let Some(other) = self.ports.get(&key).filter(|o| *o != name) {
-                return Err(Refusal::conflict(
-                    format!("the port {key} is published by the service {other}"),
-                    format!(
-                        "netctl service unpublish {other} {}/{}, or another published port such as {}:{}/{}",
-                        port.published,
-                        port.proto,
-                        if port.published < 60_000 {
-                            port.published + 8000
-                        } else {
-                            8080
-                        },
-                        port.target,
-                        port.proto
-                    ),
-                ));
-            }
-            if !seen.insert(key.clone()) {
-                return Err(Refusal::invalid(
-                    format!("the port {key} is published twice"),
-                    "each published port once",
-                ));
-            }
-        }
-        Ok(())
-    }
-
     /// Gives out what a service needs beyond what it has. On a refusal, `given` says what to take back.
     #[allow(clippy::type_complexity, reason = "the three parts of a service, used once")]
     fn give(
@@ -326,6 +242,9 @@ impl State {
         };
         let mut vips = BTreeMap::new();
         for name in networks {
+            if spec.endpoint_mode == EndpointMode::Dnsrr {
+                break;
+            }
             if let Some(vip) = old.and_then(|o| o.vips.get(name)) {
                 vips.insert(name.clone(), *vip);
                 continue;
@@ -350,23 +269,7 @@ impl State {
                 },
             );
         }
-        let mut ports = BTreeMap::new();
-        for port in &spec.publish {
-            let key = port.key();
-            // One mark is one target port (CONTRACTS, IPVS numbers): another target is another mark.
-            let has = old.and_then(|o| o.ports.get(&key)).filter(|p| p.spec == *port);
-            let mark = match has {
-                Some(p) => p.mark,
-                None => {
-                    let n = self.marks.take(now).ok_or_else(|| {
-                        Refusal::conflict("all marks of published ports are in use", "netctl service ls")
-                    })?;
-                    given.marks.push(n);
-                    n
-                }
-            };
-            ports.insert(key, PublishedPort { spec: *port, mark });
-        }
+        let ports = self.give_ports(spec, old, &mut given.ports)?;
         Ok((number, vips, ports))
     }
 
@@ -379,9 +282,7 @@ impl State {
                 net.vips.give_back(*offset);
             }
         }
-        for n in &given.marks {
-            self.marks.give_back(*n);
-        }
+        self.take_ports_back(&given.ports);
     }
 
     fn release_vip(&mut self, network: &Name, vip: Vip) {
@@ -396,6 +297,12 @@ impl State {
     }
 }
 
+/// Ports of their nodes that tasks hold, which others may wait for.
+fn host_ports(ports: &BTreeMap<PortKey, PublishedPort>) -> Vec<&PortKey> {
+    let held = ports.iter().filter(|(_, p)| p.spec.mode == PublishMode::Host);
+    held.map(|(key, _)| key).collect()
+}
+
 /// Networks that a service is on once `rollout` is begun: those asked for, and those of tasks that are replaced.
 fn networks(spec: &ServiceSpec, rollout: Option<&Rollout>) -> BTreeSet<Name> {
     let was = rollout.into_iter().flat_map(|r| &r.pending);
@@ -408,5 +315,5 @@ fn networks(spec: &ServiceSpec, rollout: Option<&Rollout>) -> BTreeSet<Name> {
 struct Given {
     index: Option<u32>,
     vips: Vec<(model::Vni, u32)>,
-    marks: Vec<u32>,
+    ports: GivenPorts,
 }

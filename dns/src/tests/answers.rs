@@ -186,6 +186,60 @@ fn answers_take_turns() {
 }
 
 #[test]
+fn each_is_followed_by_each_other() {
+    let many: Vec<_> = (1..=7)
+        .map(|h| endpoint(APP, "web", Some(h.into()), h, EndpointState::Ready))
+        .collect();
+    let t = Table::new(&intent(), &many);
+    let mut after_first = BTreeSet::new();
+    for spin in 0..700 {
+        let q = query("tasks.web.", A, None);
+        let m = ask(&t, &view(&[APP]), &q, Transport::Udp, spin).unwrap();
+        let all: Vec<String> = m.answers.iter().map(|r| r.data.to_string()).collect();
+        assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), 7, "each once");
+        after_first.insert((all[0].clone(), all[1].clone()));
+    }
+    assert_eq!(after_first.len(), 7 * 6);
+}
+
+#[test]
+fn a_service_without_a_vip_is_its_tasks() {
+    let mut i = intent();
+    let web = i.services.get_mut(&"web".parse().unwrap()).unwrap();
+    web.spec.endpoint_mode = model::spec::EndpointMode::Dnsrr;
+    web.vips.clear();
+    web.ports.clear();
+    let t = Table::new(&i, &endpoints());
+    let short = |v: &View, name: &str, qtype| -> BTreeSet<String> {
+        let m = ask(&t, v, &query(name, qtype, None), Transport::Udp, 0).unwrap();
+        m.answers.iter().map(|r| r.data.to_string()).collect()
+    };
+    let app = view(&[APP]);
+    let set = |all: &[&str]| -> BTreeSet<String> { all.iter().map(|a| (*a).to_owned()).collect() };
+    assert_eq!(
+        short(&app, "web.", A),
+        set(&["10.77.1.1", "10.77.1.2", "10.77.1.5"]),
+        "ready ones alone"
+    );
+    assert_eq!(short(&app, "web.app.", A), short(&app, "tasks.web.", A));
+    assert_eq!(short(&app, "web.", AAAA).len(), 3);
+    assert_eq!(short(&app, "1.web.", A), set(&["10.77.1.1"]));
+    assert_eq!(short(&view(&[DB]), "web.", A), set(&[]), "on each network its own");
+}
+
+#[test]
+fn a_port_of_single_nodes_is_not_the_vips() {
+    let mut i = intent();
+    let web = i.services.get_mut(&"web".parse().unwrap()).unwrap();
+    for p in web.ports.values_mut() {
+        p.spec.mode = model::PublishMode::Host;
+    }
+    let t = Table::new(&i, &endpoints());
+    let m = ask(&t, &view(&[APP]), &query("_80._tcp.web.", SRV, None), Transport::Udp, 0).unwrap();
+    assert!(m.answers.is_empty());
+}
+
+#[test]
 fn edns_is_echoed_and_sets_the_length() {
     let many: Vec<_> = (1..=250)
         .map(|h| endpoint(APP, "web", Some(h.into()), h, EndpointState::Ready))

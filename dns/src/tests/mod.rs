@@ -58,6 +58,7 @@ fn service(index: u32, vips: &[(&str, &str, Option<&str>)], ports: &[&str]) -> S
             (*p).to_owned(),
             PublishedPort {
                 spec: p.parse().unwrap(),
+                auto: false,
                 mark: mark as u32,
             },
         )

@@ -140,7 +140,7 @@ impl World {
             node: Some(node),
             networks: [
                 (vni(4096), network("10.77.0.0/16", Some("fd00:77::/64"))),
-                (vni(4097), network("10.79.0.0/16", None)),
+                (vni(4097), network("10.79.0.0/16", Some("fd00:79::/64"))),
             ]
             .into(),
             endpoints: Default::default(),
@@ -160,7 +160,7 @@ impl World {
                 } else {
                     [10, 79, 16, *n].into()
                 }),
-                v6: (*net == 4096).then(|| format!("fd00:77::10{n:02x}").parse().unwrap()),
+                v6: Some(format!("fd00:{}::10{n:02x}", 77 + 2 * (net - 4096)).parse().unwrap()),
                 extra: Default::default(),
                 backend: true,
             };
@@ -316,12 +316,20 @@ fn a_task_on_two_networks_answers_where_it_was_asked() {
         (way.link.name.as_str(), way.source),
         ("eth1", Some("10.79.16.6".parse().unwrap()))
     );
-    for address in ["10.77.16.5", "10.79.16.6"] {
-        let client = socket(&one, &format!("{address}:0"));
-        assert_eq!(
-            ask(&client, &socket(&w.node, "198.18.0.1:701")).ip().to_string(),
-            address
-        );
+    for (address, node) in [
+        ("10.77.16.5", "198.18.0.1"),
+        ("10.79.16.6", "198.18.0.1"),
+        ("fd00:77::1005", "fd18::1"),
+        ("fd00:79::1006", "fd18::1"),
+    ] {
+        let at = |ip: &str, port: u16| SocketAddr::new(ip.parse().unwrap(), port).to_string();
+        let client = socket(&one, &at(address, 0));
+        assert_eq!(ask(&client, &socket(&w.node, &at(node, 701))).ip().to_string(), address);
+        // Whatever address the peer has, of its other network too: by the device of the source.
+        let device = if address.contains("77") { "eth0" } else { "eth1" };
+        let rules = task.rules().unwrap();
+        let own = rules.iter().find(|r| r.from.addr().to_string() == address);
+        assert!(own.is_some_and(|r| r.table == names::table(vni(if device == "eth0" { 4096 } else { 4097 }))));
     }
     // The first network goes: the second one has the default route now.
     w.settle(&w.with(&[("b", 4097, 6, "one", "eth1")]));

@@ -181,6 +181,12 @@ pub fn holders(proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
     named(sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?, proto, port)
 }
 
+/// Every port that something in the calling thread's namespace uses, as [`holders`] means it.
+pub fn ports_in_use() -> Result<BTreeSet<u16>, SockDiagError> {
+    let all = sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?;
+    Ok(all.into_iter().map(|l| l.at.port()).collect())
+}
+
 /// Who listens on a port (TCP), or is bound to it without being connected (UDP; a socket of the kernel's, such as a VXLAN
 /// device's, has no process).
 pub fn listening(proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
@@ -266,6 +272,12 @@ mod tests {
                 holder[0]
             );
             assert_eq!(holders(Proto::Udp, 8082).unwrap(), []);
+            let near = client.local_addr().unwrap().port();
+            assert_eq!(
+                ports_in_use().unwrap(),
+                [5353, 8080, 8081, 8082, 9999, near].into(),
+                "also the near ends of connections"
+            );
             drop((all, six, own, udp, connected, client));
             assert_eq!(listening_ports().unwrap(), BTreeSet::new());
         })

@@ -30,6 +30,10 @@ pub struct EndpointCreate {
     /// Slot, for a task placed by the log.
     #[serde(default)]
     pub slot: Option<u32>,
+    /// Further networks: on each an endpoint `ID.NETWORK` in the same namespace, made, drained and removed together with
+    /// this one. The first network has the default route.
+    #[serde(default)]
+    pub further: Vec<Name>,
 }
 
 /// Answer to `PUT /v1/endpoints/ID`; `GET /v1/endpoints` lists those of this node.
@@ -57,6 +61,9 @@ pub struct EndpointView {
     pub mtu: u16,
     /// Service.
     pub service: Option<Name>,
+    /// The endpoint that it is made, drained and removed with; none: by itself.
+    #[serde(default)]
+    pub part_of: Option<EndpointId>,
     /// State.
     pub state: EndpointState,
     /// Text of the resolv.conf that its processes should see.

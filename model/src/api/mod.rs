@@ -3,6 +3,7 @@
 mod cluster;
 mod endpoints;
 mod identity;
+mod logs;
 mod nodes;
 mod services;
 mod tasks;
@@ -10,6 +11,7 @@ mod tasks;
 pub use cluster::*;
 pub use endpoints::*;
 pub use identity::*;
+pub use logs::*;
 pub use nodes::*;
 pub use services::*;
 pub use tasks::*;

@@ -45,7 +45,7 @@ pub struct ServiceView {
     /// Tasks that there should be: replicas, or, of a global service, nodes that it is meant for; 0 without a command.
     #[serde(default)]
     pub wanted: u32,
-    /// Endpoints that take new flows.
+    /// Tasks, and endpoints attached by hand, that take new flows on each of their networks.
     pub ready: u32,
     /// Endpoints.
     pub backends: Vec<BackendView>,
@@ -60,6 +60,9 @@ pub struct BackendView {
     pub node: NodeId,
     /// Host name of the node.
     pub hostname: String,
+    /// Slot, for a task: one on several networks has a backend on each.
+    #[serde(default)]
+    pub slot: Option<u32>,
     /// Network.
     pub vni: Vni,
     /// IPv4.
@@ -74,6 +77,14 @@ pub struct BackendView {
     pub why: Option<String>,
     /// Listening ports.
     pub listening: Vec<(Proto, u16)>,
+}
+
+impl BackendView {
+    /// What it is counted as: a task has a backend on each of its networks.
+    pub fn unit(&self, service: &Name) -> (NodeId, EndpointId) {
+        let id = self.slot.map(|s| EndpointId::task(service, s));
+        (self.node, id.unwrap_or_else(|| self.endpoint.clone()))
+    }
 }
 
 /// `POST /v1/services/NAME/scale`.

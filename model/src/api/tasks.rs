@@ -9,6 +9,9 @@ use crate::ids::Name;
 use crate::ids::NodeId;
 use crate::spec::{Health, Restart};
 
+/// Tasks that a list over all services holds at most.
+pub const MAX_TASKS: usize = 10_000;
+
 /// A life stage of a task (Swarm's words), in the order in which they come; from `Complete` on it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -86,7 +89,8 @@ impl TaskState {
     }
 }
 
-/// `GET /v1/services/NAME/tasks`: newest first within a slot.
+/// `GET /v1/services/NAME/tasks`, `GET /v1/nodes/NODE/tasks`, `GET /v1/tasks` ([`MAX_TASKS`] at most), `GET /v1/tasks/ID`:
+/// the one that is wanted, then the newest, within a slot.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct TaskView {
     /// `web.1`.
@@ -103,7 +107,7 @@ pub struct TaskView {
     pub desired: bool,
     /// State.
     pub state: TaskState,
-    /// Seconds in that state, as the manager saw it.
+    /// Seconds in that state.
     pub since_s: u64,
     /// Message, e.g. `exit status 1, next try in 2 s`.
     pub message: String,
@@ -114,6 +118,15 @@ pub struct TaskView {
     /// Generation of what it runs ([`Assignment::generation`]); 0: not told.
     #[serde(default)]
     pub generation: u64,
+    /// What its health check says; none: there is none, or no probe has succeeded yet.
+    #[serde(default)]
+    pub health: Option<bool>,
+    /// Process id on its node.
+    #[serde(default)]
+    pub pid: Option<u32>,
+    /// Its restarts on that node are used up.
+    #[serde(default)]
+    pub exhausted: bool,
 }
 
 /// `PUT /v1/tasks/ID/status`: what the runner reports.
@@ -143,6 +156,9 @@ pub struct TaskStatus {
     /// File with its output, an absolute path on the node.
     #[serde(default)]
     pub log: Option<String>,
+    /// When it came into the state, seconds since 1970 by its node's clock; netd fills it in. 0: not known.
+    #[serde(default)]
+    pub at: u64,
 }
 
 impl TaskStatus {
@@ -157,6 +173,7 @@ impl TaskStatus {
             health: None,
             exhausted: false,
             log: None,
+            at: 0,
         }
     }
 }

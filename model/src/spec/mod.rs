@@ -15,7 +15,7 @@ use crate::ids::Vni;
 
 pub use health::{Health, Probe};
 pub use placement::{PlacementSpec, Resources, Strategy};
-pub use port::PortSpec;
+pub use port::{On, PortSpec, PublishMode};
 pub use restart::{Condition, Restart};
 pub use rolling::{FailureAction, Order, RollingUpdate};
 pub use service::{EndpointMode, Mode, ServiceSpec};

@@ -2,11 +2,11 @@
 
 use clap::Args;
 use model::{
-    ApiError, Name, ServiceSpec,
+    ApiError, Name, PortSpec, ServiceSpec,
     api::{Changed, Preview},
 };
 
-use super::{flags::SpecFlags, planned, settle};
+use super::{flags::SpecFlags, planned, publish, settle};
 use crate::{
     Run,
     cli::{Context, WaitArgs},
@@ -44,7 +44,11 @@ pub(super) async fn run(cx: &Context, args: Create) -> Run {
     }
     let path = format!("/v1/services/{}", args.name);
     let changed: Changed = cx.client.put(&path, &spec).await?;
-    let done = format!("service {} is made", args.name);
+    let given = match spec.publish.iter().any(PortSpec::is_auto) {
+        true => publish::given(cx, &args.name).await?,
+        false => String::new(),
+    };
+    let done = format!("service {} is made{given}", args.name);
     settle(cx, &args.wait, &args.name, &changed, &done).await
 }
 
@@ -77,6 +81,17 @@ mod tests {
         assert_eq!(s.env["B"], "x=y");
         assert_eq!(s.publish[1].to_string(), "53/udp");
         assert_eq!((s.stop_grace_ms, s.drain_timeout_ms), (2000, 1500));
+    }
+
+    #[test]
+    fn ports_in_all_their_forms() {
+        let s = parse(
+            "web --publish published=80,target=8080,protocol=tcp,mode=host --publish [2001:db8::1]:80 --publish auto:9 --endpoint-mode dnsrr",
+        )
+        .unwrap();
+        let ports: Vec<String> = s.publish.iter().map(PortSpec::to_string).collect();
+        assert_eq!(ports, ["80:8080/tcp,mode=host", "[2001:db8::1]:80/tcp", "auto:9/tcp"]);
+        assert_eq!(s.endpoint_mode, model::spec::EndpointMode::Dnsrr);
     }
 
     #[test]

@@ -18,7 +18,8 @@ use model::{
 use crate::{
     Run,
     cli::{Context, ListArgs, WaitArgs},
-    output::{Cell, Column, Table, Tone, cell, column, wide},
+    logs,
+    output::{Cell, Column, Table, Tone, cell, column, maybe, wide},
     progress::Progress,
     wait,
 };
@@ -43,6 +44,16 @@ pub(crate) enum Verb {
         name: Name,
         #[command(flatten)]
         list: ListArgs,
+    },
+    /// Show what the tasks of a service have said, on all nodes.
+    #[command(
+        after_help = "Examples:\n  netctl service logs web\n  netctl service logs -f --tail 20 web\n  netctl service logs web -q       the lines alone"
+    )]
+    Logs {
+        #[command(flatten)]
+        args: logs::LogArgs,
+        /// Service.
+        name: Name,
     },
     /// Show all about a service, as JSON.
     #[command(after_help = "Example:\n  netctl service inspect web")]
@@ -86,7 +97,7 @@ pub(crate) enum Verb {
     /// Make a port answer on every node.
     #[command(
         override_usage = "netctl service publish [OPTIONS] [SERVICE] PORT",
-        after_help = "Examples:\n  netctl service publish 80            the service whose tasks listen on 80, or the only one\n  netctl service publish web 80:8080\n  netctl service publish dns 53/udp"
+        after_help = "Examples:\n  netctl service publish 80            the service whose tasks listen on 80, or the only one\n  netctl service publish web 80:8080\n  netctl service publish dns 53/udp\n  netctl service publish web auto:80   a free port of 30000-32767, kept over updates\n  netctl service publish web 192.0.2.1:80:8080\n  netctl service publish web 80 --mode host"
     )]
     Publish(publish::Ports),
     /// Take a published port away.
@@ -131,6 +142,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let tasks: Vec<TaskView> = cx.client.get(&format!("/v1/services/{name}/tasks")).await?;
             cx.out.table(&tasks_table(&tasks), &list.filter)
         }
+        Verb::Logs { args, name } => logs::run(cx, &format!("/v1/services/{name}/logs"), &args).await,
         Verb::Inspect { name } => {
             let view: ServiceView = cx.client.get(&format!("/v1/services/{name}")).await?;
             cx.out.one(view.name.as_str(), &view)
@@ -323,9 +335,11 @@ const TASKS: &[Column] = &[
     column("MESSAGE"),
     wide("RESTARTS"),
     wide("GENERATION"),
+    wide("HEALTH"),
+    wide("PID"),
 ];
 
-fn tasks_table(tasks: &[TaskView]) -> Table {
+pub(crate) fn tasks_table(tasks: &[TaskView]) -> Table {
     let mut table = Table::new(TASKS);
     for t in tasks {
         let cells = vec![
@@ -338,10 +352,20 @@ fn tasks_table(tasks: &[TaskView]) -> Table {
             cell(&t.message),
             cell(t.restarts),
             cell(t.generation),
+            health_word(t.health),
+            maybe(t.pid),
         ];
         table.row(&t.id, cells, t);
     }
     table
+}
+
+fn health_word(health: Option<bool>) -> Cell {
+    match health {
+        Some(true) => Cell::toned("healthy", Tone::Good),
+        Some(false) => Cell::toned("unhealthy", Tone::Bad),
+        None => cell(""),
+    }
 }
 
 /// `5s`, `3m`, `2h`, `4d`: the largest unit is enough for a column.

@@ -17,6 +17,7 @@ mod serve;
 mod services;
 mod settings;
 mod status;
+mod tasks;
 mod watch;
 
 use std::sync::Arc;
@@ -74,6 +75,7 @@ pub fn router(daemon: Shared) -> Router {
             get(nodes::one).post(nodes::update).delete(nodes::remove),
         )
         .route("/v1/nodes/{id}/role", post(nodes::role))
+        .route("/v1/nodes/{id}/tasks", get(tasks::on))
         .route("/v1/networks", get(networks::list))
         .route(
             "/v1/networks/{name}",
@@ -90,9 +92,13 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/services/{name}/rebalance", post(placing::rebalance))
         .route("/v1/services/{name}/preview", post(placing::preview))
         .route("/v1/services/{name}/tasks", get(services::tasks))
+        .route("/v1/services/{name}/logs", post(services::logs))
         .route("/v1/publish", post(ports::publish))
         .route("/v1/unpublish", post(ports::unpublish))
         .route("/v1/watch", get(watch::watch))
+        .route("/v1/tasks", get(tasks::list))
+        .route("/v1/tasks/{id}", get(tasks::one))
+        .route("/v1/tasks/{id}/logs", post(tasks::logs))
         .route("/v1/tasks/{id}/status", put(watch::task_status))
         .route("/v1/endpoints", get(endpoints::list))
         .route(

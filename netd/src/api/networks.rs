@@ -38,7 +38,7 @@ pub(super) fn view(c: &Cluster, name: &Name, network: &Network) -> NetworkView {
         services: intent
             .services
             .iter()
-            .filter(|(_, s)| s.vips.contains_key(name))
+            .filter(|(_, s)| s.networks().any(|n| n == name))
             .map(|(n, _)| n.clone())
             .collect(),
         endpoints: endpoints as u32,

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use axum::extract::State;
-use cluster::state::Command;
+use cluster::state::{Applied, Command};
 use model::{
     Code, Name, PortSpec, RowBody,
     api::{Publish, PublishAnswer},
@@ -74,17 +74,59 @@ pub(super) async fn publish(State(d): State<Shared>, Body(req): Body<Publish>) -
         ));
     }
     m.port_free(&c, req.port).await?;
-    let (revision, _) = m
+    let (revision, applied) = m
         .propose(Command::Publish {
             service: service.clone(),
             port: req.port,
         })
         .await?;
+    let port = given(applied, req.port);
     Ok(Answer(PublishAnswer {
         revision,
         service,
-        port: req.port,
+        port,
     }))
+}
+
+/// The port as the log knows it: an automatic one has its number.
+fn given(applied: Applied, asked: PortSpec) -> PortSpec {
+    match applied {
+        Applied::Published(port) => port,
+        _ => asked,
+    }
+}
+
+/// The service that publishes a port.
+fn holder(c: &Cluster, port: &PortSpec) -> Result<Name, Fail> {
+    let intent = c.intent();
+    let services = intent.services.iter();
+    let names: Vec<&Name> = services
+        .filter(|(_, s)| {
+            s.ports
+                .values()
+                .any(|p| p.asked() == *port || p.spec.key() == port.key())
+        })
+        .map(|(name, _)| name)
+        .collect();
+    match names.as_slice() {
+        [] => Err(Fail::new(
+            Code::NotFound,
+            format!("port {} is not published", port.key()),
+            "netctl service ls",
+        )),
+        [one] => Ok((*one).clone()),
+        several => {
+            let lines: Vec<String> = several
+                .iter()
+                .map(|s| format!("netctl service unpublish {s} {port}"))
+                .collect();
+            Err(Fail::new(
+                Code::Ambiguous,
+                format!("{port}: several services publish it\n  {}", lines.join("\n  ")),
+                lines.first().cloned().unwrap_or_default(),
+            ))
+        }
+    }
 }
 
 pub(super) async fn unpublish(
@@ -93,30 +135,17 @@ pub(super) async fn unpublish(
 ) -> Result<Answer<PublishAnswer>, Fail> {
     let c = d.cluster()?;
     let m = c.manager()?;
-    let key = format!("{}/{}", req.port.published, req.port.proto);
-    let intent = c.intent();
-    let Some((holder, held)) = intent.service_by_port(&key) else {
-        return Err(Fail::new(
-            Code::NotFound,
-            format!("port {key} is not published"),
-            "netctl service ls",
-        ));
+    let service = match req.service {
+        Some(s) => s,
+        None => holder(&c, &req.port)?,
     };
-    if req.service.as_ref().is_some_and(|s| s != holder) {
-        return Err(Fail::new(
-            Code::Conflict,
-            format!("port {key} is published by {holder}"),
-            format!("netctl service unpublish {holder} {key}"),
-        ));
-    }
-    let port = held.ports.get(&key).map_or(req.port, |p| p.spec);
-    let service = holder.clone();
-    let (revision, _) = m
+    let (revision, applied) = m
         .propose(Command::Unpublish {
             service: service.clone(),
-            port,
+            port: req.port,
         })
         .await?;
+    let port = given(applied, req.port);
     Ok(Answer(PublishAnswer {
         revision,
         service,

@@ -66,14 +66,17 @@ fn place(method: &Method, path: &str) -> Place {
         "/v1/unpublish",
     ];
     let read = *method == Method::GET;
+    let tasks = path.starts_with("/v1/tasks") || path.ends_with("/tasks");
     // What nodes have reported lies in the leader's memory.
-    if path == super::command::PATH || (read && matches!(path, "/v1/convergence" | "/v1/cluster/custody")) {
+    let logs = path.starts_with("/v1/tasks/") && path.ends_with("/logs");
+    let reported = tasks || matches!(path, "/v1/convergence" | "/v1/cluster/custody");
+    if path == super::command::PATH || (read && reported) || logs {
         return Place::Leader;
     }
     if HERE.contains(&path) || !NOUNS.iter().any(|n| path.starts_with(n)) {
         return Place::Here;
     }
-    match read && !(path.starts_with("/v1/services/") && path.ends_with("/tasks")) {
+    match read {
         true => Place::Read,
         false => Place::Leader,
     }
@@ -289,6 +292,12 @@ mod tests {
             (Method::POST, "/v1/cluster/update", Place::Leader),
             (Method::GET, "/v1/services/web/tasks", Place::Leader),
             (Method::GET, "/v1/services/web", Place::Read),
+            (Method::GET, "/v1/services/tasks", Place::Leader),
+            (Method::GET, "/v1/nodes/n1/tasks", Place::Leader),
+            (Method::GET, "/v1/tasks", Place::Leader),
+            (Method::POST, "/v1/tasks/web.1/logs", Place::Leader),
+            (Method::POST, "/v1/services/web/logs", Place::Leader),
+            (Method::GET, "/v1/tasks/web.1", Place::Leader),
             (Method::GET, "/nonsense", Place::Here),
         ] {
             assert_eq!(place(&method, path), want, "{method} {path}");

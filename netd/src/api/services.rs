@@ -1,10 +1,12 @@
 //! `/v1/services`
 
+use std::collections::BTreeSet;
+
 use axum::extract::{Path, State};
 use cluster::state::Command;
 use model::{
     Code, Name, ServiceSpec,
-    api::{Changed, Replace, Scale, ServiceView, TaskView},
+    api::{Changed, Logs, LogsAsk, Replace, Scale, ServiceView, TaskView},
     intent::SlotSet,
     spec::Mode,
 };
@@ -32,7 +34,9 @@ pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
             placed.saturating_sub(surge)
         }
     };
-    let ready = backends.iter().filter(|b| b.in_use).count() as u32;
+    let units: BTreeSet<_> = backends.iter().map(|b| b.unit(name)).collect();
+    let out: BTreeSet<_> = backends.iter().filter(|b| !b.in_use).map(|b| b.unit(name)).collect();
+    let ready = units.difference(&out).count() as u32;
     Some(ServiceView {
         name: name.clone(),
         service,
@@ -161,6 +165,20 @@ pub(super) async fn remove(State(d): State<Shared>, path: Path<String>) -> Resul
         revision,
         message: format!("service {name} is removed"),
     }))
+}
+
+/// What its tasks have said, a piece at a time.
+pub(super) async fn logs(
+    State(d): State<Shared>,
+    path: Path<String>,
+    Body(ask): Body<LogsAsk>,
+) -> Result<Answer<Logs>, Fail> {
+    let name: Name = segment(path)?;
+    let c = d.cluster()?;
+    if !c.intent().services.contains_key(&name) {
+        return Err(unknown(&c, &name));
+    }
+    Ok(Answer(super::tasks::gather(&c, &name, None, ask).await?))
 }
 
 pub(super) async fn tasks(State(d): State<Shared>, path: Path<String>) -> Result<Answer<Vec<TaskView>>, Fail> {

@@ -1,7 +1,7 @@
 //! Attaching, detaching and draining endpoints of this node.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,7 +11,7 @@ use kernel::{
     sockdiag,
 };
 use model::{
-    ApiError, Code, EndpointId, Proto, Vni,
+    ApiError, Code, EndpointId, Intent, Name, Proto, Vni,
     api::{EndpointCreate, EndpointDrain, EndpointDrained, EndpointView},
 };
 
@@ -36,6 +36,13 @@ fn unknown(what: &str, have: Vec<String>, list: &str) -> ApiError {
         format!("there are: {}", have.join(", "))
     };
     ApiError::new(Code::NotFound, format!("no {what}; {have}"), list)
+}
+
+/// An endpoint that is asked for.
+struct Part {
+    id: EndpointId,
+    network: Name,
+    vni: Vni,
 }
 
 /// Connections from outside to ports of a namespace; one that cannot be looked into has none.
@@ -72,63 +79,78 @@ impl Cluster {
                 .mtu
                 .min(network.and_then(|n| n.mtu).unwrap_or(u16::MAX)),
             service: e.service.clone(),
+            part_of: e.of.clone(),
             state: e.state(&intent),
             resolv_conf: format!("nameserver {}\noptions ndots:0\n", self.config.dns.address),
             problem: e.problem.clone(),
         }
     }
 
-    /// Attaches a namespace to a network; when it returns the kernel holds it all. The same request again gives the same
-    /// answer.
+    /// Attaches a namespace to its networks; when it returns the kernel holds it all. The same request again gives the
+    /// same answer. All of it is done, or nothing.
     pub async fn attach(&self, id: EndpointId, req: EndpointCreate) -> Result<EndpointView, ApiError> {
         let _turn = self.attaching.lock().await;
-        let vni = self.may_attach(&req)?;
-        let known = self.endpoints().get(&id).cloned();
-        if let Some(e) = known {
-            let same = e.vni == vni
+        let wanted = self.may_attach(&id, &req)?;
+        let known = self.endpoints().group(&id);
+        if let Some(e) = known.get(&id) {
+            let same = e.of.is_none()
                 && e.service == req.service
                 && e.slot == req.slot
-                && e.ours == (req.netns.is_none() && req.pid.is_none());
+                && e.ours == (req.netns.is_none() && req.pid.is_none())
+                && known.len() == wanted.len()
+                && wanted.iter().all(|w| known.get(&w.id).is_some_and(|e| e.vni == w.vni));
             if !same || e.draining {
+                let networks: Vec<&str> = known.values().map(|e| e.network.as_str()).collect();
                 return Err(ApiError::new(
                     Code::Conflict,
                     format!(
                         "endpoint {id} exists already, on network {} with other settings",
-                        e.network
+                        networks.join(", ")
                     ),
-                    format!("netctl endpoint rm {id}"),
+                    format!("netctl endpoint rm {}", e.of.as_ref().unwrap_or(&id)),
                 ));
             }
             if e.ours {
                 self.namespace(&req, &id).await?;
             }
-            return self.settled(&id).await;
+            return self.all_settled(&wanted).await;
+        }
+        if let Some(w) = wanted.iter().find(|w| self.endpoints().get(&w.id).is_some()) {
+            return Err(ApiError::new(
+                Code::Conflict,
+                format!("endpoint {} exists already", w.id),
+                format!("netctl endpoint rm {}", w.id),
+            ));
         }
         let (path, ours) = self.namespace(&req, &id).await?;
         let added = async {
-            let interface = self.interface(&path).await?;
-            let offset = self.offset(vni).await?;
-            let endpoint = Endpoint {
-                vni,
-                network: req.network.clone(),
-                netns: path.clone(),
-                ours,
-                interface,
-                offset,
-                service: req.service.clone(),
-                slot: req.slot,
-                draining: false,
-                healthy: None,
-                running: self.task_runs(&id),
-                listening: Default::default(),
-                attached: false,
-                problem: None,
-            };
+            let interfaces = self.interfaces(&path, wanted.len()).await?;
+            let mut group = BTreeMap::new();
+            for (w, interface) in wanted.iter().zip(interfaces) {
+                let endpoint = Endpoint {
+                    vni: w.vni,
+                    network: w.network.clone(),
+                    netns: path.clone(),
+                    ours,
+                    interface,
+                    offset: self.offset(w.vni).await?,
+                    service: req.service.clone(),
+                    slot: req.slot,
+                    of: (w.id != id).then(|| id.clone()),
+                    draining: false,
+                    healthy: None,
+                    running: self.task_runs(&id),
+                    listening: Default::default(),
+                    attached: false,
+                    problem: None,
+                };
+                group.insert(w.id.clone(), endpoint);
+            }
             self.endpoints()
-                .put(id.clone(), endpoint)
+                .put(group)
                 .map_err(|e| internal("the endpoint cannot be kept on disk", e))?;
             self.endpoints_changed();
-            self.settled(&id).await
+            self.all_settled(&wanted).await
         };
         match added.await {
             Ok(view) => Ok(view),
@@ -145,27 +167,46 @@ impl Cluster {
         }
     }
 
-    fn may_attach(&self, req: &EndpointCreate) -> Result<Vni, ApiError> {
+    /// The endpoints that a request is about, the first network's first.
+    fn may_attach(&self, id: &EndpointId, req: &EndpointCreate) -> Result<Vec<Part>, ApiError> {
         let intent = self.intent();
-        let network = intent.networks.get(&req.network).ok_or_else(|| {
+        let mut parts: Vec<Part> = Vec::new();
+        for network in [&req.network].into_iter().chain(&req.further) {
+            let id = match parts.is_empty() {
+                true => id.clone(),
+                // What the client chose may be long already.
+                false => id.on(network).as_str().parse()?,
+            };
+            let vni = self.may_join(&intent, network, req)?;
+            if parts.iter().any(|p| p.vni == vni) {
+                return Err(ApiError::new(
+                    Code::Invalid,
+                    format!("the network {network} is named twice"),
+                    format!("--network {network} once"),
+                ));
+            }
+            let network = network.clone();
+            parts.push(Part { id, network, vni });
+        }
+        Ok(parts)
+    }
+
+    fn may_join(&self, intent: &Intent, on: &Name, req: &EndpointCreate) -> Result<Vni, ApiError> {
+        let network = intent.networks.get(on).ok_or_else(|| {
             let have = intent.networks.keys().map(|n| n.to_string()).take(8).collect();
-            unknown(&format!("network {}", req.network), have, "netctl network ls")
+            unknown(&format!("network {on}"), have, "netctl network ls")
         })?;
         if let Some(name) = &req.service {
             let service = intent.services.get(name).ok_or_else(|| {
                 let have = intent.services.keys().map(|n| n.to_string()).take(8).collect();
                 unknown(&format!("service {name}"), have, "netctl service ls")
             })?;
-            if !service.vips.contains_key(&req.network) {
-                let on: Vec<String> = service.spec.networks.iter().map(|n| n.to_string()).collect();
+            if !service.networks().any(|n| n == on) {
+                let others: Vec<String> = service.spec.networks.iter().map(|n| n.to_string()).collect();
                 return Err(ApiError::new(
                     Code::Conflict,
-                    format!(
-                        "service {name} is not on network {} but on {}",
-                        req.network,
-                        on.join(", ")
-                    ),
-                    format!("--network {}", on.first().cloned().unwrap_or_default()),
+                    format!("service {name} is not on network {on} but on {}", others.join(", ")),
+                    format!("--network {}", others.first().cloned().unwrap_or_default()),
                 ));
             }
             match req.slot {
@@ -238,8 +279,8 @@ impl Cluster {
         }
     }
 
-    /// `eth0`, or the next that is free in the namespace.
-    async fn interface(&self, path: &Path) -> Result<String, ApiError> {
+    /// `eth0`, or the next ones that are free in the namespace.
+    async fn interfaces(&self, path: &Path, count: usize) -> Result<Vec<String>, ApiError> {
         let there = {
             let path = path.to_owned();
             tokio::task::spawn_blocking(move || -> Result<Vec<String>, String> {
@@ -265,16 +306,19 @@ impl Cluster {
                 .filter(|e| e.netns == path)
                 .map(|e| e.interface.clone()),
         );
-        (0..1_000)
+        let free: Vec<String> = (0..1_000)
             .map(|i| format!("eth{i}"))
-            .find(|n| !taken.contains(n))
-            .ok_or_else(|| {
-                ApiError::new(
-                    Code::Conflict,
-                    "the namespace has a thousand devices",
-                    "another namespace",
-                )
-            })
+            .filter(|n| !taken.contains(n))
+            .take(count)
+            .collect();
+        match free.len() == count {
+            true => Ok(free),
+            false => Err(ApiError::new(
+                Code::Conflict,
+                "the namespace has a thousand devices",
+                "another namespace",
+            )),
+        }
     }
 
     /// A free address, with a new block from a manager when needed.
@@ -333,10 +377,20 @@ impl Cluster {
         Ok(self.endpoint_view(id, e))
     }
 
-    /// Detaches; `false`: there was none.
+    /// As [`Cluster::settled`], for each; tells of the first.
+    async fn all_settled(&self, parts: &[Part]) -> Result<EndpointView, ApiError> {
+        let mut first = None;
+        for part in parts {
+            let view = self.settled(&part.id).await?;
+            first.get_or_insert(view);
+        }
+        first.ok_or_else(|| internal("the endpoint", "no network was named"))
+    }
+
+    /// Detaches an endpoint and those that belong to it; `false`: there was none.
     pub async fn detach(&self, id: &EndpointId) -> Result<bool, ApiError> {
         let _turn = self.attaching.lock().await;
-        let Some(e) = self.endpoints().get(id).cloned() else {
+        let Some(e) = self.by_itself(id)? else {
             return Ok(false);
         };
         self.forget(id).await?;
@@ -346,18 +400,32 @@ impl Cluster {
         Ok(true)
     }
 
+    /// An endpoint, if there is one; refused when it belongs to another one.
+    fn by_itself(&self, id: &EndpointId) -> Result<Option<Endpoint>, ApiError> {
+        let found = self.endpoints().get(id).cloned();
+        match found.as_ref().and_then(|e| e.of.as_ref()) {
+            Some(first) => Err(ApiError::new(
+                Code::Conflict,
+                format!("endpoint {id} belongs to {first}: the two are one task on several networks"),
+                format!("netctl endpoint rm {first}"),
+            )),
+            None => Ok(found),
+        }
+    }
+
     async fn forget(&self, id: &EndpointId) -> Result<(), ApiError> {
         let removed = self
             .endpoints()
             .remove(id)
             .map_err(|e| internal("the endpoints on disk", e))?;
-        if removed.is_none() {
+        if removed.is_empty() {
             return Ok(());
         }
         self.endpoints_changed();
         self.reconciler.look();
         let mut status = self.reconcile_changes();
-        let _ = tokio::time::timeout(ATTACH, status.wait_for(|s| !s.attached.contains_key(id))).await;
+        let gone = status.wait_for(|s| removed.keys().all(|id| !s.attached.contains_key(id)));
+        let _ = tokio::time::timeout(ATTACH, gone).await;
         Ok(())
     }
 
@@ -370,19 +438,20 @@ impl Cluster {
         }
     }
 
-    /// Takes an endpoint out of new flows on every living node, and waits until its established ones have ended, as long
+    /// Takes an endpoint and those that belong to it out of new flows on every living node, and waits until its established ones have ended, as long
     /// as its service allows (CONTRACTS, Draining). TCP alone: an UDP flow has no end that anybody could see.
     pub async fn drain(&self, id: &EndpointId, req: &EndpointDrain) -> Result<EndpointDrained, ApiError> {
-        let (netns, ports, limit) = {
+        let Some(e) = self.by_itself(id)? else {
+            return Err(ApiError::new(
+                Code::NotFound,
+                format!("no endpoint {id} on this node"),
+                "netctl endpoint ls",
+            ));
+        };
+        let (group, netns, ports, limit) = {
             let mut table = self.endpoints();
-            let Some(mut e) = table.get(id).cloned() else {
-                return Err(ApiError::new(
-                    Code::NotFound,
-                    format!("no endpoint {id} on this node"),
-                    "netctl endpoint ls",
-                ));
-            };
-            e.draining = true;
+            let mut group = table.group(id);
+            group.values_mut().for_each(|e| e.draining = true);
             let intent = self.intent();
             let spec = e.service.as_ref().and_then(|s| intent.services.get(s));
             let spec = spec.map(|s| e.slot.map_or(&s.spec, |slot| s.template(slot).0));
@@ -395,11 +464,11 @@ impl Cluster {
             let ports: BTreeSet<u16> = e.listening.iter().chain(&asked).filter_map(tcp).collect();
             let netns = e.netns.clone();
             table
-                .put(id.clone(), e)
+                .put(group.clone())
                 .map_err(|e| internal("the endpoints on disk", e))?;
-            (netns, ports, limit)
+            (group, netns, ports, limit)
         };
-        let version = self.publish_row(id);
+        let version = group.keys().map(|id| self.publish_row(id)).max().unwrap_or(0);
         self.endpoints_changed();
         let acknowledged = self
             .held_everywhere(version, self.intent().settings.drain_ack_timeout())

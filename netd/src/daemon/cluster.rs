@@ -1,7 +1,7 @@
 //! This node in a cluster: every running room, and the few questions that the socket asks of them together.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, Weak},
     time::Duration,
@@ -39,6 +39,7 @@ use crate::{
     place::{Addresses, Place},
     reconcile::{self, Kernel, Reconciled, Reconciler},
     rpc::{self, Local, Uplink, UplinkConfig},
+    tasks::OwnTasks,
     view,
 };
 
@@ -88,7 +89,7 @@ pub struct Cluster {
     pub(super) reconciled: watch::Receiver<Arc<Reconciled>>,
     pub(super) endpoints: Arc<Mutex<Endpoints>>,
     endpoints_version: watch::Sender<u64>,
-    pub(super) tasks: watch::Sender<BTreeMap<EndpointId, TaskStatus>>,
+    pub(super) tasks: watch::Sender<OwnTasks>,
     pub(super) names: DnsServer,
     /// What this node holds of certificates and keys.
     pub(super) holding: watch::Sender<Holding>,
@@ -248,7 +249,7 @@ impl Cluster {
             facts,
             endpoints,
             endpoints_version: watch::Sender::new(0),
-            tasks: watch::Sender::new(BTreeMap::new()),
+            tasks: watch::Sender::new(OwnTasks::default()),
             names,
             holding: watch::Sender::new(rpc::holding(&credentials, &tls)),
             certified: watch::Sender::new(credentials.role),
@@ -417,23 +418,21 @@ impl Cluster {
 
     /// What a task's runner reported. The task's endpoints are fit for new flows, or not, from now on.
     pub fn task_reported(&self, id: EndpointId, status: TaskStatus) -> Result<(), ApiError> {
-        if !status.state.is_told_by_nodes() {
-            return Err(ApiError::new(
-                Code::Invalid,
-                format!("{id}: that a task is {:?} is for managers to say", status.state),
-                "accepted, preparing, ready, starting, running, complete, shutdown, failed or rejected",
-            ));
-        }
+        let (runs, health) = (status.state == TaskState::Running, status.health);
+        let keep = usize::try_from(self.intent().settings.task_history_limit).unwrap_or(usize::MAX);
+        let mut taken = Ok(());
+        self.tasks.send_if_modified(|t| {
+            taken = t.take(&id, status, keep);
+            taken.is_ok()
+        });
+        taken?;
         let changed = self
             .endpoints()
-            .told(&id, status.state == TaskState::Running, status.health)
+            .told(&id, runs, health)
             .map_err(|e| internal("the endpoints on disk", e))?;
         if changed {
             self.endpoints_changed();
         }
-        self.tasks.send_modify(|t| {
-            t.insert(id, status);
-        });
         Ok(())
     }
 
@@ -507,7 +506,7 @@ impl Cluster {
     pub(super) async fn clear(self: &Arc<Self>) -> Result<(), String> {
         self.end_rooms().await;
         let _ = self.names.sync(BTreeMap::<EndpointNs, _>::new()).await;
-        let ours: Vec<_> = self
+        let ours: BTreeSet<_> = self
             .endpoints()
             .all()
             .values()

@@ -1,19 +1,25 @@
 //! What runs for as long as this node is in a cluster, and carries news from one room to another.
 
-use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use kernel::sockdiag;
 use model::{EndpointId, Intent, NodeId};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::Cluster;
 use crate::{
     dns::EndpointNs,
     gossip::{Facts, Gossip},
     manager::routes_answer,
-    reconcile,
+    place, reconcile,
     rpc::{Answer, Ask, Report, Uplink},
+    tasks::logs::{self, LogFrom},
     view,
 };
 
@@ -48,24 +54,19 @@ impl Cluster {
         loop {
             let now = reconciled.borrow_and_update().clone();
             let placed = intent.borrow_and_update().clone();
-            // What is no longer placed here is of no interest to managers.
-            let here = |id: &EndpointId| {
-                let (service, slot) = id.as_str().rsplit_once('.')?;
-                let slot = slot.parse().ok()?;
-                placed.holds(&service.parse().ok()?, self.me, slot).then_some(())
-            };
-            let mine = tasks
-                .borrow_and_update()
-                .iter()
-                .filter(|(id, _)| here(id).is_some())
-                .map(|(id, t)| (id.clone(), t.clone()))
-                .collect();
+            // Of a service that is gone nobody wants to know.
+            self.tasks.send_if_modified(|t| {
+                t.prune(&placed, self.me);
+                false
+            });
+            let (mine, past) = tasks.borrow_and_update().report(&placed, self.me);
             let mut problems = now.problems.clone();
             problems.extend(now.endpoints.iter().map(|(id, why)| format!("endpoint {id}: {why}")));
             self.uplink.report(Report {
                 applied: now.applied,
                 problems,
                 tasks: mine,
+                past,
                 held: now.held.clone(),
                 holds: holding.borrow_and_update().clone(),
                 machine: crate::machine::look(addresses.borrow_and_update().data_path.into()),
@@ -99,23 +100,33 @@ impl Cluster {
                 let _ = tell.send(answer);
                 continue;
             }
+            if let Ask::Logs { from, max, follow } = ask {
+                // It may take a while: the next question does not wait for it.
+                tokio::spawn(read_logs(self.log_paths(from), max, follow, tell));
+                continue;
+            }
             let found = tokio::task::spawn_blocking(move || match ask {
-                Ask::PortFree { port, proto } => match sockdiag::holders(proto, port) {
-                    Ok(h) => match h.first() {
-                        Some(holder) => Answer::Taken {
-                            owner: holder.to_string(),
-                        },
-                        None => Answer::Free,
-                    },
-                    Err(e) => Answer::Failed { why: e.to_string() },
-                },
+                Ask::PortFree(port) => place::port_use(&port),
+                Ask::PortsInUse => place::auto_ports_in_use(),
                 Ask::HostRoutes => routes_answer(reconcile::host::routed_subnets()),
-                Ask::ManagerAddress => Answer::Failed {
+                Ask::ManagerAddress | Ask::Logs { .. } => Answer::Failed {
                     why: "answered elsewhere".into(),
                 },
             });
             let _ = tell.send(found.await.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
         }
+    }
+
+    /// Where the logs of tasks are, as their runner told.
+    fn log_paths(&self, from: BTreeMap<EndpointId, LogFrom>) -> Vec<(EndpointId, LogFrom, Option<PathBuf>)> {
+        let tasks = self.tasks.borrow();
+        let path = |id: &EndpointId| tasks.log(id).map(PathBuf::from);
+        from.into_iter()
+            .map(|(id, from)| {
+                let path = path(&id);
+                (id, from, path)
+            })
+            .collect()
     }
 
     /// Names are answered in exactly the namespaces of this node's endpoints.
@@ -144,6 +155,30 @@ impl Cluster {
             }
         }
     }
+}
+
+async fn read_logs(
+    wanted: Vec<(EndpointId, LogFrom, Option<PathBuf>)>,
+    max: usize,
+    follow: bool,
+    tell: oneshot::Sender<Answer>,
+) {
+    let each = max / wanted.len().max(1);
+    let read = tokio::task::spawn_blocking(move || {
+        let (mut parts, mut problems) = (BTreeMap::new(), BTreeMap::new());
+        for (id, from, path) in wanted {
+            let part = match path {
+                Some(path) => logs::read(&path, from, each, follow).map_err(|e| format!("{}: {e}", path.display())),
+                None => Err("its runner has told of no log".to_owned()),
+            };
+            match part {
+                Ok(part) => drop(parts.insert(id, part)),
+                Err(why) => drop(problems.insert(id, why)),
+            }
+        }
+        Answer::Logs { parts, problems }
+    });
+    let _ = tell.send(read.await.unwrap_or_else(|e| Answer::Failed { why: e.to_string() }));
 }
 
 /// Asks the nodes that were known last for what this node has missed, before anything is compared with the kernel: the

@@ -3,9 +3,11 @@
 
 mod found;
 mod lead;
+mod logs;
 mod members;
 mod oversee;
 mod port;
+mod publish;
 mod request;
 mod roll;
 
@@ -20,8 +22,8 @@ use futures_util::future::join_all;
 use http_body_util::Full;
 use ipnet::IpNet;
 use model::{
-    ApiError, Code, Intent, Name, NodeId, PortSpec,
-    api::{Convergence, NodeHealth, NodeProgress, TaskView},
+    ApiError, Code, Intent, Name, NodeId,
+    api::{Convergence, MAX_TASKS, NodeHealth, NodeProgress, TaskView},
 };
 use tokio::{net::TcpListener, sync::watch, task::JoinSet};
 
@@ -301,11 +303,26 @@ impl Manager {
 
     /// The story of a service's tasks.
     pub fn tasks(&self, service: &Name, facts: &Facts) -> Vec<TaskView> {
+        let told = self
+            .hub
+            .tasks(|id, _| id.slot().is_some_and(|(name, _)| name == *service));
+        self.with_board(|b| b.view(service, &told, facts, Instant::now()))
+    }
+
+    /// The tasks of all services that `wanted` says, at most [`MAX_TASKS`] of them.
+    pub fn all_tasks(&self, intent: &Intent, facts: &Facts, wanted: impl Fn(&TaskView) -> bool) -> Vec<TaskView> {
+        let told = self.hub.tasks(|_, _| true);
         let now = Instant::now();
-        self.board
-            .lock()
-            .map(|b| b.view(service, facts, now))
-            .unwrap_or_default()
+        let mut out = Vec::new();
+        for name in intent.services.keys() {
+            let lines = self.with_board(|b| b.view(name, &told, facts, now));
+            out.extend(lines.into_iter().filter(|t| wanted(t)));
+            if out.len() > MAX_TASKS {
+                out.truncate(MAX_TASKS);
+                break;
+            }
+        }
+        out
     }
 
     fn living(&self, intent: &Intent, facts: &Facts, me: NodeId) -> Vec<NodeId> {
@@ -343,56 +360,6 @@ impl Manager {
             }
         }
         Ok(out)
-    }
-
-    /// Refuses a port that a process of any living node listens on.
-    pub async fn port_free(&self, c: &Cluster, port: PortSpec) -> Result<(), ApiError> {
-        let key = format!("{}/{}", port.published, port.proto);
-        // One that is ours already is the log's to refuse.
-        if c.intent().service_by_port(&key).is_some() {
-            return Ok(());
-        }
-        for (node, answer) in self
-            .ask_all(
-                c,
-                Ask::PortFree {
-                    port: port.published,
-                    proto: port.proto,
-                },
-            )
-            .await
-        {
-            let hostname = c
-                .intent()
-                .nodes
-                .get(&node)
-                .map(|n| n.hostname.clone())
-                .unwrap_or_default();
-            match answer {
-                Ok(Answer::Free) => {}
-                Ok(Answer::Taken { owner }) => {
-                    return Err(ApiError::new(
-                        Code::Conflict,
-                        format!("port {key} is already listened on by {owner} on node {node} ({hostname})"),
-                        format!(
-                            "stop it there, or netctl service publish {}:{}/{}",
-                            port.published.saturating_add(8000),
-                            port.target,
-                            port.proto
-                        ),
-                    ));
-                }
-                Ok(Answer::Failed { why }) | Err(why) => {
-                    return Err(ApiError::new(
-                        Code::Unavailable,
-                        format!("{node} cannot say whether port {key} is free: {why}"),
-                        "netctl node ls",
-                    ));
-                }
-                Ok(_) => return Err(internal("port", format!("{node} gave an odd answer"))),
-            }
-        }
-        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::{config::Config, daemon::internal, reconcile::host};
 
 pub use choose::{Local, choose};
-pub use ports::{PortUse, refuse_taken};
+pub use ports::{PortUse, auto_ports_in_use, port_use, refuse_taken};
 
 /// This node's address on disk, in the state directory.
 const FILE: &str = "node.json";

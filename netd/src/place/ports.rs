@@ -1,14 +1,17 @@
 //! Who holds the ports that a node needs: said before anything is half-made, with the flags that choose others.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
 
 use kernel::{
     rtnl::Rtnl,
     sockdiag::{self, Holder},
 };
-use model::{ApiError, Code, Proto};
+use model::{ApiError, Code, On, PortSpec, Proto};
 
-use crate::daemon::internal;
+use crate::{daemon::internal, reconcile::host, rpc::Answer};
 
 /// Ports that are about to be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,4 +96,70 @@ fn vxlan_holder(port: u16) -> Result<Option<String>, ApiError> {
         Some(_) => h.to_string(),
         None => "a VXLAN device in another namespace (dockerd in swarm mode makes such, flannel too)".to_owned(),
     }))
+}
+
+/// Whether a port can be published here, and who is in the way. Blocking.
+pub fn port_use(port: &PortSpec) -> Answer {
+    let mine = match addresses(port.on) {
+        Ok(mine) => mine,
+        Err(why) => return Answer::Failed { why },
+    };
+    if mine.as_ref().is_some_and(BTreeSet::is_empty) {
+        return Answer::NotHere;
+    }
+    if port.is_auto() {
+        return Answer::Free;
+    }
+    match sockdiag::holders(port.proto, port.published) {
+        Ok(all) => match all.iter().find(|h| in_the_way(h.at.ip(), mine.as_ref())) {
+            Some(holder) => Answer::Taken {
+                owner: holder.to_string(),
+            },
+            None => Answer::Free,
+        },
+        Err(e) => Answer::Failed { why: e.to_string() },
+    }
+}
+
+/// Whether a socket at an address gets packets for one of `mine`; none: for any.
+fn in_the_way(at: IpAddr, mine: Option<&BTreeSet<IpAddr>>) -> bool {
+    let at = at.to_canonical();
+    let Some(mine) = mine else { return true };
+    match at {
+        // An unspecified IPv6 socket mostly takes IPv4 too.
+        IpAddr::V6(a) if a.is_unspecified() => true,
+        IpAddr::V4(a) if a.is_unspecified() => mine.iter().any(IpAddr::is_ipv4),
+        at => mine.contains(&at),
+    }
+}
+
+/// The addresses of this host that are meant; none: all.
+fn addresses(on: On) -> Result<Option<BTreeSet<IpAddr>>, String> {
+    let here = || -> Result<Vec<(String, IpAddr)>, String> {
+        let all = host::local_addresses().map_err(|e| e.to_string())?;
+        let own = all.into_iter().map(|l| (l.interface, l.address));
+        Ok(own.chain([("lo".to_owned(), Ipv4Addr::LOCALHOST.into())]).collect())
+    };
+    let of = |fits: &dyn Fn(&str, IpAddr) -> bool| -> Result<Option<BTreeSet<IpAddr>>, String> {
+        let all = here()?.into_iter().filter(|(name, a)| fits(name, *a));
+        Ok(Some(all.map(|(_, a)| a).collect()))
+    };
+    match on {
+        On::All => Ok(None),
+        On::Address(ip) => of(&|_, a| a == ip),
+        On::Device(d) => of(&|name, _| name == d.as_str()),
+    }
+}
+
+/// Ports of [`PortSpec::AUTO`] that something here listens on or speaks from. Blocking.
+pub fn auto_ports_in_use() -> Answer {
+    match sockdiag::ports_in_use() {
+        Ok(all) => {
+            let ports: BTreeSet<u16> = all.into_iter().filter(|p| PortSpec::AUTO.contains(p)).collect();
+            Answer::Ports {
+                ports: ports.into_iter().collect(),
+            }
+        }
+        Err(e) => Answer::Failed { why: e.to_string() },
+    }
 }

@@ -42,15 +42,24 @@ pub fn source_towards(to: IpAddr) -> Option<IpAddr> {
 
 /// Every address that a packet for this host may bear, 127.0.0.1 among them.
 fn addresses(links: &[Link], all: &[Address]) -> BTreeSet<IpAddr> {
+    devices(links, all).into_values().flatten().collect()
+}
+
+/// [`addresses`] by device.
+fn devices(links: &[Link], all: &[Address]) -> BTreeMap<String, BTreeSet<IpAddr>> {
     let by_index: BTreeMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
-    all.iter()
-        .filter(|a| by_index.get(&a.index).is_some_and(|l| !ours(&l.name)))
-        .map(|a| a.net.addr())
-        .filter(|a| match a {
-            IpAddr::V4(a) => !a.is_link_local() && (!a.is_loopback() || *a == Ipv4Addr::LOCALHOST),
-            IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local() && !a.is_multicast(),
-        })
-        .collect()
+    let good = |a: &IpAddr| match a {
+        IpAddr::V4(a) => !a.is_link_local() && (!a.is_loopback() || *a == Ipv4Addr::LOCALHOST),
+        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local() && !a.is_multicast(),
+    };
+    let mut out: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
+    for a in all {
+        let device = by_index.get(&a.index).filter(|l| !ours(&l.name));
+        if let Some(l) = device.filter(|_| good(&a.net.addr())) {
+            out.entry(l.name.clone()).or_default().insert(a.net.addr());
+        }
+    }
+    out
 }
 
 /// The host as a pass sees it.
@@ -58,6 +67,8 @@ fn addresses(links: &[Link], all: &[Address]) -> BTreeSet<IpAddr> {
 pub struct Host {
     /// See [`addresses`].
     pub addresses: BTreeSet<IpAddr>,
+    /// Those of each device.
+    pub devices: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Device that holds the data-path address, and its MTU in octets.
     pub underlay: Option<(String, u32)>,
     /// Devices of default routes, and the underlay's.
@@ -86,6 +97,7 @@ pub fn look(rtnl: &mut Rtnl, vtep: Ipv4Addr) -> Result<Host, RtnlError> {
         .collect();
     Ok(Host {
         addresses: addresses(&links, &all),
+        devices: devices(&links, &all),
         underlay: holder.map(|l| (l.name.clone(), l.mtu)),
         uplinks,
         netdevs,

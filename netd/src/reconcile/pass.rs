@@ -191,6 +191,7 @@ impl Kernel {
             uplinks: seen.uplinks.clone(),
             direct: !transforms,
             addresses: seen.addresses.clone(),
+            devices: seen.devices.clone(),
             ifindex: BTreeMap::new(),
         };
         let desired = view::overlay_desired(intent, facts, &here, endpoints);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use model::{
-    api::{NodeHealth, TaskState},
+    api::{NodeHealth, TaskStatus},
     ids::{EndpointId, NodeId},
     intent::Intent,
 };
@@ -25,6 +25,7 @@ use super::{
     rounds::{self, Round},
     session,
 };
+use crate::tasks::{Reported, follows};
 
 /// A node's last report.
 #[derive(Debug, Clone)]
@@ -33,8 +34,6 @@ pub struct NodeReport {
     pub report: Report,
     /// When.
     pub at: Instant,
-    /// Since when each task is in its state.
-    pub since: BTreeMap<EndpointId, Instant>,
     /// Version of its netd.
     pub version: String,
     /// Whether its stream is open.
@@ -124,6 +123,28 @@ impl Hub {
         self.lock().nodes.clone()
     }
 
+    /// Hands every node's last report to `look`; nothing may be asked of the hub meanwhile.
+    pub fn each(&self, mut look: impl FnMut(NodeId, &Report)) {
+        let s = self.lock();
+        s.nodes.iter().for_each(|(id, n)| look(*id, &n.report));
+    }
+
+    /// What nodes reported last of the tasks that `wanted` says.
+    pub fn tasks(&self, wanted: impl Fn(&EndpointId, &TaskStatus) -> bool) -> Reported {
+        let mut out = Reported::new();
+        self.each(|node, report| {
+            let some = report.tasks.iter().filter(|(id, t)| wanted(id, t));
+            let some: BTreeMap<_, _> = some.map(|(id, t)| (id.clone(), t.clone())).collect();
+            out.insert(node, some);
+        });
+        out
+    }
+
+    /// Whether a node's stream is open here.
+    pub fn is_connected(&self, node: NodeId) -> bool {
+        self.lock().sessions.contains_key(&node)
+    }
+
     /// Rises when a report, or whether a node is connected, has changed.
     pub fn changed(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
@@ -209,7 +230,6 @@ impl Hub {
         let new = || NodeReport {
             report: Report::default(),
             at: Instant::now(),
-            since: BTreeMap::new(),
             version: String::new(),
             connected: true,
             from,
@@ -237,7 +257,7 @@ impl Hub {
         self.bump();
     }
 
-    pub(super) fn report(&self, node: NodeId, report: Report) {
+    pub(super) fn report(&self, node: NodeId, mut report: Report) {
         let now = Instant::now();
         let mut s = self.lock();
         let State {
@@ -251,16 +271,14 @@ impl Hub {
                 s.held.notify_one();
             }
         }
-        let before = |id: &EndpointId| -> Option<(TaskState, Instant)> {
-            Some((entry.report.tasks.get(id)?.state, *entry.since.get(id)?))
-        };
-        let since = report.tasks.iter().map(|(id, t)| {
-            let at = before(id)
-                .filter(|(state, _)| *state == t.state)
-                .map_or(now, |(_, at)| at);
-            (id.clone(), at)
-        });
-        entry.since = since.collect();
+        for (id, next) in &mut report.tasks {
+            // What makes no sense is not believed. After an end it is another task, whose beginning was passed over.
+            if let Some(before) = entry.report.tasks.get(id)
+                && (!next.state.is_told_by_nodes() || (!before.state.is_end() && !follows(before, next)))
+            {
+                next.clone_from(before);
+            }
+        }
         entry.report = report;
         entry.at = now;
         drop(s);

@@ -9,12 +9,19 @@ use cluster::seal::Key;
 use model::{
     api::TaskStatus,
     error::ApiError,
-    ids::{EndpointId, NodeId, Proto, Vni},
+    ids::{EndpointId, NodeId, Vni},
     intent::{Availability, IntentDelta, Machine},
+    spec::PortSpec,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::identity::{Holding, Issued};
+use crate::{
+    identity::{Holding, Issued},
+    tasks::{
+        Past,
+        logs::{LogFrom, LogPart},
+    },
+};
 
 /// The one message of a node without a certificate that counts.
 #[derive(Serialize, Deserialize)]
@@ -83,8 +90,11 @@ pub struct Report {
     pub applied: u64,
     /// What it could not apply.
     pub problems: Vec<String>,
-    /// Its tasks.
+    /// Its tasks: all that are placed there.
     pub tasks: BTreeMap<EndpointId, TaskStatus>,
+    /// Earlier ones that have ended.
+    #[serde(default)]
+    pub past: Past,
     /// Highest row version of other nodes (and its own) that its kernel holds. Owners that drain something are enough.
     pub held: BTreeMap<NodeId, u64>,
     /// What it holds of certificates and keys.
@@ -169,17 +179,23 @@ pub(super) enum ToNode {
 /// What a manager may ask a node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ask {
-    /// Whether a port can be published there.
-    PortFree {
-        /// Port.
-        port: u16,
-        /// Protocol.
-        proto: Proto,
-    },
+    /// Whether a port can be published there; of an automatic one, whether its address is there.
+    PortFree(PortSpec),
+    /// Which ports of [`PortSpec::AUTO`] are in use there.
+    PortsInUse,
     /// Which subnets its own routes lead to, so that no network overlaps them.
     HostRoutes,
     /// Where it would serve the managers' RPC, if it were a manager.
     ManagerAddress,
+    /// What some of its tasks have said.
+    Logs {
+        /// From where, each.
+        from: BTreeMap<EndpointId, LogFrom>,
+        /// Octets in all, about.
+        max: usize,
+        /// A last line that has no end yet is left for later.
+        follow: bool,
+    },
 }
 
 /// What the node says.
@@ -192,6 +208,13 @@ pub enum Answer {
         /// Who has it, e.g. `nginx (pid 812)`.
         owner: String,
     },
+    /// It need not: it has no such address or device.
+    NotHere,
+    /// Answer to [`Ask::PortsInUse`].
+    Ports {
+        /// Ascending.
+        ports: Vec<u16>,
+    },
     /// Subnets of [`Ask::HostRoutes`].
     Routes {
         /// Without default routes, loopback and netd's own.
@@ -201,6 +224,13 @@ pub enum Answer {
     Address {
         /// `ip:port`.
         addr: std::net::SocketAddr,
+    },
+    /// Answer to [`Ask::Logs`].
+    Logs {
+        /// A piece each.
+        parts: BTreeMap<EndpointId, LogPart>,
+        /// Which cannot be read, and why.
+        problems: BTreeMap<EndpointId, String>,
     },
     /// It could not be found out.
     Failed {

@@ -12,7 +12,6 @@ use std::{
 use model::{
     api::{TaskState, TaskStatus},
     error::Code,
-    ids::Proto,
     intent::{Availability, Node},
 };
 use tokio::{
@@ -442,21 +441,47 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
         applied: 9,
         problems: vec!["p".into()],
         tasks: BTreeMap::from([("web.1".parse().unwrap(), status)]),
+        past: BTreeMap::new(),
         held: BTreeMap::new(),
         holds: Holding::default(),
         machine: Default::default(),
     };
     w.uplink.report(report.clone());
     hub_has(&m, |s| s.get(&w.id).is_some_and(|n| n.report == report)).await;
-    let since = m.hub.snapshot()[&w.id].since.clone();
-    w.uplink.report(Report { applied: 10, ..report });
+    w.uplink.report(Report {
+        applied: 10,
+        ..report.clone()
+    });
     hub_has(&m, |s| s[&w.id].report.applied == 10).await;
-    assert_eq!(m.hub.snapshot()[&w.id].since, since);
-
-    let ask = Ask::PortFree {
-        port: 80,
-        proto: Proto::Tcp,
+    // A task that runs was not just assigned, whatever a node says; one that has ended may have begun anew unseen.
+    let say = |state, restarts, applied| {
+        let mut next = report.clone();
+        next.applied = applied;
+        let task = TaskStatus {
+            restarts,
+            ..TaskStatus::of(state)
+        };
+        next.tasks = BTreeMap::from([("web.1".parse().unwrap(), task)]);
+        w.uplink.report(next);
     };
+    for (n, (state, restarts, believed)) in [
+        (TaskState::Assigned, 0, TaskState::Running),
+        (TaskState::Starting, 0, TaskState::Running),
+        (TaskState::Failed, 0, TaskState::Failed),
+        (TaskState::Running, 0, TaskState::Running),
+        (TaskState::Starting, 1, TaskState::Starting),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let applied = 11 + n as u64;
+        say(state, restarts, applied);
+        hub_has(&m, |s| s[&w.id].report.applied == applied).await;
+        let seen = m.hub.tasks(|_, _| true)[&w.id].values().next().unwrap().state;
+        assert_eq!(seen, believed, "{state:?}");
+    }
+
+    let ask = Ask::PortFree("80".parse().unwrap());
     let wait = Duration::from_secs(5);
     let (answer, ()) = tokio::join!(m.hub.ask(w.id, ask.clone(), wait), async {
         let (got, tx) = soon(w.asks.recv()).await.unwrap();

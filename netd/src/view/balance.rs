@@ -1,9 +1,12 @@
 //! What the mesh should do on this node.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
-use mesh::{Backend, BackendId, BackendState, Place};
-use model::{EndpointId, EndpointState, Intent, row::Datapath};
+use mesh::{Backend, BackendId, BackendState, Place, Port};
+use model::{EndpointId, EndpointState, Intent, On, PortSpec, PublishMode, row::Datapath};
 
 use super::{Here, Seen, endpoints, forwards, node_row, out_because};
 use crate::{
@@ -21,7 +24,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             .iter()
             .filter_map(|(net, vip)| Some((intent.networks.get(net)?.vni, *vip)))
             .collect();
-        let ports = service.ports.values().map(|p| p.spec).collect();
+        let ports = service.ports.values().map(|p| port(&p.spec, here)).collect();
         services.insert(
             service.index,
             mesh::Service {
@@ -54,6 +57,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             v6: e.row.v6,
             mac: e.row.mac,
             place,
+            slot: e.row.slot,
             state,
         };
         wanted.backends.insert(
@@ -85,6 +89,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             v6: network.v6(e.offset),
             mac: endpoint_mac(network, e.offset),
             place: Place::Local { ifindex: *ifindex },
+            slot: e.slot,
             state: BackendState::Draining,
         });
     }
@@ -97,6 +102,21 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
         node,
         local: here.addresses.clone(),
         services,
+    }
+}
+
+/// A published port, with the addresses of this host that are meant.
+fn port(spec: &PortSpec, here: &Here) -> Port {
+    Port {
+        published: spec.published,
+        target: spec.target,
+        proto: spec.proto,
+        host: spec.mode == PublishMode::Host,
+        on: match spec.on {
+            On::All => None,
+            On::Address(a) => Some(BTreeSet::from([a])),
+            On::Device(d) => Some(here.devices.get(d.as_str()).cloned().unwrap_or_default()),
+        },
     }
 }
 
@@ -161,6 +181,7 @@ mod tests {
             offset: 4096,
             service: Some("web".parse().unwrap()),
             slot: Some(1),
+            of: None,
             draining: false,
             healthy: None,
             running: None,
@@ -177,6 +198,7 @@ mod tests {
             uplinks: Default::default(),
             direct: true,
             addresses: Default::default(),
+            devices: Default::default(),
             ifindex: BTreeMap::new(),
         };
         let wanted = mesh_wanted(&intent, &Facts::default(), &here, &own);

@@ -97,6 +97,7 @@ pub fn backends(intent: &Intent, facts: &Facts, service: &Name) -> Vec<BackendVi
                     .get(&e.node)
                     .map(|n| n.hostname.clone())
                     .unwrap_or_default(),
+                slot: e.row.slot,
                 vni: e.row.vni,
                 v4: e.row.v4,
                 v6: e.row.v6,
@@ -135,6 +136,8 @@ pub struct Here {
     pub direct: bool,
     /// Every address that a packet for this host may bear.
     pub addresses: BTreeSet<IpAddr>,
+    /// Those of each device.
+    pub devices: BTreeMap<String, BTreeSet<IpAddr>>,
     /// Host side interface of each endpoint that the kernel holds.
     pub ifindex: BTreeMap<EndpointId, u32>,
 }

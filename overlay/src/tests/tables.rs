@@ -106,15 +106,40 @@ fn a_second_network_answers_where_it_was_asked() {
         [
             "0.0.0.0/0 eth0 Some(10.77.16.5) fe",
             "10.78.0.0/16 eth1 Some(10.78.16.6) fe",
+            "0.0.0.0/0 eth0 Some(10.77.16.5) 6e001000",
             "0.0.0.0/0 eth1 Some(10.78.16.6) 6e001001"
         ]
     );
     let rules: Vec<_> = w.tasks[&PathBuf::from("/t")]
         .rules
         .iter()
+        .filter(|r| r.from.addr().is_ipv4())
         .map(|r| (r.from.to_string(), r.table))
         .collect();
-    assert_eq!(rules, [("10.78.16.6/32".to_owned(), 0x6e00_1001)]);
+    let of = |a: &str, table| (a.to_owned(), table);
+    assert_eq!(
+        rules,
+        [of("10.77.16.5/32", 0x6e00_1000), of("10.78.16.6/32", 0x6e00_1001)],
+        "also from the first: a peer's address may lie in the second network"
+    );
+}
+
+#[test]
+fn a_family_leaves_by_the_first_network_that_has_it() {
+    let mut d = cluster();
+    d.endpoints.insert(id("a"), endpoint(4096, 5, "/t", "eth0"));
+    d.endpoints.insert(id("b"), endpoint(4097, 6, "/t", "eth1"));
+    d.endpoints.get_mut(&id("a")).unwrap().v6 = None;
+    d.endpoints.get_mut(&id("b")).unwrap().v6 = Some("fd00:78::1006".parse().unwrap());
+    let w = want(&d, FULL);
+    let default = |to: &str| {
+        let to = to.parse().unwrap();
+        &w.tasks[&PathBuf::from("/t")].routes[&crate::objects::RouteKey { table: 254, to }].link
+    };
+    assert_eq!(
+        (default("0.0.0.0/0").as_str(), default("::/0").as_str()),
+        ("eth0", "eth1")
+    );
 }
 
 #[test]

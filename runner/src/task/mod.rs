@@ -56,7 +56,7 @@ impl Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Event {
     /// The log wants it so.
-    Wanted(Order),
+    Wanted(Box<Order>),
     /// The log does not want it here any more.
     Unwanted,
     /// netd is back: it is told everything again, and asked for the endpoint again.
@@ -315,6 +315,7 @@ impl Task {
         let mut out = Vec::new();
         match event {
             Event::Wanted(order) => {
+                let order = *order;
                 let mut anew = false;
                 let used_up = self.finished.as_ref().is_some_and(|f| f.exhausted);
                 if let Some(current) = self.current.as_mut().filter(|c| c.serves(&order)) {
@@ -554,15 +555,16 @@ impl Task {
         let Some(order) = &self.current else {
             return false;
         };
-        let Some(network) = order.task.networks.first().cloned() else {
+        let Some((network, further)) = order.task.networks.split_first() else {
             return false;
         };
         out.push(Action::Attach(EndpointCreate {
-            network,
+            network: network.clone(),
             netns: None,
             pid: None,
             service: Some(order.task.service.clone()),
             slot: Some(order.task.slot),
+            further: further.to_vec(),
         }));
         true
     }

@@ -15,6 +15,10 @@ fn bad(how: &str) -> Event {
     })
 }
 
+fn wanted(order: Order) -> Event {
+    Event::Wanted(Box::new(order))
+}
+
 fn well() -> Event {
     Event::Exited(End {
         how: "exit status 0".into(),
@@ -97,7 +101,7 @@ fn running(generation: u64) -> Task {
     play(
         &mut t,
         &[
-            (0, Event::Wanted(order(generation)), &["Preparing", "attach"]),
+            (0, wanted(order(generation)), &["Preparing", "attach"]),
             (1, Event::Attached { same: true }, &["Starting", "start 0"]),
             (2, Event::Started { pid: 7 }, &["Running"]),
         ],
@@ -111,7 +115,7 @@ fn a_life() {
     play(
         &mut t,
         &[
-            (5, Event::Wanted(order(1)), &[]),
+            (5, wanted(order(1)), &[]),
             (6, Event::Unwanted, &["Running: draining", "drain"]),
             (7, Event::Drained, &["term"]),
             (8, well(), &[]),
@@ -183,8 +187,8 @@ fn a_new_generation_stops_then_starts() {
     play(
         &mut t,
         &[
-            (5, Event::Wanted(order(2)), &["Running: draining", "drain"]),
-            (6, Event::Wanted(order(3)), &[]),
+            (5, wanted(order(2)), &["Running: draining", "drain"]),
+            (6, wanted(order(3)), &[]),
             (7, Event::Drained, &["term"]),
             (8, Event::Empty, &["detach"]),
             (9, Event::Detached, &["Shutdown", "Preparing", "attach"]),
@@ -202,7 +206,7 @@ fn another_grace_needs_no_restart() {
     play(
         &mut t,
         &[
-            (5, Event::Wanted(longer), &[]),
+            (5, wanted(longer), &[]),
             (6, Event::Unwanted, &["Running: draining", "drain"]),
             (10, Event::Drained, &["term"]),
         ],
@@ -215,10 +219,22 @@ fn another_node_id_is_another_life() {
     let mut t = running(1);
     let mut elsewhere = order(1);
     elsewhere.node = NodeId(9);
-    play(
-        &mut t,
-        &[(5, Event::Wanted(elsewhere), &["Running: draining", "drain"])],
-    );
+    play(&mut t, &[(5, wanted(elsewhere), &["Running: draining", "drain"])]);
+}
+
+#[test]
+fn a_task_is_attached_to_all_of_its_networks() {
+    let mut wanted = order(1);
+    wanted.task.networks.push("db".parse().unwrap());
+    let mut task = Task::new(wanted.task.id.clone());
+    let actions = task.handle(Duration::ZERO, Event::Wanted(Box::new(wanted.clone())));
+    let asked = actions.iter().find_map(|a| match a {
+        Action::Attach(body) => Some(body),
+        _ => None,
+    });
+    let asked = asked.unwrap();
+    assert_eq!(asked.network.as_str(), "app", "the first one has the default route");
+    assert_eq!(asked.further, ["db".parse().unwrap()]);
 }
 
 #[test]
@@ -227,7 +243,7 @@ fn attaching_is_tried_again() {
     play(
         &mut t,
         &[
-            (0, Event::Wanted(order(1)), &["Preparing", "attach"]),
+            (0, wanted(order(1)), &["Preparing", "attach"]),
             (
                 0,
                 Event::NotAttached("no block".into()),
@@ -251,7 +267,7 @@ fn a_command_that_cannot_start_asks_for_its_namespace_again() {
     play(
         &mut t,
         &[
-            (0, Event::Wanted(order(1)), &["Preparing", "attach"]),
+            (0, wanted(order(1)), &["Preparing", "attach"]),
             (1, Event::Attached { same: true }, &["Starting", "start 0"]),
             (
                 2,
@@ -270,7 +286,7 @@ fn unwanted_at_any_point_ends_with_the_endpoint_gone() {
     play(
         &mut t,
         &[
-            (0, Event::Wanted(order(1)), &["Preparing", "attach"]),
+            (0, wanted(order(1)), &["Preparing", "attach"]),
             (1, Event::Unwanted, &[]),
             (2, Event::NotAttached("refused".into()), &["detach"]),
             (3, Event::NotDetached("netd is away".into()), &[]),
@@ -296,7 +312,7 @@ fn unwanted_and_wanted_again_while_it_stops() {
         &mut t,
         &[
             (5, Event::Unwanted, &["Running: draining", "drain"]),
-            (6, Event::Wanted(order(1)), &[]),
+            (6, wanted(order(1)), &[]),
             (7, Event::Drained, &["term"]),
             (8, Event::Empty, &["detach"]),
             (9, Event::Detached, &["Shutdown", "Preparing", "attach"]),
@@ -310,7 +326,7 @@ fn one_that_is_found_again_goes_on() {
     play(
         &mut t,
         &[
-            (1, Event::Wanted(order(1)), &[]),
+            (1, wanted(order(1)), &[]),
             (1, Event::Reconnected, &["Running", "attach"]),
             (2, Event::Attached { same: true }, &[]),
             (3, bad("ended"), &["kill"]),
@@ -326,7 +342,7 @@ fn one_that_is_found_dead_asks_netd_first_but_not_for_long() {
     play(
         &mut dead,
         &[
-            (1, Event::Wanted(order(1)), &[]),
+            (1, wanted(order(1)), &[]),
             (1, Event::Reconnected, &["Starting", "start 4"]),
         ],
     );
@@ -339,7 +355,7 @@ fn one_that_is_found_dead_asks_netd_first_but_not_for_long() {
     play(
         &mut rebooted,
         &[
-            (1, Event::Wanted(order(1)), &[]),
+            (1, wanted(order(1)), &[]),
             (1, Event::Reconnected, &["Preparing", "attach"]),
         ],
     );
@@ -366,7 +382,7 @@ fn a_service_without_a_network_is_told() {
     let mut none = order(1);
     none.task.networks.clear();
     let mut t = task();
-    let got = words(&t.handle(ms(0), Event::Wanted(none)));
+    let got = words(&t.handle(ms(0), wanted(none)));
     assert!(got.last().unwrap().contains("has no network"), "{got:?}");
     assert!(t.next_timer().is_some());
 }
@@ -383,7 +399,7 @@ fn checked(interval_ms: u64, retries: u32) -> Task {
     play(
         &mut t,
         &[
-            (0, Event::Wanted(order), &["Preparing", "attach"]),
+            (0, wanted(order), &["Preparing", "attach"]),
             (1, Event::Attached { same: true }, &["Starting", "start 0"]),
             (2, Event::Started { pid: 7 }, &["Running"]),
         ],
@@ -464,7 +480,7 @@ fn another_health_check_needs_no_restart() {
             (52, Event::Tick, &["probe 1"]),
             (53, answer(1, Ok(())), &["Running"]),
             // None any more: nothing is said of its health.
-            (60, Event::Wanted(order(1)), &["Running"]),
+            (60, wanted(order(1)), &["Running"]),
         ],
     );
     assert_eq!(t.last.as_ref().unwrap().health, None);
@@ -487,12 +503,12 @@ fn a_job_that_ended_well_stays_ended() {
     play(
         &mut t,
         &[
-            (5, Event::Wanted(with_restart(on_failure.clone())), &[]),
+            (5, wanted(with_restart(on_failure.clone())), &[]),
             (6, well(), &["kill"]),
             (7, Event::Empty, &["Complete", "done, 0 restarts", "detach"]),
-            (8, Event::Wanted(with_restart(on_failure.clone())), &[]),
+            (8, wanted(with_restart(on_failure.clone())), &[]),
             (9, Event::Detached, &[]),
-            (10, Event::Wanted(with_restart(on_failure)), &[]),
+            (10, wanted(with_restart(on_failure)), &[]),
             (11, Event::Reconnected, &["Complete"]),
         ],
     );
@@ -517,7 +533,7 @@ fn a_job_that_ended_well_stays_ended() {
         ],
     );
     // Another generation is another task.
-    play(&mut t, &[(20, Event::Wanted(order(2)), &["Preparing", "attach"])]);
+    play(&mut t, &[(20, wanted(order(2)), &["Preparing", "attach"])]);
 }
 
 #[test]
@@ -530,7 +546,7 @@ fn restarts_that_are_used_up_are_told() {
     play(
         &mut t,
         &[
-            (5, Event::Wanted(with_restart(twice)), &[]),
+            (5, wanted(with_restart(twice)), &[]),
             (6, bad("exit status 1"), &["kill"]),
             (7, Event::Empty, &["Failed: exit status 1, next try in 0.1 s"]),
             (107, Event::Tick, &["Starting", "start 1"]),
@@ -550,7 +566,7 @@ fn restarts_that_are_used_up_are_told() {
     );
     assert!(t.last.as_ref().unwrap().exhausted);
     // More are allowed: it goes on.
-    play(&mut t, &[(200, Event::Wanted(order(1)), &["Preparing", "attach"])]);
+    play(&mut t, &[(200, wanted(order(1)), &["Preparing", "attach"])]);
 }
 
 #[test]
@@ -563,7 +579,7 @@ fn one_that_is_not_wanted_any_more_while_its_end_is_carried_out_is_forgotten() {
     play(
         &mut t,
         &[
-            (5, Event::Wanted(with_restart(never)), &[]),
+            (5, wanted(with_restart(never)), &[]),
             (6, bad("killed by SIGKILL"), &["kill"]),
             (
                 7,
@@ -590,7 +606,7 @@ fn any_order(generation: u64, n: u32) -> Order {
 
 fn any_event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        (1u64..3, 0u32..3).prop_map(|(g, n)| Event::Wanted(any_order(g, n))),
+        (1u64..3, 0u32..3).prop_map(|(g, n)| wanted(any_order(g, n))),
         Just(Event::Unwanted),
         Just(Event::Reconnected),
         any::<bool>().prop_map(|same| Event::Attached { same }),
@@ -717,7 +733,7 @@ proptest! {
         let mut last = None;
         for (wish, steps) in wishes {
             last = wish;
-            let event = wish.map_or(Event::Unwanted, |g| Event::Wanted(order(g)));
+            let event = wish.map_or(Event::Unwanted, |g| wanted(order(g)));
             world.apply(t.handle(now, event));
             for _ in 0..steps {
                 now += ms(40);

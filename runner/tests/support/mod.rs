@@ -376,11 +376,13 @@ async fn attach(
         mac: "02:6e:00:00:00:01".parse().unwrap(),
         mtu: 1450,
         service: body.service,
+        part_of: None,
         state: EndpointState::Starting,
         resolv_conf: "nameserver 127.0.0.11\n".into(),
         problem: None,
     };
-    inner.see(|s| s.asked.push(format!("put {id}")));
+    let further: Vec<String> = body.further.iter().map(|n| format!(" and {n}")).collect();
+    inner.see(|s| s.asked.push(format!("put {id}{}", further.concat())));
     Json(view)
 }
 

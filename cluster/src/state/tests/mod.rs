@@ -1,12 +1,13 @@
 //! The state machine by tables and by chance.
 
 mod placing;
+mod ports;
 mod properties;
 mod services;
 mod settings;
 
 use ipnet::Ipv4Net;
-use model::{Code, intent::Role, spec::Mode};
+use model::{Code, Name, intent::Role, spec::Mode};
 
 use super::*;
 use crate::ipam::{BLOCK_REST_MS, REST_MS};
@@ -152,7 +153,7 @@ fn check(state: &State) {
     let mut vips = std::collections::BTreeSet::new();
     let mut marks = std::collections::BTreeSet::new();
     let mut indices = std::collections::BTreeSet::new();
-    let mut ports = std::collections::BTreeSet::new();
+    let mut ports: Vec<(&Name, model::PortSpec)> = Vec::new();
     for net in i.networks.values() {
         for other in &subnets {
             assert!(!net.subnet.contains(other) && !other.contains(&net.subnet));
@@ -162,7 +163,10 @@ fn check(state: &State) {
     for (name, s) in &i.services {
         assert!(indices.insert(s.index));
         let open = s.rollout.as_ref().filter(|r| r.is_open());
-        let networks: Vec<&Name> = s.networks().collect();
+        let networks: Vec<&Name> = match s.spec.endpoint_mode {
+            model::spec::EndpointMode::Vip => s.networks().collect(),
+            model::spec::EndpointMode::Dnsrr => Vec::new(),
+        };
         assert!(networks.iter().all(|n| s.vips.contains_key(*n)), "a VIP a network");
         assert!(
             open.is_some() || s.vips.len() == networks.len(),
@@ -177,8 +181,15 @@ fn check(state: &State) {
         }
         assert_eq!(s.ports.len(), s.spec.publish.len());
         for (key, p) in &s.ports {
-            assert!(s.spec.publish.contains(&p.spec) && p.spec.key() == *key);
-            assert!(ports.insert(key.clone()) && marks.insert(p.mark));
+            assert!(s.spec.publish.contains(&p.asked()) && p.spec.key() == *key);
+            assert!((!p.auto || model::PortSpec::AUTO.contains(&p.spec.published)) && !p.spec.is_auto());
+            assert!(marks.insert(p.mark));
+            let both_hosts = |o: &model::PortSpec| [o.mode, p.spec.mode] == [model::PublishMode::Host; 2];
+            let clash = ports
+                .iter()
+                .find(|(n, o)| o.meets(&p.spec) && (*n == name || !both_hosts(o)));
+            assert_eq!(clash, None, "{} of {name}", p.spec);
+            ports.push((name, p.spec));
         }
         let placed = i.placements.get(name);
         let slots: Vec<u32> = placed.into_iter().flatten().flat_map(|(_, s)| s.iter()).collect();
@@ -445,7 +456,9 @@ fn what_is_refused_says_why() {
     });
     let e = log.no(Command::RemoveNetwork { name: name("app") });
     assert!(e.message.contains("onapp"), "{e}");
-    assert_eq!(log.ok(publish("web", "80")), Applied::Unchanged);
+    let revision = log.state.intent().revision;
+    log.ok(publish("web", "80"));
+    assert_eq!(log.state.intent().revision, revision, "it has it already");
     let e = log.no(unpublish("onapp", "80"));
     assert!(e.message.contains("web does"), "{e}");
 }

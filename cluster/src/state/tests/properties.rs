@@ -11,11 +11,23 @@ fn any_command() -> impl Strategy<Value = Command> {
     let nets = ["default", "red", "blue", "nope"];
     let svc = n.clone().prop_map(move |i| name(services[i]));
     let net = n.prop_map(move |i| name(nets[i]));
-    let port = (80u16..84, 80u16..82, any::<bool>()).prop_map(|(published, target, udp)| model::PortSpec {
-        published,
-        target,
-        proto: if udp { model::Proto::Udp } else { model::Proto::Tcp },
-    });
+    let on = prop::sample::select(vec!["", "", "", "192.0.2.1", "192.0.2.2", "eth0"]);
+    let port =
+        (80u16..85, 80u16..82, any::<bool>(), any::<bool>(), on).prop_map(|(published, target, udp, host, on)| {
+            model::PortSpec {
+                // 84: the log chooses.
+                published: published % 84,
+                target,
+                proto: if udp { model::Proto::Udp } else { model::Proto::Tcp },
+                mode: if host {
+                    model::PublishMode::Host
+                } else {
+                    model::PublishMode::Ingress
+                },
+                on: on.parse().unwrap(),
+            }
+        });
+    let seen = prop::collection::vec(29_998u16..30_010, 0..9);
     let id = (1u64..6).prop_map(NodeId);
     let avail = prop::sample::select(vec![
         model::intent::Availability::Active,
@@ -151,7 +163,13 @@ fn any_command() -> impl Strategy<Value = Command> {
         (svc.clone(), id.clone(), slots).prop_map(|(service, node, slots)| Command::Release { service, node, slots }),
         svc.clone().prop_map(|name| Command::RemoveService { name }),
         (svc.clone(), port.clone()).prop_map(|(service, port)| Command::Publish { service, port }),
-        (svc, port).prop_map(|(service, port)| Command::Unpublish { service, port }),
+        (svc.clone(), port).prop_map(|(service, port)| Command::Unpublish { service, port }),
+        seen.prop_map(Command::SeePorts),
+        (svc, id.clone(), prop::collection::vec(1u32..20, 0..4)).prop_map(|(service, node, slots)| Command::Avoid {
+            service,
+            node,
+            slots: slots.into_iter().collect(),
+        }),
         (id.clone(), vni.clone()).prop_map(|(node, vni)| Command::AssignBlock { node, vni }),
         (id, vni, prop::collection::vec(0u32..20, 0..4)).prop_map(|(node, vni, blocks)| Command::ReleaseBlocks {
             node,

@@ -1,7 +1,8 @@
 //! Services, tasks and the numbers that they hold.
 
-use super::*;
 use model::intent::SlotSet;
+
+use super::*;
 
 #[test]
 fn a_service_lives() {
@@ -131,6 +132,45 @@ fn tasks_follow_nodes() {
         },
     });
     assert_eq!(log.placed("web"), "", "without a command an orchestrator places");
+}
+
+#[test]
+fn what_fails_on_a_node_goes_elsewhere_if_it_may() {
+    let mut log = Log::new(2);
+    log.ok(service("web", 6, &[]));
+    let avoid = |node: u64, slots: &[u32]| Command::Avoid {
+        service: name("web"),
+        node: NodeId(node),
+        slots: slots.iter().copied().collect(),
+    };
+    let at = |log: &Log, n: u64| {
+        log.state
+            .intent
+            .slots(&name("web"), NodeId(n))
+            .cloned()
+            .unwrap_or_default()
+    };
+    let slots = |of: &[u32]| of.iter().copied().collect::<SlotSet>();
+    // The others of the same service stay there.
+    log.ok(avoid(1, &[2, 9]));
+    assert_eq!(
+        (at(&log, 1), at(&log, 2), at(&log, 3)),
+        (slots(&[1]), slots(&[2, 3, 4]), slots(&[5, 6]))
+    );
+    assert_eq!(log.ok(avoid(1, &[2])), Applied::Unchanged);
+    log.ok(scale("web", 9));
+    assert_eq!(at(&log, 1), slots(&[1]), "nothing new comes there");
+    log.ok(avoid(2, &[2]));
+    assert!(at(&log, 3).contains(2));
+    let refusal = log.no(avoid(3, &[2, 5]));
+    assert!(refusal.message.contains("no other node"), "{refusal:?}");
+    // After ten minutes it is tried again.
+    log.time += crate::state::avoid::AVOID_MS;
+    log.ok(avoid(3, &[2]));
+    assert!(at(&log, 1).contains(2));
+    log.ok(Command::RemoveService { name: name("web") });
+    log.ok(service("web", 3, &[]));
+    assert_eq!(at(&log, 3).len(), 1, "a new service of the name is not kept away");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use model::{Proto, row::Datapath};
 
 use crate::{
     maglev::Seed,
-    wanted::{Backend, BackendId, BackendState, Place, Problem, Service, Wanted},
+    wanted::{Backend, BackendId, BackendState, Place, Port, Problem, Service, Wanted},
 };
 
 /// What a backend is recognised by in `backends`: network and MAC.
@@ -159,37 +159,9 @@ impl Desired {
     fn take_service(&mut self, wanted: &Wanted, index: u32, service: &Service, backends: &[(&BackendId, &Backend)]) {
         // The distinct sets of this service; most have one, used by all of its keys.
         let mut sets: BTreeMap<Vec<CellKey>, usize> = BTreeMap::new();
-        let ports: Vec<(u16, u16, u16)> = service
-            .ports
-            .iter()
-            .map(|p| (p.published.to_be(), u16::from(p.proto.number()), p.target.to_be()))
-            .collect();
-
-        for ip in wanted.local.iter().filter(|ip| publishable(ip)) {
-            let family = if ip.is_ipv4() { Family::V4 } else { Family::V6 };
-            let mut able = backends.iter().filter(|(_, b)| has(b, family)).peekable();
-            // Without a backend that speaks IPv6 the port stays the host's own, which refuses: the client falls back to IPv4.
-            if family == Family::V6 && able.peek().is_none() {
-                continue;
-            }
-            let set = self.set(index, &mut sets, able);
-            for (port, proto, tport) in &ports {
-                let key = SvcKey {
-                    addr: addr(*ip),
-                    vni: 0,
-                    port: *port,
-                    proto: *proto,
-                };
-                self.take_key(
-                    key,
-                    Row {
-                        service: index,
-                        tport: *tport,
-                        set,
-                    },
-                );
-            }
-        }
+        let of_mesh = service.ports.iter().filter(|p| !p.host);
+        let ports: BTreeSet<(u16, u16, u16)> = of_mesh.map(numbers).collect();
+        self.take_doors(wanted, index, service, backends, &mut sets);
         for (vni, vip) in &service.vips {
             let addresses = [
                 Some((IpAddr::V4(vip.v4), Family::V4)),
@@ -238,6 +210,56 @@ impl Desired {
         }
     }
 
+    /// Published ports on the addresses of this node.
+    fn take_doors(
+        &mut self,
+        wanted: &Wanted,
+        index: u32,
+        service: &Service,
+        backends: &[(&BackendId, &Backend)],
+        sets: &mut BTreeMap<Vec<CellKey>, usize>,
+    ) {
+        if service.ports.is_empty() {
+            return;
+        }
+        for family in [Family::V4, Family::V6] {
+            let all = doors(backends, family);
+            let is_here = |b: &Backend| matches!(b.place, Place::Local { .. });
+            let own: Vec<_> = all.iter().copied().filter(|(_, b)| is_here(b)).collect();
+            let (set_all, set_own) = (
+                self.set(index, sets, all.iter().copied()),
+                self.set(index, sets, own.iter().copied()),
+            );
+            for port in &service.ports {
+                let (of, set) = if port.host { (&own, set_own) } else { (&all, set_all) };
+                // Without a backend that speaks IPv6, or here, the port stays the host's own, which refuses: the client
+                // of an IPv6 address falls back to IPv4.
+                if of.is_empty() && (port.host || family == Family::V6) {
+                    continue;
+                }
+                let (published, proto, tport) = numbers(port);
+                let local = wanted.local.iter();
+                let fits = |ip: &IpAddr| ip.is_ipv4() == (family == Family::V4) && publishable(ip);
+                for ip in local.filter(|ip| fits(ip) && port.on.as_ref().is_none_or(|on| on.contains(ip))) {
+                    let key = SvcKey {
+                        addr: addr(*ip),
+                        vni: 0,
+                        port: published,
+                        proto,
+                    };
+                    self.take_key(
+                        key,
+                        Row {
+                            service: index,
+                            tport,
+                            set,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
     /// The set of these backends, as far as they take new flows; none when none does.
     fn set<'b>(
         &mut self,
@@ -278,6 +300,24 @@ impl Desired {
             set.keys.push(key);
         }
     }
+}
+
+/// Published port, protocol and target as keys have them.
+fn numbers(p: &Port) -> (u16, u16, u16) {
+    (p.published.to_be(), u16::from(p.proto.number()), p.target.to_be())
+}
+
+/// The backends that published ports lead to: of a task's one.
+fn doors<'s, 'b>(
+    backends: &'s [(&'b BackendId, &'b Backend)],
+    family: Family,
+) -> Vec<&'s (&'b BackendId, &'b Backend)> {
+    let mut tasks = BTreeSet::new();
+    let mut first = |id: &BackendId, b: &Backend| b.slot.is_none_or(|slot| tasks.insert((id.node, slot)));
+    backends
+        .iter()
+        .filter(|(id, b)| has(b, family) && first(id, b))
+        .collect()
 }
 
 fn has(b: &Backend, family: Family) -> bool {

@@ -4,11 +4,11 @@ use std::{
 };
 
 use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SvcKey, SvcVal, TargetKey};
-use model::{Mac, NodeId, PortSpec, Vni, intent::Vip, row::Datapath};
+use model::{Mac, NodeId, On, PortSpec, PublishMode, Vni, intent::Vip, row::Datapath};
 use proptest::prelude::*;
 
 use super::*;
-use crate::wanted::{Backend, BackendId, BackendState, Node, Place, Problem, Service, Wanted};
+use crate::wanted::{Backend, BackendId, BackendState, Node, Place, Port, Problem, Service, Wanted};
 
 const ME: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
 
@@ -52,6 +52,7 @@ fn backend(n: u8, node: u8) -> (BackendId, Backend) {
         v6: Some(Ipv6Addr::new(0xfd00, 0, 0, 1, 0, 0, 0, n.into())),
         mac: Mac([2, 0x6e, 0, 0, node, n]),
         place,
+        slot: Some(n.into()),
         state: BackendState::Active,
     };
     (id, b)
@@ -64,8 +65,24 @@ fn service(ports: &[&str], backends: impl IntoIterator<Item = (BackendId, Backen
     };
     Service {
         vips: BTreeMap::from([(vni(4096), vip)]),
-        ports: ports.iter().map(|p| p.parse::<PortSpec>().unwrap()).collect(),
+        ports: ports.iter().map(|p| port(p)).collect(),
         backends: backends.into_iter().collect(),
+    }
+}
+
+/// A published port as a view tells it; `eth0` has 198.18.0.1.
+fn port(text: &str) -> Port {
+    let spec: PortSpec = text.parse().unwrap();
+    Port {
+        published: spec.published,
+        target: spec.target,
+        proto: spec.proto,
+        host: spec.mode == PublishMode::Host,
+        on: match spec.on {
+            On::All => None,
+            On::Address(a) => Some([a].into()),
+            On::Device(_) => Some(["198.18.0.1".parse().unwrap()].into()),
+        },
     }
 }
 
@@ -148,6 +165,120 @@ fn leads_to(o: &Observed, key: &SvcKey) -> Option<BTreeSet<u8>> {
     let val = o.services.get(key)?;
     let macs = (val.lut_off..val.lut_off + val.lut_len).map(|at| o.backend(o.lut_cell(at)).mac[2].to_ne_bytes()[1]);
     Some(macs.collect())
+}
+
+/// Endpoint `n` on network 5000, of the task whose first endpoint is `backend(n, node)`.
+fn further(n: u8, node: u8) -> (BackendId, Backend) {
+    let (mut id, mut b) = backend(n, node);
+    id.endpoint = id.endpoint.on(&"db".parse().unwrap());
+    (b.vni, b.v4) = (vni(5000), Some(Ipv4Addr::new(10, 78, 1, n)));
+    b.mac = Mac([2, 0x6e, 1, 0, node, 100 + n]);
+    (id, b)
+}
+
+#[test]
+fn a_task_on_two_networks_is_one_door_and_two_vips() {
+    let (one, two) = (backend(1, 1), backend(2, 2));
+    let mut w = web(&["80:8080", "53/udp"], [one, further(1, 1), two, further(2, 2)]);
+    let vip = Vip {
+        v4: Ipv4Addr::new(10, 78, 0, 2),
+        v6: None,
+    };
+    let s = w.services.get_mut(&7).unwrap();
+    s.vips.insert(vni(5000), vip);
+    let mut o = small();
+    assert_eq!(settle(&w, &mut o).problems, []);
+    for (ip, port, proto) in [
+        ("198.18.0.1", 80, 6),
+        ("198.18.0.1", 53, 17),
+        ("2001:db8::1", 80, 6),
+        ("2001:db8::1", 53, 17),
+    ] {
+        assert_eq!(leads_to(&o, &key(ip, 0, port, proto)), Some([1, 2].into()), "{ip}");
+    }
+    assert_eq!(leads_to(&o, &key("10.77.0.2", 4096, 80, 6)), Some([1, 2].into()));
+    assert_eq!(leads_to(&o, &key("10.78.0.2", 5000, 80, 6)), Some([101, 102].into()));
+    // Where the first network is IPv4 alone, the second one is the way in for IPv6.
+    let s = w.services.get_mut(&7).unwrap();
+    for b in s.backends.values_mut().filter(|b| b.vni == vni(4096)) {
+        b.v6 = None;
+    }
+    settle(&w, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
+    assert_eq!(leads_to(&o, &key("2001:db8::1", 0, 80, 6)), Some([101, 102].into()));
+}
+
+#[test]
+fn a_port_of_the_node_leads_to_its_own_task() {
+    let spec = ["80:8080,mode=host", "53/udp,mode=host", "90"];
+    let mut w = web(&spec, [backend(1, 1), backend(2, 2)]);
+    let mut o = small();
+    assert_eq!(settle(&w, &mut o).problems, []);
+    for ip in ["127.0.0.1", "198.18.0.1", "2001:db8::1"] {
+        for (number, proto) in [(80, 6), (53, 17)] {
+            assert_eq!(leads_to(&o, &key(ip, 0, number, proto)), Some([1].into()), "{ip}");
+        }
+        assert_eq!(leads_to(&o, &key(ip, 0, 90, 6)), Some([1, 2].into()), "{ip}");
+    }
+    assert_eq!(
+        leads_to(&o, &key("10.77.0.2", 4096, 80, 6)),
+        None,
+        "VIPs have every port unchanged"
+    );
+    assert!(
+        o.targets.keys().all(|t| t.port == 90u16.to_be() || t.port == 0),
+        "nobody sends it from elsewhere"
+    );
+    // It drains: new flows are refused here, none is sent to another node.
+    let s = w.services.get_mut(&7).unwrap();
+    s.backends.values_mut().next().unwrap().state = BackendState::Draining;
+    settle(&w, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some(BTreeSet::new()));
+    // It is gone: the port is the host's again.
+    w.services.get_mut(&7).unwrap().backends.pop_first();
+    settle(&w, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), None);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 90, 6)), Some([2].into()));
+}
+
+#[test]
+fn a_port_of_one_address_is_the_hosts_on_others() {
+    let spec = [
+        "198.18.0.1:80:8080",
+        "[2001:db8::1]:53/udp",
+        "eth0:90,mode=host",
+        "192.0.2.9:70",
+    ];
+    let w = web(&spec, [backend(1, 1), backend(2, 2)]);
+    let mut o = small();
+    assert_eq!(settle(&w, &mut o).problems, []);
+    let both: Option<BTreeSet<u8>> = Some([1, 2].into());
+    for (ip, number, proto, leads) in [
+        ("198.18.0.1", 80, 6, both.clone()),
+        ("127.0.0.1", 80, 6, None),
+        ("2001:db8::1", 80, 6, None),
+        ("2001:db8::1", 53, 17, both.clone()),
+        ("198.18.0.1", 53, 17, None),
+        ("198.18.0.1", 90, 6, Some([1].into())),
+        ("127.0.0.1", 90, 6, None),
+        ("192.0.2.9", 70, 6, None),
+    ] {
+        assert_eq!(leads_to(&o, &key(ip, 0, number, proto)), leads, "{ip} {number}");
+    }
+    assert_eq!(
+        leads_to(&o, &key("10.77.0.2", 4096, 80, 6)),
+        both,
+        "the VIP has it all the same"
+    );
+    // Two services on one port of two addresses.
+    let mut two = web(&["198.18.0.1:80"], [backend(1, 1)]);
+    let mut other = service(&["127.0.0.1:80"], [backend(3, 1)]);
+    other.vips.clear();
+    two.services.insert(8, other);
+    let mut o = small();
+    assert_eq!(settle(&two, &mut o).problems, []);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1].into()));
+    assert_eq!(leads_to(&o, &key("127.0.0.1", 0, 80, 6)), Some([3].into()));
 }
 
 #[test]
@@ -570,7 +701,11 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
         let services = services.into_iter().map(|(index, (backends, ports, vip))| {
             let ports: Vec<String> = ports
                 .iter()
-                .map(|p| format!("{}:{}/{}", p, p + 1, if p % 2 == 0 { "udp" } else { "tcp" }))
+                .map(|p| {
+                    let on = if p % 3 == 0 { "198.18.0.1:" } else { "" };
+                    let mode = if p % 4 == 0 { ",mode=host" } else { "" };
+                    format!("{on}{p}:{}/{}{mode}", p + 1, if p % 2 == 0 { "udp" } else { "tcp" })
+                })
                 .collect();
             let mut s = service_of(&ports, backends);
             s.vips
