@@ -1,5 +1,6 @@
 //! The state machine by tables and by chance.
 
+mod moving;
 mod placing;
 mod ports;
 mod properties;

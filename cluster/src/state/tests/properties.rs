@@ -90,6 +90,11 @@ fn any_command() -> impl Strategy<Value = Command> {
         ..Default::default()
     });
     let slots = prop::collection::vec(1u32..24, 0..8).prop_map(model::intent::SlotSet::from_iter);
+    // Some of them stand beside those of global services.
+    let beyond = prop::collection::vec((1u32..24, any::<bool>()), 0..8).prop_map(|v| {
+        let number = |(n, of_node)| if of_node { SURGE_OF_NODE + n % 6 } else { n };
+        model::intent::SlotSet::from_iter(v.into_iter().map(number))
+    });
     let again = spec.clone();
     let vni = (4096u32..4100).prop_map(|v| Vni::try_from(v).unwrap());
     prop_oneof![
@@ -144,9 +149,12 @@ fn any_command() -> impl Strategy<Value = Command> {
             },
         }),
         (svc.clone(), 0u32..20).prop_map(|(name, replicas)| Command::Scale { name, replicas }),
-        (svc.clone(), again, 0u64..40).prop_map(|(name, spec, seen)| Command::ReplaceService { name, spec, seen }),
+        (svc.clone(), again, placement, 0u64..40).prop_map(|(name, mut spec, (mode, placement), seen)| {
+            (spec.mode, spec.placement) = (mode, placement);
+            Command::ReplaceService { name, spec, seen }
+        }),
         svc.clone().prop_map(|name| Command::Rollback { name }),
-        (svc.clone(), 0u64..40, slots.clone(), slots.clone()).prop_map(|(service, generation, slots, surge)| {
+        (svc.clone(), 0u64..40, slots.clone(), beyond).prop_map(|(service, generation, slots, surge)| {
             Command::Advance {
                 service,
                 generation,
