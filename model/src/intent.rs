@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::{Ipv4Net, Ipv6Net};
@@ -12,10 +12,15 @@ use serde::{Deserialize, Serialize};
 use crate::{
     ids::{Name, NodeId, Vni},
     settings::ClusterSettings,
+    shared::Shared,
     spec::{PortSpec, Resources, ServiceSpec},
 };
 
-/// What the cluster should be, as of `revision`.
+/// Where the slots of one service are: node -> slots.
+pub type Placed = BTreeMap<NodeId, SlotSet>;
+
+/// What the cluster should be, as of `revision`. Its large parts are shared between versions: a copy costs as much as what
+/// differs.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Intent {
     /// Index of the last log entry that it contains; 0: not in a cluster.
@@ -23,20 +28,20 @@ pub struct Intent {
     /// Random id of the cluster, 32 hex digits; empty: not in a cluster.
     pub cluster: String,
     /// Nodes by id. A removed node is absent and its id is never used again.
-    pub nodes: BTreeMap<NodeId, Node>,
+    pub nodes: Shared<BTreeMap<NodeId, Node>>,
     /// Networks by name.
-    pub networks: BTreeMap<Name, Network>,
+    pub networks: Shared<BTreeMap<Name, Network>>,
     /// Services by name.
-    pub services: BTreeMap<Name, Service>,
+    pub services: Shared<BTreeMap<Name, Service>>,
     /// Address blocks: network -> block number -> owner. Block `k` of a network holds the host offsets
     /// `k * BLOCK .. (k + 1) * BLOCK` of both subnets.
-    pub blocks: BTreeMap<Vni, BTreeMap<u32, NodeId>>,
+    pub blocks: Shared<BTreeMap<Vni, BTreeMap<u32, NodeId>>>,
     /// Placement: service -> node -> slots.
-    pub placements: BTreeMap<Name, BTreeMap<NodeId, SlotSet>>,
+    pub placements: BTreeMap<Name, Shared<Placed>>,
     /// Slots that go on at an earlier place until the new one is ready: service -> node -> slots. An orderly move has
     /// both, and the old one ends when the managers take it out here.
     #[serde(default)]
-    pub leaving: BTreeMap<Name, BTreeMap<NodeId, SlotSet>>,
+    pub leaving: BTreeMap<Name, Shared<Placed>>,
     /// Which certificates and keys count.
     #[serde(default)]
     pub trust: Trust,
@@ -67,10 +72,11 @@ pub enum Role {
 }
 
 /// Whether a node may be given tasks (Swarm's words).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Availability {
     /// Yes.
+    #[default]
     Active,
     /// No new ones.
     Pause,
@@ -116,6 +122,9 @@ pub struct Machine {
     pub arch: String,
     /// What there is in all; zeros: not told yet.
     pub capacity: Resources,
+    /// Where its data path is reached.
+    #[serde(default)]
+    pub address: Option<IpAddr>,
 }
 
 /// A network as the log knows it.
@@ -425,10 +434,10 @@ pub struct IntentDelta {
     /// As above, per network.
     pub blocks: BTreeMap<Vni, Option<BTreeMap<u32, NodeId>>>,
     /// As above, per service.
-    pub placements: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
+    pub placements: BTreeMap<Name, Option<Shared<Placed>>>,
     /// As above, per service.
     #[serde(default)]
-    pub leaving: BTreeMap<Name, Option<BTreeMap<NodeId, SlotSet>>>,
+    pub leaving: BTreeMap<Name, Option<Shared<Placed>>>,
     /// If it has changed.
     #[serde(default)]
     pub trust: Option<Trust>,
@@ -444,6 +453,23 @@ fn diff<K: Ord + Clone, V: PartialEq + Clone>(old: &BTreeMap<K, V>, new: &BTreeM
         .filter(|(k, v)| old.get(k) != Some(v))
         .map(|(k, v)| (k.clone(), Some(v.clone())));
     gone.chain(changed).collect()
+}
+
+/// As [`diff`], of what is most often one and the same.
+fn diff_shared<K: Ord + Clone, V: PartialEq + Clone>(
+    old: &Shared<BTreeMap<K, V>>,
+    new: &Shared<BTreeMap<K, V>>,
+) -> BTreeMap<K, Option<V>> {
+    match old.same(new) {
+        true => BTreeMap::new(),
+        false => diff(old, new),
+    }
+}
+
+fn patch_shared<K: Ord + Clone, V: Clone>(map: &mut Shared<BTreeMap<K, V>>, delta: BTreeMap<K, Option<V>>) {
+    if !delta.is_empty() {
+        patch(map, delta);
+    }
 }
 
 fn patch<K: Ord, V>(map: &mut BTreeMap<K, V>, delta: BTreeMap<K, Option<V>>) {
@@ -462,10 +488,10 @@ impl Intent {
             from: self.revision,
             to: new.revision,
             cluster: new.cluster.clone(),
-            nodes: diff(&self.nodes, &new.nodes),
-            networks: diff(&self.networks, &new.networks),
-            services: diff(&self.services, &new.services),
-            blocks: diff(&self.blocks, &new.blocks),
+            nodes: diff_shared(&self.nodes, &new.nodes),
+            networks: diff_shared(&self.networks, &new.networks),
+            services: diff_shared(&self.services, &new.services),
+            blocks: diff_shared(&self.blocks, &new.blocks),
             placements: diff(&self.placements, &new.placements),
             leaving: diff(&self.leaving, &new.leaving),
             trust: (self.trust != new.trust).then(|| new.trust.clone()),
@@ -485,10 +511,10 @@ impl Intent {
         }
         self.revision = delta.to;
         self.cluster = delta.cluster;
-        patch(&mut self.nodes, delta.nodes);
-        patch(&mut self.networks, delta.networks);
-        patch(&mut self.services, delta.services);
-        patch(&mut self.blocks, delta.blocks);
+        patch_shared(&mut self.nodes, delta.nodes);
+        patch_shared(&mut self.networks, delta.networks);
+        patch_shared(&mut self.services, delta.services);
+        patch_shared(&mut self.blocks, delta.blocks);
         patch(&mut self.placements, delta.placements);
         patch(&mut self.leaving, delta.leaving);
         if let Some(trust) = delta.trust {
@@ -529,7 +555,7 @@ impl Intent {
     /// Every task that may run on a node: those placed there, and those that go on there.
     pub fn tasks_on(&self, node: NodeId) -> impl Iterator<Item = (&Name, &Service, u32)> {
         self.services.iter().flat_map(move |(name, service)| {
-            let slots = |of: &'_ BTreeMap<Name, BTreeMap<NodeId, SlotSet>>| -> Vec<(u32, u32)> {
+            let slots = |of: &'_ BTreeMap<Name, Shared<Placed>>| -> Vec<(u32, u32)> {
                 of.get(name)
                     .and_then(|p| p.get(&node))
                     .map_or_else(Vec::new, |s| s.0.clone())
@@ -562,9 +588,12 @@ mod tests {
             "[[1,2],[3,4]]",
             "[[5,6],[1,1]]",
             "[[1,4294967295]]",
+            "[[2000000001,2000000001]]",
+            "[[1,2000001],[1000000001,1002000001]]",
         ] {
             assert!(read(bad).is_err(), "{bad}");
         }
+        assert_eq!(read("[[4700,4700],[1000004700,1000004700]]").unwrap(), (2, 2));
         let all = SlotSet(vec![(1, 3), (5, 5)]);
         let text = serde_json::to_string(&all).unwrap();
         assert_eq!(serde_json::from_str::<SlotSet>(&text).unwrap(), all);

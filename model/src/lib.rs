@@ -11,6 +11,7 @@ pub mod ids;
 pub mod intent;
 pub mod row;
 pub mod settings;
+pub mod shared;
 pub mod spec;
 
 pub use error::{ApiError, Code};
@@ -18,4 +19,5 @@ pub use ids::{BadValue, Device, EndpointId, Mac, Name, NodeId, Proto, Vni};
 pub use intent::Intent;
 pub use row::{EndpointRow, EndpointState, NodeRow, Row, RowBody, RowKey};
 pub use settings::ClusterSettings;
+pub use shared::Shared;
 pub use spec::{NetworkSpec, On, PortSpec, PublishMode, ServiceSpec};

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use ipnet::Ipv4Net;
 use model::api::{ClusterInit, ClusterInitAnswer, ClusterJoin, ClusterJoinAnswer, ClusterLeave, Discover, Discovered};
+use model::intent::Availability;
 
 use crate::{
     Run, backup,
@@ -66,6 +67,9 @@ pub(crate) enum Verb {
         discover: Option<String>,
         #[command(flatten)]
         addresses: Addresses,
+        /// Whether it is given tasks from the beginning: active, pause or drain; a node that is known keeps what it has.
+        #[arg(long, default_value = "active", hide_default_value = true, value_parser = crate::availability::word)]
+        availability: Availability,
         /// How long to wait for the manager.
         #[arg(long, default_value = "60s", value_parser = duration, value_name = "TIME")]
         timeout: Duration,
@@ -222,6 +226,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             addr,
             discover,
             addresses,
+            availability,
             timeout,
         } => {
             let addr = addr.unwrap_or_default();
@@ -235,6 +240,7 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
                 listen_addr: addresses.listen_addr,
                 data_path_addr: addresses.data_path_addr,
                 gossip_port: addresses.gossip_port,
+                availability,
             };
             let answer: ClusterJoinAnswer = slow(cx, timeout, &what, "/v1/cluster/join", &body).await?;
             let sentence = format!(

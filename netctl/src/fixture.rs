@@ -51,6 +51,11 @@ fn node(id: u64, health: NodeHealth, applied: Option<u64>) -> NodeView {
         version: (id != 3).then(|| "0.1.0".to_owned()),
         applied,
         tasks: 1,
+        labels: BTreeMap::new(),
+        max_tasks: None,
+        machine: Default::default(),
+        reserved: Default::default(),
+        free: None,
         problems: Vec::new(),
     }
 }
@@ -173,6 +178,7 @@ pub(crate) fn service() -> ServiceView {
             rollout: None,
             problem: None,
         },
+        wanted: 2,
         ready: 1,
         backends: vec![
             backend(1, EndpointState::Ready, None),

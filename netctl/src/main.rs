@@ -4,6 +4,7 @@
 //! (tables, JSON, colours), [`progress`] and [`wait`] (until every living node has it).
 #![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
 
+mod availability;
 mod backup;
 mod cli;
 mod cluster;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Between two looks at the members.
-const LOOK: Duration = Duration::from_millis(150);
+pub(crate) const LOOK: Duration = Duration::from_millis(150);
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Promote {

@@ -1,7 +1,5 @@
 //! `netctl node ...`
 
-mod availability;
-
 use clap::Subcommand;
 use model::{
     ApiError, Code,
@@ -11,7 +9,7 @@ use model::{
 };
 
 use crate::{
-    Run,
+    Run, availability,
     cli::{Context, ListArgs},
     managers,
     output::{Cell, Column, Table, Tone, cell, column, maybe, wide},
@@ -32,6 +30,23 @@ pub(crate) enum Verb {
         /// Id (n2) or host name.
         node: String,
     },
+    /// Change whether nodes are given tasks, how many, and their labels.
+    #[command(
+        after_help = "Examples:\n  netctl node update n2 --availability drain\n  netctl node update n2 n3 --max-tasks 50 --label-add zone=a"
+    )]
+    Update(availability::Update),
+    /// Set labels of a node, or take them away; tasks that may not stay there any more move.
+    #[command(after_help = "Examples:\n  netctl node label n2 zone=a disk=ssd\n  netctl node label n2 zone-")]
+    Label(availability::Labels),
+    /// Move all tasks off nodes: each is ready elsewhere before it ends there.
+    #[command(after_help = "Example:\n  netctl node drain n2")]
+    Drain(availability::Nodes),
+    /// Give nodes no new tasks; what runs there goes on.
+    #[command(after_help = "Example:\n  netctl node pause n2")]
+    Pause(availability::Nodes),
+    /// Give nodes tasks again.
+    #[command(after_help = "Example:\n  netctl node activate n2")]
+    Activate(availability::Nodes),
     /// List the tasks of a node, and what became of earlier ones.
     #[command(after_help = "Examples:\n  netctl node ps n2\n  netctl node ps n2 --filter wanted=yes")]
     Ps {
@@ -46,15 +61,6 @@ pub(crate) enum Verb {
     /// Make workers of managers.
     #[command(after_help = "Example:\n  netctl node demote n3")]
     Demote(managers::Demote),
-    /// Let nodes be given tasks again.
-    #[command(after_help = "Example:\n  netctl node activate n2")]
-    Activate(availability::Change),
-    /// Give nodes no new tasks; what runs there goes on.
-    #[command(after_help = "Example:\n  netctl node pause n2")]
-    Pause(availability::Change),
-    /// Move all tasks off nodes: each is ready elsewhere before it ends there.
-    #[command(after_help = "Example:\n  netctl node drain n2")]
-    Drain(availability::Change),
     /// Take nodes out of the cluster that will not come back.
     #[command(
         after_help = "Example:\n  netctl node rm n3\n\nA manager is demoted first. A node that is alive leaves by itself: netctl cluster leave."
@@ -68,11 +74,13 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
             let nodes: Vec<NodeView> = cx.client.get("/v1/nodes").await?;
             cx.out.table(&table(&nodes), &list.filter)
         }
+        Verb::Update(args) => availability::update(cx, args).await,
+        Verb::Label(args) => availability::label(cx, args).await,
+        Verb::Drain(args) => availability::set(cx, args, Availability::Drain).await,
+        Verb::Pause(args) => availability::set(cx, args, Availability::Pause).await,
+        Verb::Activate(args) => availability::set(cx, args, Availability::Active).await,
         Verb::Promote(args) => managers::promote(cx, args).await,
         Verb::Demote(args) => managers::demote(cx, args).await,
-        Verb::Activate(args) => availability::change(cx, args, Availability::Active).await,
-        Verb::Pause(args) => availability::change(cx, args, Availability::Pause).await,
-        Verb::Drain(args) => availability::change(cx, args, Availability::Drain).await,
         Verb::Rm(args) => managers::remove(cx, args).await,
         Verb::Ps { node, list } => {
             sound(&node)?;

@@ -9,6 +9,7 @@ use model::{
     ApiError, Code, Name,
     api::{BackendView, Convergence, NodeProgress, ServiceView, TaskState, TaskView},
     intent::RolloutState,
+    spec::Mode,
 };
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -96,8 +97,11 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
     // What has ended well and is not to be started again is as it should be.
     let ended = |t: &&TaskView| t.desired && t.state == TaskState::Complete;
     let wanted = if managed {
-        let replicas = service.service.spec.replicas as usize;
-        replicas.saturating_sub(tasks.iter().filter(ended).count())
+        let asked = match service.service.spec.mode {
+            Mode::Replicated => service.service.spec.replicas as usize,
+            Mode::Global => service.wanted as usize,
+        };
+        asked.saturating_sub(tasks.iter().filter(ended).count())
     } else {
         endpoints.len()
     };

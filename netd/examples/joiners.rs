@@ -16,10 +16,11 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use clap::Parser;
+use model::intent::Availability;
 use netd::{
     identity::{NodeKey, Tls, Token},
     known::Known,
-    rpc::{JoinError, Joined, Report, Uplink, UplinkConfig, join},
+    rpc::{JoinError, Joined, Offer, Report, Uplink, UplinkConfig, join},
 };
 use nix::sys::{
     resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit},
@@ -201,9 +202,15 @@ async fn node(n: u32, shared: &Shared, tell: &mpsc::UnboundedSender<anyhow::Resu
 
 /// Tries until a manager lets it in, as `[cluster] join` does; a refusal for good is the end.
 async fn let_in(n: u32, shared: &Shared, at: SocketAddr, key: &NodeKey) -> anyhow::Result<Joined> {
+    let hostname = format!("joiner{n}");
+    let offer = Offer {
+        hostname: &hostname,
+        rpc: NOWHERE,
+        availability: Availability::Active,
+    };
     loop {
         shared.tries.fetch_add(1, Ordering::Relaxed);
-        match join(&shared.args.token, at, key, &format!("joiner{n}"), NOWHERE).await {
+        match join(&shared.args.token, at, key, &offer).await {
             Ok(joined) => return Ok(joined),
             Err(JoinError::Refused(e)) if !e.retryable => bail!("{e}"),
             Err(e) => eprintln!("joiner{n}: {e}"),

@@ -24,6 +24,7 @@ pub mod endpoints;
 pub mod gossip;
 pub mod identity;
 pub mod known;
+mod machine;
 pub mod manager;
 pub mod notify;
 pub mod peers;

@@ -204,6 +204,7 @@ impl World {
             Want::Stranger => Command::Join {
                 node: self.newcomer(usize::from(MAX_HOSTS) + 1, Role::Worker),
                 secret: Secret(b"what a stranger made up".to_vec()),
+                availability: Availability::Active,
             },
             Want::Remove { host } => {
                 let node = node(host)?;

@@ -79,28 +79,54 @@ pub fn lowest_free(used: &SlotSet, n: u32) -> SlotSet {
     SlotSet(out)
 }
 
-/// Takes the lowest `n` slots out of `set`; fewer, if it has fewer.
-pub fn take_lowest(set: &mut SlotSet, n: u32) -> SlotSet {
-    let mut out = Vec::new();
-    let mut left = n;
-    let mut whole = 0;
-    for range in &mut set.0 {
-        let len = range.1 - range.0 + 1;
-        if left == 0 {
-            break;
-        }
-        if len <= left {
-            out.push(*range);
-            left -= len;
-            whole += 1;
-        } else {
-            out.push((range.0, range.0 + left - 1));
-            range.0 += left;
-            left = 0;
-        }
+/// Slots that wait for a node, lowest first.
+#[derive(Debug)]
+pub struct Queue {
+    ranges: Vec<(u32, u32)>,
+    at: usize,
+}
+
+impl Queue {
+    /// These.
+    pub fn new(slots: SlotSet) -> Queue {
+        Queue { ranges: slots.0, at: 0 }
     }
-    set.0.drain(..whole);
-    SlotSet(out)
+
+    /// The lowest `n`; fewer, if there are fewer.
+    pub fn take(&mut self, n: u32) -> SlotSet {
+        let mut out = Vec::new();
+        let mut left = n;
+        while left > 0
+            && let Some(range) = self.ranges.get_mut(self.at)
+        {
+            let len = range.1 - range.0 + 1;
+            if len <= left {
+                out.push(*range);
+                left -= len;
+                self.at += 1;
+            } else {
+                out.push((range.0, range.0 + (left - 1)));
+                range.0 += left;
+                left = 0;
+            }
+        }
+        SlotSet(out)
+    }
+}
+
+/// All but the highest `n`, and those.
+pub fn split_highest(set: &SlotSet, n: u32) -> (SlotSet, SlotSet) {
+    let stays = set.len().saturating_sub(n);
+    let mut queue = Queue::new(set.clone());
+    (queue.take(stays), queue.take(n))
+}
+
+/// Takes the lowest `n` slots out of `set`.
+pub fn take_lowest(set: &mut SlotSet, n: u32) -> SlotSet {
+    let mut queue = Queue::new(std::mem::take(set));
+    let out = queue.take(n);
+    *set = queue.take(u32::MAX);
+    out
 }
 
 /// Drops the highest `n` slots of `set`.

@@ -73,7 +73,7 @@ fn intent() -> Intent {
     };
     i.services.insert(name("web"), service);
     let slots = BTreeMap::from([(NodeId(1), SlotSet(vec![(1, 1)]))]);
-    i.placements.insert(name("web"), slots);
+    i.placements.insert(name("web"), slots.into());
     i
 }
 

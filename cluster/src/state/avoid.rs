@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{Name, NodeId, intent::SlotSet};
+use model::{Name, NodeId, Shared, intent::SlotSet};
 
 use super::{Applied, Refusal, State};
 
@@ -30,16 +30,20 @@ impl State {
         self.avoided.retain(|_, n| !n.is_empty());
         let until = now.saturating_add(AVOID_MS);
         self.avoided.entry(name.clone()).or_default().insert(node, until);
-        let mut placed = self.intent.placements.get(name).cloned().unwrap_or_default();
+        let before = self.intent.placements.get(name).cloned().unwrap_or_default();
+        let mut placed = (*before).clone();
         match stays.is_empty() {
             true => placed.remove(&node),
             false => placed.insert(node, stays),
         };
-        self.count(name, &placed);
+        let each = self.reserve(name);
+        self.count(&before, &placed, each);
+        let placed = Shared::new(placed);
         self.change(index).placements.insert(name.clone(), placed);
         self.place(index, name);
         let homeless = |s: &u32| {
-            let mut nodes = self.intent.placements.get(name).into_iter().flatten();
+            let placed = self.intent.placements.get(name);
+            let mut nodes = placed.into_iter().flat_map(|p| p.iter());
             nodes.all(|(n, set)| *n == node || !set.contains(*s))
         };
         if !moves.iter().any(homeless) {

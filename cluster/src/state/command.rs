@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use model::{
     ApiError, ClusterSettings, Code, Name, NetworkSpec, NodeId, PortSpec, ServiceSpec, Vni,
-    intent::{Availability, Role, SlotSet, Trust},
+    intent::{Availability, Machine, Role, SlotSet, Trust},
     settings::{Change, SettingError},
 };
 use serde::{Deserialize, Serialize};
@@ -89,6 +89,27 @@ pub enum Command {
         node: NodeId,
         /// What.
         availability: Availability,
+    },
+    /// Changes what people say of a node.
+    UpdateNode {
+        /// Which.
+        node: NodeId,
+        /// What changes.
+        update: NodeUpdate,
+    },
+    /// What a node has told of its machine; the leader proposes it when it differs from what is known.
+    SetMachine {
+        /// Which.
+        node: NodeId,
+        /// What it is.
+        machine: Machine,
+    },
+    /// Moves running slots of a service so that they lie as if it were placed anew. Answer: [`Applied::Moved`].
+    Rebalance {
+        /// Which.
+        service: Name,
+        /// Most slots to move.
+        budget: u32,
     },
     /// Answer: [`Applied::Network`].
     CreateNetwork {
@@ -237,6 +258,8 @@ pub enum Command {
         node: NewNode,
         /// What the token says.
         secret: Secret,
+        /// What it begins with, if it is new.
+        availability: Availability,
     },
     /// Slots of a service failed on a node until their restarts were used up: they go to other nodes, and for ten minutes
     /// the service is given no slot there. Refused when there is no other node for one of them.
@@ -300,6 +323,17 @@ pub struct NewNode {
     pub rpc: Option<String>,
 }
 
+/// What changes in what people say of a node; what is `None` stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeUpdate {
+    /// Active, pause, drain.
+    pub availability: Option<Availability>,
+    /// Labels to set (`Some`) and to take away (`None`).
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Most tasks on it; `Some(None)`: no limit.
+    pub max_tasks: Option<Option<u32>>,
+}
+
 /// What changes in a service; what is `None` stays.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct ServiceUpdate {
@@ -358,6 +392,8 @@ pub enum Applied {
     Published(PortSpec),
     /// A block.
     Block(u32),
+    /// So many slots moved.
+    Moved(u32),
     /// A manager's id in Raft.
     Raft(u64),
 }

@@ -6,10 +6,13 @@
 
 mod avoid;
 mod command;
+mod dry;
 mod networks;
+mod node_update;
 mod nodes;
 mod orderly;
 mod place;
+mod placement_check;
 mod ports;
 mod requests;
 mod roles;
@@ -27,18 +30,23 @@ use std::{
     sync::Arc,
 };
 
-use model::{Intent, Name, NodeId, PortSpec, Vni, intent::BLOCK};
+use model::{
+    Intent, Name, NodeId, PortSpec, Vni,
+    intent::{Availability, BLOCK},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ipam::Pool,
     mutant::{self, Mutant},
+    placement::Load,
 };
 
 pub use command::{
-    Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, Refusal, RolloutEnd, Secret,
+    Applied, CodecError, Command, Envelope, InitCluster, MAX_COMMAND, NewNode, NodeUpdate, Refusal, RolloutEnd, Secret,
     ServiceUpdate,
 };
+pub use dry::{Preview, Proposal};
 pub use place::SURGE_OF_NODE;
 pub use requests::{FEWEST, MOST, Outcome, REMEMBERED_MS};
 pub use roles::{EPOCH, MAX_MANAGERS};
@@ -90,9 +98,9 @@ pub struct State {
     /// Nodes that services are not given, each until when, ms of log time.
     avoided: BTreeMap<Name, BTreeMap<NodeId, u64>>,
     requests: requests::Requests,
-    /// Tasks per node in all: derived from the placements.
+    /// What is on each node in all: derived from the placements.
     #[serde(skip)]
-    loads: BTreeMap<NodeId, u64>,
+    loads: BTreeMap<NodeId, Load>,
     /// Who holds a published port: derived from the services.
     #[serde(skip)]
     ports: ports::Holders,
@@ -182,10 +190,13 @@ impl State {
         match command {
             Command::InitCluster(init) => self.init(index, init),
             _ if self.pools.is_none() => Err(no_cluster()),
-            Command::AddNode(node) => self.add_node(index, node),
+            Command::AddNode(node) => self.add_node(index, node, Availability::Active),
             Command::RemoveNode { node } => self.remove_node(index, *node),
             Command::SetNodeDown { node, down } => self.set_down(index, *node, *down),
             Command::SetAvailability { node, availability } => self.set_availability(index, *node, *availability),
+            Command::UpdateNode { node, update } => self.update_node(index, *node, update),
+            Command::SetMachine { node, machine } => self.set_machine(index, *node, machine),
+            Command::Rebalance { service, budget } => self.rebalance(index, service, *budget),
             Command::CreateNetwork { name, spec, avoid } => self.create_network(index, name, spec, avoid),
             Command::RemoveNetwork { name } => self.remove_network(index, name),
             Command::CreateService { name, spec } => self.create_service(index, name, spec),
@@ -222,7 +233,11 @@ impl State {
             Command::SetSecrets(secrets) => self.set_secrets(index, secrets),
             Command::SetRole { node, role, rpc } => self.set_role(index, *node, *role, rpc.as_deref()),
             Command::RenewRaft { node, old } => self.renew_raft(index, *node, *old),
-            Command::Join { node, secret } => self.join(index, node, secret),
+            Command::Join {
+                node,
+                secret,
+                availability,
+            } => self.join(index, node, secret, *availability),
             Command::ReplaceSecrets { seen, secrets, trust } => self.replace_secrets(index, *seen, secrets, trust),
             Command::Avoid { service, node, slots } => self.avoid(index, service, *node, slots),
             Command::UpdateSettings(changes) => self.update_settings(index, changes),
@@ -232,6 +247,11 @@ impl State {
     /// The part that every node may know; cheap.
     pub fn intent(&self) -> Arc<Intent> {
         Arc::clone(&self.intent)
+    }
+
+    /// What is on a node in all.
+    pub fn load(&self, node: NodeId) -> Load {
+        self.loads.get(&node).copied().unwrap_or_default()
     }
 
     /// Index of the last entry applied.

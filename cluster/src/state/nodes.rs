@@ -51,10 +51,15 @@ impl State {
         }
         self.change(index).cluster = init.cluster.to_ascii_lowercase();
         self.secrets = init.secrets.clone();
-        Ok(Applied::Node(self.insert_node(index, &init.node)))
+        Ok(Applied::Node(self.insert_node(index, &init.node, Availability::Active)))
     }
 
-    pub(super) fn add_node(&mut self, index: u64, node: &NewNode) -> Result<Applied, Refusal> {
+    pub(super) fn add_node(
+        &mut self,
+        index: u64,
+        node: &NewNode,
+        availability: Availability,
+    ) -> Result<Applied, Refusal> {
         check_node(node)?;
         self.room_for(node)?;
         let known = self
@@ -64,7 +69,7 @@ impl State {
             .find(|(_, n)| n.key == node.key)
             .map(|(id, n)| (*id, n.clone()));
         let Some((id, old)) = known else {
-            let id = self.insert_node(index, node);
+            let id = self.insert_node(index, node, availability);
             self.place_missing(index);
             return Ok(Applied::Node(id));
         };
@@ -83,7 +88,7 @@ impl State {
         Ok(Applied::Node(id))
     }
 
-    pub(super) fn insert_node(&mut self, index: u64, node: &NewNode) -> NodeId {
+    pub(super) fn insert_node(&mut self, index: u64, node: &NewNode, availability: Availability) -> NodeId {
         let id = NodeId(self.next_node);
         self.next_node += 1;
         let raft = (node.role == Role::Manager).then(|| self.raft_id());
@@ -92,7 +97,7 @@ impl State {
             Node {
                 hostname: node.hostname.clone(),
                 role: node.role,
-                availability: Availability::Active,
+                availability,
                 key: node.key.clone(),
                 down: false,
                 rpc: node.rpc.clone(),
@@ -119,7 +124,7 @@ impl State {
         let intent = self.change(index);
         intent.nodes.remove(&id);
         let mut freed = Vec::new();
-        for (vni, blocks) in &mut intent.blocks {
+        for (vni, blocks) in intent.blocks.iter_mut() {
             let mine = blocks.iter().filter(|(_, owner)| **owner == id);
             freed.extend(mine.map(|(number, _)| (*vni, *number)));
             blocks.retain(|_, owner| *owner != id);
@@ -130,7 +135,7 @@ impl State {
                 net.blocks.release(number, now, BLOCK_REST_MS);
             }
         }
-        self.place_off(index, id);
+        self.place_around(index, id);
         Ok(Applied::Done)
     }
 
@@ -141,31 +146,7 @@ impl State {
         if let Some(n) = self.change(index).nodes.get_mut(&id) {
             n.down = down;
         }
-        if down {
-            self.place_off(index, id);
-        } else {
-            self.place_missing(index);
-        }
-        Ok(Applied::Done)
-    }
-
-    pub(super) fn set_availability(
-        &mut self,
-        index: u64,
-        id: NodeId,
-        availability: Availability,
-    ) -> Result<Applied, Refusal> {
-        if self.node(id)?.availability == availability {
-            return Ok(Applied::Unchanged);
-        }
-        if let Some(n) = self.change(index).nodes.get_mut(&id) {
-            n.availability = availability;
-        }
-        match availability {
-            Availability::Active => self.place_missing(index),
-            Availability::Drain => self.place_off(index, id),
-            Availability::Pause => {}
-        }
+        self.place_around(index, id);
         Ok(Applied::Done)
     }
 

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use model::{Intent, Name, NodeId, intent::SlotSet};
+use model::{
+    Intent, Name, NodeId, Shared,
+    intent::{Placed, SlotSet},
+};
 
 use super::State;
 use crate::placement::slots::{all, common, drop_highest, minus, take_lowest, union};
-
-type Placed = BTreeMap<NodeId, SlotSet>;
 
 /// A placement in which slots that go on somewhere and have no place are placed there: they keep their numbers.
 pub(super) fn with_homeless(placed: &Placed, leaving: &Placed) -> Placed {
@@ -54,11 +55,6 @@ pub(super) fn promote(placed: &mut Placed, extra: &mut Placed, replicas: u32) {
     join(placed, take(extra, &grown));
 }
 
-/// What of `wanted` is in neither placement.
-pub(super) fn unplaced(wanted: &SlotSet, a: &Placed, b: &Placed) -> SlotSet {
-    minus(wanted, &all(a.values().chain(b.values())))
-}
-
 /// Adds a placement to another.
 pub(super) fn join(placed: &mut Placed, more: Placed) {
     for (node, slots) in more {
@@ -96,20 +92,22 @@ pub(super) fn leaving(
 pub(super) fn put(
     state: &mut State,
     index: u64,
-    read: impl Fn(&Intent) -> &BTreeMap<Name, Placed>,
-    write: impl Fn(&mut Intent) -> &mut BTreeMap<Name, Placed>,
+    read: impl Fn(&Intent) -> &BTreeMap<Name, Shared<Placed>>,
+    write: impl Fn(&mut Intent) -> &mut BTreeMap<Name, Shared<Placed>>,
     name: &Name,
     mut placed: Placed,
 ) {
     placed.retain(|_, slots| !slots.is_empty());
-    if read(&state.intent).get(name).is_none_or(Placed::is_empty) && placed.is_empty()
-        || read(&state.intent).get(name) == Some(&placed)
-    {
+    let same = match read(&state.intent).get(name) {
+        Some(old) => **old == placed,
+        None => placed.is_empty(),
+    };
+    if same {
         return;
     }
     let map = write(state.change(index));
     match placed.is_empty() {
         true => map.remove(name),
-        false => map.insert(name.clone(), placed),
+        false => map.insert(name.clone(), Shared::new(placed)),
     };
 }

@@ -1,25 +1,33 @@
 //! Placements after a command, recomputed only where it can have changed them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use model::{
-    Name, NodeId, PortSpec, PublishMode,
-    intent::{Availability, SlotSet},
-    spec::Mode,
+    Name, NodeId, PublishMode,
+    intent::{Placed, Rollout, Service, SlotSet},
+    spec::{Mode, Resources},
 };
 
-use super::{State, orderly};
+use super::{Applied, Refusal, State, orderly};
 use crate::mutant::{self, Mutant};
-use crate::placement::{self, Host, slots};
+use crate::placement::{self, Host, Load, Other, Plan, Request, slots};
 
 /// A global service's surge slot on node `n` is `SURGE_OF_NODE + n`: its slots are the nodes' numbers.
 pub const SURGE_OF_NODE: u32 = 1_000_000_000;
 
+/// What becomes of a service.
+struct Outcome {
+    /// It is on nodes on which it was not before.
+    gained: bool,
+    /// Slots that go on on another node.
+    moved: u32,
+}
+
 impl State {
-    /// Every node as `service`'s placement sees it, by id. Both maps are walked once: a million tasks are a few thousand
-    /// steps here.
-    fn hosts(&self, name: &Name, placed: &BTreeMap<NodeId, SlotSet>) -> Vec<Host> {
-        let mut placed = placed.iter().peekable();
+    /// Every node as `service`'s placement sees it, by id; `extra` are slots of its own that are placed apart. All maps
+    /// are walked once: a million tasks are a few thousand steps here.
+    fn hosts(&self, name: &Name, before: &Placed, extra: &Placed, each: Resources) -> Vec<Host<'_>> {
+        let mut placed = before.iter().peekable();
         let mut loads = self.loads.iter().peekable();
         let nodes = self.intent.nodes.iter();
         nodes
@@ -27,47 +35,113 @@ impl State {
                 while placed.next_if(|p| p.0 < id).is_some() {}
                 while loads.next_if(|l| l.0 < id).is_some() {}
                 let mine = placed.next_if(|p| p.0 == id).map_or(0, |p| p.1.len());
-                let all = loads.next_if(|l| l.0 == id).map_or(0, |l| *l.1);
+                let mut others = loads.next_if(|l| l.0 == id).map_or(Load::default(), |l| *l.1);
+                others.sub(mine, each);
+                others.add(extra.get(id).map_or(0, SlotSet::len), each);
                 Host {
                     id: *id,
-                    keeps: !node.down && (node.availability != Availability::Drain || mutant::on(Mutant::IgnoreDrain)),
-                    takes: !node.down && node.availability == Availability::Active && !self.avoids(name, *id),
-                    others: all.saturating_sub(u64::from(mine)),
+                    node,
+                    others,
+                    avoid: self.avoids(name, *id),
                 }
             })
             .collect()
     }
 
-    /// Places one service anew. Slots beyond those asked for (a rollout's surge) are placed apart from the others, and
-    /// what moves off a living node goes on there too ([`orderly`]).
-    pub(super) fn place(&mut self, index: u64, name: &Name) {
-        let none = BTreeMap::new();
-        let before = self.intent.placements.get(name).unwrap_or(&none).clone();
-        let left = self.intent.leaving.get(name).unwrap_or(&none).clone();
-        let (replicas, problem, surge) = match self.intent.services.get(name) {
-            Some(s) => {
-                let surge = s.rollout.as_ref().filter(|r| r.is_open()).map(|r| r.surge.clone());
-                // Without a command there is nothing that netd could start: an orchestrator attaches the endpoints.
-                let replicas = if s.spec.command.is_empty() { 0 } else { s.spec.replicas };
-                (replicas, s.problem.clone(), surge.unwrap_or_default())
+    fn other<'a>(&'a self, name: &'a Name) -> Other<'a> {
+        Other {
+            name,
+            exists: self.intent.services.contains_key(name),
+            placed: self.intent.placements.get(name).map(|p| &**p),
+        }
+    }
+
+    fn request<'a>(&'a self, name: &'a Name, service: &'a Service) -> Request<'a> {
+        let spec = &service.spec;
+        let mut ask = Request::new(name, &spec.placement, spec.replicas);
+        ask.mode = spec.mode;
+        if spec.command.is_empty() {
+            // There is nothing that netd could start: an orchestrator attaches the endpoints.
+            (ask.mode, ask.replicas) = (Mode::Replicated, 0);
+        }
+        let others = |names: &'a [Name]| names.iter().map(|n| self.other(n)).collect();
+        ask.near = others(&spec.placement.near);
+        ask.apart = others(&spec.placement.apart);
+        ask.after = others(&spec.placement.after);
+        if !spec.command.is_empty() {
+            self.host_ports(&mut ask, service);
+        }
+        ask
+    }
+
+    /// Ports that each task holds on its node, and the nodes on which other services hold one of them.
+    fn host_ports(&self, ask: &mut Request<'_>, service: &Service) {
+        let ports = service.ports.values().filter(|p| p.spec.mode == PublishMode::Host);
+        for port in ports.map(|p| &p.spec) {
+            let key = port.key();
+            let holders = self.ports.get(&(port.published, port.proto)).into_iter().flatten();
+            for (_, who) in holders.filter(|(other, who)| who != ask.service && other.meets(port)) {
+                let maps = [self.intent.placements.get(who), self.intent.leaving.get(who)];
+                for node in maps.into_iter().flatten().flat_map(|p| p.keys()) {
+                    ask.taken.entry(*node).or_default().insert(key.clone());
+                }
             }
-            None => (0, None, SlotSet::default()),
+            ask.host_ports.insert(key);
+        }
+    }
+
+    /// Places one service anew. Returns whether it is on nodes on which it was not before.
+    pub(super) fn place(&mut self, index: u64, name: &Name) -> bool {
+        self.place_by(index, name, placement::place).gained
+    }
+
+    /// Places one service by `how`. Slots beyond those asked for (a rollout's surge) are placed apart from the others, and
+    /// what moves off a living node goes on there too ([`orderly`]).
+    fn place_by(
+        &mut self,
+        index: u64,
+        name: &Name,
+        how: impl FnOnce(&Placed, &[Host<'_>], &Request<'_>) -> Plan,
+    ) -> Outcome {
+        let before = self.intent.placements.get(name).cloned().unwrap_or_default();
+        let left = self.intent.leaving.get(name).cloned().unwrap_or_default();
+        let Some(service) = self.intent.services.get(name) else {
+            let gained = false;
+            return Outcome { gained, moved: 0 };
+        };
+        let ask = self.request(name, service);
+        let open = service.rollout.as_ref().filter(|r| r.is_open());
+        let asked_for = open.map(|r| r.surge.clone()).unwrap_or_default();
+        // After a change between replicated and global, some have numbers that are no surge's.
+        let high = SlotSet(vec![(SURGE_OF_NODE, u32::MAX)]);
+        let mut surge = match ask.mode {
+            Mode::Replicated => slots::minus(&asked_for, &high),
+            Mode::Global => slots::common(&asked_for, &high),
         };
         let mut placed = orderly::with_homeless(&before, &left);
-        let mut extra = orderly::take(&mut placed, &surge);
-        orderly::promote(&mut placed, &mut extra, replicas);
-        let surge = slots::minus(&surge, &slots::all(placed.values()));
-        let mut hosts = self.hosts(name, &placed);
-        let ports = self.host_ports(name);
-        let room = match ports.is_empty() {
-            true => replicas,
-            false => self.one_each(name, &ports, &mut placed, &mut hosts),
+        let mut extra = orderly::take(&mut placed, &asked_for);
+        let mut extra = orderly::take(&mut extra, &surge);
+        if ask.mode == Mode::Replicated {
+            orderly::promote(&mut placed, &mut extra, ask.replicas);
+        }
+        surge = slots::minus(&surge, &slots::all(placed.values()));
+        let each = service.spec.placement.reserve;
+        let plan = how(&placed, &self.hosts(name, &before, &extra, each), &ask);
+        let problem = placement::problem(&plan, &ask);
+        let moved = plan.moves.iter().filter(|m| m.to.is_some_and(|to| to != m.from));
+        let moved = moved.map(|m| m.slots.len()).sum();
+        // A global service's slot has no other node that it could wait for.
+        let missing = match ask.mode {
+            Mode::Replicated => plan.unplaced,
+            Mode::Global => 0,
         };
-        let unplaced = placement::spread(&mut placed, &hosts, replicas.min(room)) + replicas.saturating_sub(room);
-        let wanted = orderly::unplaced(&surge, &placed, &extra);
-        orderly::join(&mut placed, extra);
+        let mut placed = plan.placed;
         if !surge.is_empty() {
-            self.place_surge(name, &mut placed, &wanted);
+            let hosts = self.hosts(name, &before, &Placed::new(), each);
+            match ask.mode {
+                Mode::Replicated => place_surge(&mut placed, extra, &surge, &hosts, &ask),
+                Mode::Global => place_fixed(&mut placed, &extra, &surge, &hosts, &ask),
+            }
         }
         if mutant::on(Mutant::PlaceTwice)
             && let Some(slots) = placed.values().next().cloned()
@@ -78,90 +152,19 @@ impl State {
         let alive = |id: &NodeId| self.intent.nodes.get(id).is_some_and(|n| !n.down);
         let leaving = match mutant::on(Mutant::CutMoved) {
             true => BTreeMap::new(),
-            false => orderly::leaving(&before, &left, &placed, &surge, unplaced, alive),
+            false => {
+                let apart = slots::minus(&asked_for, &slots::all(placed.values()));
+                orderly::leaving(&before, &left, &placed, &apart, missing, alive)
+            }
         };
-        let now = (unplaced > 0).then(|| {
-            let keys: Vec<String> = ports.iter().map(PortSpec::key).collect();
-            match keys.is_empty() {
-                true => format!("{unplaced} of {replicas} tasks have no node: none is active and up; try: netctl node ls"),
-                false => format!(
-                    "{unplaced} of {replicas} tasks have no node: each node has room for one task with the host port {}, \
-                     and none is left that is active and up; try: netctl node ls, or fewer tasks",
-                    keys.join(", ")
-                ),
-            }
-        });
-        if before != placed {
-            self.count(name, &placed);
-        }
+        let gained = placed.keys().any(|id| !before.contains_key(id));
+        let said = service.problem != problem;
+        self.count(&before, &placed, each);
         self.keep_placed(index, name, placed, leaving, &surge);
-        if now != problem
-            && let Some(s) = self.change(index).services.get_mut(name)
-        {
-            s.problem = now;
+        if said && let Some(s) = self.change(index).services.get_mut(name) {
+            s.problem = problem;
         }
-    }
-
-    /// Ports that each task of a service holds on its node.
-    fn host_ports(&self, name: &Name) -> Vec<PortSpec> {
-        let service = self.intent.services.get(name).filter(|s| !s.spec.command.is_empty());
-        let ports = service.into_iter().flat_map(|s| s.ports.values());
-        let held = ports.filter(|p| p.spec.mode == PublishMode::Host);
-        held.map(|p| p.spec).collect()
-    }
-
-    /// One task a node with such ports, and none beside another service's that has them. Says how many there may be.
-    fn one_each(
-        &self,
-        name: &Name,
-        ports: &[PortSpec],
-        placed: &mut BTreeMap<NodeId, SlotSet>,
-        hosts: &mut [Host],
-    ) -> u32 {
-        let mut held: BTreeSet<NodeId> = BTreeSet::new();
-        for port in ports {
-            let holders = self.ports.get(&(port.published, port.proto));
-            for (other, who) in holders.into_iter().flatten() {
-                if who != name && other.meets(port) {
-                    let nodes = [self.intent.placements.get(who), self.intent.leaving.get(who)];
-                    held.extend(nodes.into_iter().flatten().flat_map(|p| p.keys().copied()));
-                }
-            }
-        }
-        for slots in placed.values_mut() {
-            placement::slots::drop_highest(slots, slots.len().saturating_sub(1));
-        }
-        let mut room = 0;
-        for host in hosts {
-            let free = !held.contains(&host.id);
-            (host.keeps, host.takes) = (host.keeps && free, host.takes && free);
-            let has = placed.contains_key(&host.id);
-            room += u32::from(if has { host.keeps } else { host.takes });
-        }
-        room
-    }
-
-    /// Adds slots beyond those asked for: of a replicated service to the nodes that suit it, of a global one to the node
-    /// that the number names. Those that are there stay, those that lost their node move.
-    fn place_surge(&self, name: &Name, placed: &mut BTreeMap<NodeId, SlotSet>, wanted: &SlotSet) {
-        let (fixed, free): (Vec<u32>, Vec<u32>) = wanted.iter().partition(|s| *s >= SURGE_OF_NODE);
-        let hosts = self.hosts(name, placed);
-        for slot in fixed {
-            let node = NodeId(u64::from(slot - SURGE_OF_NODE));
-            if hosts.iter().any(|h| h.id == node && h.takes) {
-                let set = placed.entry(node).or_default();
-                *set = slots::union(set, &SlotSet(vec![(slot, slot)]));
-            }
-        }
-        let had = slots::all(placed.values());
-        let total = had.len() + u32::try_from(free.len()).unwrap_or(u32::MAX);
-        placement::spread(placed, &hosts, total);
-        // Placement gives new slots the lowest free numbers: they are the surge's all the same.
-        let new = slots::minus(&slots::all(placed.values()), &had);
-        let named: BTreeMap<u32, u32> = new.iter().zip(free).collect();
-        for set in placed.values_mut() {
-            *set = set.iter().map(|s| named.get(&s).copied().unwrap_or(s)).collect();
-        }
+        Outcome { gained, moved }
     }
 
     /// Ends slots beyond those asked for that are wanted no more, as far as the service has enough without them.
@@ -169,114 +172,198 @@ impl State {
         let Some(service) = self.intent.services.get(name) else {
             return;
         };
-        let mut placed = self.intent.placements.get(name).cloned().unwrap_or_default();
+        let before = self.intent.placements.get(name).cloned().unwrap_or_default();
         let surge = service.rollout.as_ref().map(|r| r.surge.clone()).unwrap_or_default();
-        let others = slots::minus(&slots::minus(&slots::all(placed.values()), &surge), &dropped);
+        let others = slots::minus(&slots::minus(&slots::all(before.values()), &surge), &dropped);
         if service.spec.mode == Mode::Replicated {
             slots::take_lowest(&mut dropped, service.spec.replicas.saturating_sub(others.len()));
         }
+        let mut placed = (*before).clone();
         if orderly::take(&mut placed, &dropped).is_empty() {
             return;
         }
-        self.count(name, &placed);
+        self.count(&before, &placed, self.reserve(name));
         orderly::put(self, index, |i| &i.placements, |i| &mut i.placements, name, placed);
     }
 
     /// Puts a placement into the intent, and what it means for a rollout: what is placed nowhere is not waited for.
-    fn keep_placed(
-        &mut self,
-        index: u64,
-        name: &Name,
-        placed: BTreeMap<NodeId, SlotSet>,
-        leaving: BTreeMap<NodeId, SlotSet>,
-        surge: &SlotSet,
-    ) {
+    fn keep_placed(&mut self, index: u64, name: &Name, placed: Placed, leaving: Placed, surge: &SlotSet) {
+        let surge = slots::common(surge, &slots::all(placed.values()));
         let there = slots::all(placed.values().chain(leaving.values()));
         orderly::put(self, index, |i| &i.placements, |i| &mut i.placements, name, placed);
         orderly::put(self, index, |i| &i.leaving, |i| &mut i.leaving, name, leaving);
-        let Some(rollout) = self.intent.services.get(name).and_then(|s| s.rollout.clone()) else {
+        let Some(rollout) = self.intent.services.get(name).and_then(|s| s.rollout.as_ref()) else {
             return;
         };
-        let mut now = rollout.clone();
-        now.surge = slots::common(surge, &there);
+        let mut now = Rollout {
+            surge,
+            ..rollout.clone()
+        };
         for p in &mut now.pending {
             p.slots = slots::common(&p.slots, &there);
         }
         now.pending.retain(|p| !p.slots.is_empty());
-        if now != rollout
+        if now != *rollout
             && let Some(s) = self.change(index).services.get_mut(name)
         {
             s.rollout = Some(now);
         }
     }
 
-    /// Moves what a node may no longer keep.
-    pub(super) fn place_off(&mut self, index: u64, node: NodeId) {
+    /// Places services anew, and after them those that wait for one of them.
+    pub(super) fn place_all(&mut self, index: u64, names: impl IntoIterator<Item = Name>) {
+        let mut queue: VecDeque<Name> = names.into_iter().collect();
+        // Whoever gains nodes lacks fewer from then on: this ends.
+        while let Some(name) = queue.pop_front() {
+            if !self.place(index, &name) {
+                continue;
+            }
+            let services = self.intent.services.iter().filter(|(_, s)| s.problem.is_some());
+            let waits = services.filter(|(_, s)| {
+                let p = &s.spec.placement;
+                p.near.contains(&name) || p.after.contains(&name)
+            });
+            let waits: Vec<Name> = waits.map(|(n, _)| n.clone()).filter(|n| !queue.contains(n)).collect();
+            queue.extend(waits);
+        }
+    }
+
+    /// After a change of a node: moves what it may no longer keep, and places what had no node until now.
+    pub(super) fn place_around(&mut self, index: u64, node: NodeId) {
         let both = self.intent.placements.iter().chain(&self.intent.leaving);
         let there: BTreeSet<Name> = both
             .filter(|(_, p)| p.contains_key(&node))
             .map(|(name, _)| name.clone())
             .collect();
-        for name in there {
-            self.place(index, &name);
-        }
+        let short = self.short();
+        let more = short.into_iter().filter(|n| !there.contains(n));
+        let names: Vec<Name> = there.iter().cloned().chain(more).collect();
+        self.place_all(index, names);
     }
 
-    /// Places what had no node until now.
+    /// Places what had no node until now, and what belongs on every node.
     pub(super) fn place_missing(&mut self, index: u64) {
-        let services = self.intent.services.iter();
-        let short: Vec<Name> = services
-            .filter(|(_, s)| s.problem.is_some())
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in short {
-            self.place(index, &name);
-        }
+        let short = self.short();
+        self.place_all(index, short);
     }
 
-    /// Brings the tasks per node up to date with a new placement of a service.
-    pub(super) fn count(&mut self, name: &Name, now: &BTreeMap<NodeId, SlotSet>) {
-        if let Some(old) = self.intent.placements.get(name) {
-            for (id, slots) in old {
-                if let Some(n) = self.loads.get_mut(id) {
-                    *n = n.saturating_sub(u64::from(slots.len()));
-                    if *n == 0 {
-                        self.loads.remove(id);
-                    }
-                }
+    fn short(&self) -> Vec<Name> {
+        let services = self.intent.services.iter();
+        services
+            .filter(|(_, s)| s.problem.is_some() || s.spec.mode == Mode::Global)
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+
+    /// Moves running slots, so many at most, to where they would be if all were placed anew.
+    pub(super) fn rebalance(&mut self, index: u64, name: &Name, budget: u32) -> Result<Applied, Refusal> {
+        self.service(name)?;
+        let how =
+            |before: &Placed, hosts: &[Host<'_>], ask: &Request<'_>| placement::rebalance(before, hosts, ask, budget);
+        Ok(Applied::Moved(self.place_by(index, name, how).moved))
+    }
+
+    /// What each task of a service reserves.
+    pub(super) fn reserve(&self, name: &Name) -> Resources {
+        let service = self.intent.services.get(name);
+        service.map(|s| s.spec.placement.reserve).unwrap_or_default()
+    }
+
+    /// Brings what is on each node up to date with a new placement of a service.
+    pub(super) fn count(&mut self, before: &Placed, now: &Placed, each: Resources) {
+        let changed: BTreeSet<&NodeId> = before
+            .iter()
+            .filter(|(id, slots)| now.get(id).map(SlotSet::len) != Some(slots.len()))
+            .map(|(id, _)| id)
+            .chain(now.keys().filter(|id| !before.contains_key(id)))
+            .collect();
+        for id in changed {
+            let load = self.loads.entry(*id).or_default();
+            load.sub(before.get(id).map_or(0, SlotSet::len), each);
+            load.add(now.get(id).map_or(0, SlotSet::len), each);
+            if load.tasks == 0 {
+                self.loads.remove(id);
             }
         }
-        for (id, slots) in now {
-            *self.loads.entry(*id).or_default() += u64::from(slots.len());
+    }
+
+    /// Counts what a service's tasks reserve as something else from now on.
+    pub(super) fn weigh(&mut self, name: &Name, old: Resources, new: Resources) {
+        if old == new {
+            return;
+        }
+        if let Some(placed) = self.intent.placements.get(name).cloned() {
+            let nothing = Placed::new();
+            self.count(&placed, &nothing, old);
+            self.count(&nothing, &placed, new);
         }
     }
 
     /// Takes a service's tasks away.
     pub(super) fn unplace(&mut self, index: u64, name: &Name) {
-        self.count(name, &BTreeMap::new());
-        orderly::put(
-            self,
-            index,
-            |i| &i.placements,
-            |i| &mut i.placements,
-            name,
-            BTreeMap::new(),
-        );
-        orderly::put(self, index, |i| &i.leaving, |i| &mut i.leaving, name, BTreeMap::new());
+        if let Some(placed) = self.intent.placements.get(name).cloned() {
+            let each = self.reserve(name);
+            self.count(&placed, &Placed::new(), each);
+        }
+        let nothing = Placed::new;
+        orderly::put(self, index, |i| &i.placements, |i| &mut i.placements, name, nothing());
+        orderly::put(self, index, |i| &i.leaving, |i| &mut i.leaving, name, nothing());
     }
 
     /// Computes what is derived, after the state was read from a snapshot.
     pub(super) fn derive(&mut self) {
         self.loads.clear();
-        for slots in self.intent.placements.values().flatten() {
-            *self.loads.entry(*slots.0).or_default() += u64::from(slots.1.len());
+        let intent = self.intent();
+        for (name, placed) in &intent.placements {
+            self.count(&Placed::new(), placed, self.reserve(name));
         }
         self.ports.clear();
-        let intent = self.intent();
         for (name, service) in &intent.services {
             for port in service.ports.values() {
                 self.hold_port(name, &port.spec);
             }
+        }
+    }
+}
+
+/// Adds a replicated service's slots beyond those asked for, by the rules that it is placed by: `extra` are those that
+/// are there. They stay, those that lost their node move, and what no node takes is left out.
+fn place_surge(placed: &mut Placed, extra: Placed, surge: &SlotSet, hosts: &[Host<'_>], ask: &Request<'_>) {
+    let main = slots::all(placed.values());
+    let mut before = placed.clone();
+    orderly::join(&mut before, extra);
+    let had = slots::all(before.values());
+    let new = slots::minus(surge, &had);
+    let mut ask = ask.clone();
+    ask.replicas = had.len().saturating_add(new.len());
+    let mut plan = placement::place(&before, hosts, &ask).placed;
+    // New slots get the lowest free numbers: they are the surge's all the same.
+    let got = slots::minus(&slots::all(plan.values()), &had);
+    let named: BTreeMap<u32, u32> = got.iter().zip(new.iter()).collect();
+    for set in plan.values_mut() {
+        let more = slots::minus(set, &had);
+        let more: SlotSet = more.iter().filter_map(|s| named.get(&s).copied()).collect();
+        *set = slots::union(&slots::minus(&slots::common(set, &had), &main), &more);
+    }
+    // What was asked for lies where it lies, whatever is added.
+    orderly::join(placed, plan);
+}
+
+/// Adds a global service's slots beyond those asked for, each on the node that its number names: `extra` are those that
+/// are there.
+fn place_fixed(placed: &mut Placed, extra: &Placed, surge: &SlotSet, hosts: &[Host<'_>], ask: &Request<'_>) {
+    for slot in surge.iter() {
+        let node = NodeId(u64::from(slot.saturating_sub(SURGE_OF_NODE)));
+        let at = hosts.binary_search_by_key(&node, |h| h.id);
+        let want = placed.get(&node).map_or(0, SlotSet::len) + 1;
+        let had = match extra.get(&node).is_some_and(|s| s.contains(slot)) {
+            true => want,
+            false => want - 1,
+        };
+        let host = at.ok().and_then(|at| hosts.get(at));
+        if host.is_some_and(|h| placement::may_have(h, ask, had, want)) {
+            let set = placed.entry(node).or_default();
+            *set = slots::union(set, &SlotSet(vec![(slot, slot)]));
         }
     }
 }

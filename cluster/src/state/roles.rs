@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use model::{
     NodeId,
-    intent::{Node, Role},
+    intent::{Availability, Node, Role},
 };
 
 use super::{Applied, NewNode, Refusal, State, nodes::check_node};
@@ -218,6 +218,7 @@ impl State {
                     role: Role::Worker,
                     ..me.clone()
                 },
+                Availability::Active,
             ),
         };
         let raft = self.raft_id();

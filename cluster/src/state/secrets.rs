@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use model::{
     Code,
-    intent::{Role, Trust},
+    intent::{Availability, Role, Trust},
 };
 
 use super::{Applied, NewNode, Refusal, Secret, State};
@@ -71,7 +71,13 @@ impl State {
         Ok(Applied::Done)
     }
 
-    pub(super) fn join(&mut self, index: u64, node: &NewNode, secret: &Secret) -> Result<Applied, Refusal> {
+    pub(super) fn join(
+        &mut self,
+        index: u64,
+        node: &NewNode,
+        secret: &Secret,
+        availability: Availability,
+    ) -> Result<Applied, Refusal> {
         let name = match node.role {
             Role::Worker => TOKEN_WORKER,
             Role::Manager => TOKEN_MANAGER,
@@ -84,7 +90,7 @@ impl State {
                 "netctl cluster token worker (on a manager)",
             ));
         }
-        self.add_node(index, node)
+        self.add_node(index, node, availability)
     }
 }
 
@@ -178,6 +184,7 @@ mod tests {
         let join = |n, role, secret: &[u8]| Command::Join {
             node: newcomer(n, role),
             secret: Secret(secret.to_vec()),
+            availability: Availability::Active,
         };
         assert!(matches!(log.run(join(2, Role::Worker, &[7; 20])), Ok(Applied::Node(_))));
         for (role, secret) in [
@@ -205,6 +212,7 @@ mod tests {
         let join = Command::Join {
             node: newcomer(2, Role::Worker),
             secret: Secret(vec![7; 20]),
+            availability: Availability::Active,
         };
         let Ok(Applied::Node(node)) = log.run(join) else {
             panic!("no node")

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use model::{
     Name, PublishMode, ServiceSpec,
-    intent::{PublishedPort, Rollout, Service, Vip},
+    intent::{PortKey, PublishedPort, Rollout, Service, Vip},
     spec::EndpointMode,
 };
 
@@ -60,9 +60,7 @@ impl State {
         for port in old.ports.values() {
             self.let_port_go(name, port);
         }
-        if has_host_ports(&old) {
-            self.place_missing(index);
-        }
+        self.place_missing(index);
         Ok(Applied::Done)
     }
 
@@ -106,8 +104,12 @@ impl State {
                 return Err(refusal);
             }
         };
-        let had_hosts = old.as_ref().is_some_and(has_host_ports);
         let previous = old.as_ref().map(|o| rollouts::previous(o, &spec));
+        let old_spec = old.as_ref().map(|o| &o.spec);
+        let placing = |s: &ServiceSpec| (s.mode, s.replicas, s.command.is_empty(), s.placement.clone());
+        let hosts_change = old.as_ref().is_some_and(|o| host_ports(&o.ports) != host_ports(&ports));
+        let replan = rollout.is_some() || hosts_change || old_spec.is_none_or(|o| placing(o) != placing(&spec));
+        let reserve = old_spec.map_or(spec.placement.reserve, |o| o.placement.reserve);
         if let Some(old) = &old {
             for (net, vip) in old.vips.iter().filter(|(n, _)| !vips.contains_key(*n)) {
                 self.release_vip(net, *vip);
@@ -130,10 +132,18 @@ impl State {
             rollout,
             problem: old.and_then(|o| o.problem),
         };
+        self.weigh(name, reserve, service.spec.placement.reserve);
         self.change(index).services.insert(name.clone(), service);
-        self.place(index, name);
-        if had_hosts {
-            self.place_missing(index);
+        if replan {
+            let tasks = |s: &State| -> u64 {
+                let placed = s.intent.placements.get(name);
+                placed.map_or(0, |p| p.values().map(|slots| u64::from(slots.len())).sum())
+            };
+            let before = tasks(self);
+            self.place_all(index, [name.clone()]);
+            if hosts_change || tasks(self) < before || reserve != self.service(name)?.spec.placement.reserve {
+                self.place_missing(index);
+            }
         }
         Ok(Applied::Service { index: number })
     }
@@ -205,6 +215,7 @@ impl State {
             return Err(Refusal::invalid("a grace or drain time is longer than a day", "10s"));
         }
         super::task::check(name, spec)?;
+        self.check_placement(name, &spec.placement)?;
         self.check_ports(name, spec)
     }
 
@@ -286,10 +297,10 @@ impl State {
     }
 }
 
-/// Whether its tasks hold ports of their nodes, which others may wait for.
-fn has_host_ports(service: &Service) -> bool {
-    let mut ports = service.ports.values();
-    ports.any(|p| p.spec.mode == PublishMode::Host)
+/// Ports of their nodes that tasks hold, which others may wait for.
+fn host_ports(ports: &BTreeMap<PortKey, PublishedPort>) -> Vec<&PortKey> {
+    let held = ports.iter().filter(|(_, p)| p.spec.mode == PublishMode::Host);
+    held.map(|(key, _)| key).collect()
 }
 
 /// Networks that a service is on once `rollout` is begun: those asked for, and those of tasks that are replaced.

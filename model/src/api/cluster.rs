@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::NodeHealth;
 use crate::ids::NodeId;
+use crate::intent::Availability;
 use crate::intent::Role;
 use crate::settings::ClusterSettings;
 
@@ -83,6 +84,9 @@ pub struct ClusterJoin {
     /// As at init.
     #[serde(default)]
     pub announce: Option<String>,
+    /// Whether the node is given tasks from the beginning; one that is known keeps what it has.
+    #[serde(default)]
+    pub availability: Availability,
 }
 
 impl std::fmt::Debug for ClusterJoin {

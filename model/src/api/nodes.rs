@@ -8,8 +8,10 @@ use super::NetworkView;
 use super::ServiceView;
 use crate::ids::NodeId;
 use crate::intent::Availability;
+use crate::intent::Machine;
 use crate::intent::Role;
 use crate::row::Datapath;
+use crate::spec::Resources;
 
 /// How a node is seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,16 +54,35 @@ pub struct NodeView {
     pub applied: Option<u64>,
     /// Tasks placed on it, and those that go on there until their successors elsewhere are ready or have not ended yet.
     pub tasks: u32,
+    /// Labels, for constraints.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Most tasks that may be placed on it; none: no limit.
+    #[serde(default)]
+    pub max_tasks: Option<u32>,
+    /// What it has told of itself.
+    #[serde(default)]
+    pub machine: Machine,
+    /// What its tasks reserve.
+    #[serde(default)]
+    pub reserved: Resources,
+    /// What is left of its capacity; none: it has not told it.
+    #[serde(default)]
+    pub free: Option<Resources>,
     /// What it could not apply, from its last report.
     pub problems: Vec<String>,
 }
 
-/// `POST /v1/nodes/NODE/availability`.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AvailabilityChange {
-    /// To what.
-    pub availability: Availability,
+/// `POST /v1/nodes/NODE`: what is left out stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodeChange {
+    /// Active, pause, drain.
+    pub availability: Option<Availability>,
+    /// Labels to set, and (null) to take away.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Most tasks on it; 0: no limit.
+    pub max_tasks: Option<u32>,
 }
 
 /// `POST /v1/nodes/NODE/role`.

@@ -13,6 +13,7 @@ use crate::ids::Proto;
 use crate::ids::Vni;
 use crate::intent::Network;
 use crate::intent::Service;
+use crate::intent::SlotSet;
 use crate::row::EndpointState;
 use crate::spec::PortSpec;
 use crate::spec::ServiceSpec;
@@ -41,6 +42,9 @@ pub struct ServiceView {
     /// As the log knows it.
     #[serde(flatten)]
     pub service: Service,
+    /// Tasks that there should be: replicas, or, of a global service, nodes that it is meant for; 0 without a command.
+    #[serde(default)]
+    pub wanted: u32,
     /// Tasks, and endpoints attached by hand, that take new flows on each of their networks.
     pub ready: u32,
     /// Endpoints.
@@ -99,6 +103,59 @@ pub struct Replace {
     pub spec: ServiceSpec,
     /// [`Service::changed`] of what was looked at: refused when somebody changed it since.
     pub seen: u64,
+}
+
+/// `POST /v1/services/NAME/rebalance`. Answer: [`Rebalanced`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rebalance {
+    /// Most tasks to move.
+    pub budget: u32,
+}
+
+/// Answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Rebalanced {
+    /// Revision of the change.
+    pub revision: u64,
+    /// Tasks that move.
+    pub moved: u32,
+}
+
+/// `POST /v1/services/NAME/preview`: what would come of a change, without making it. Answer: [`PlacementView`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Preview {
+    /// It is made, or becomes this.
+    Spec(Box<ServiceSpec>),
+    /// It is scaled.
+    Replicas(u32),
+    /// It is rebalanced, with a budget.
+    Rebalance(u32),
+}
+
+/// Where a service's slots would be.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementView {
+    /// Per node, by node: only nodes that have some now or would.
+    pub nodes: Vec<PlacedOn>,
+    /// Tasks that would go on on another node.
+    pub moved: u32,
+    /// What would be missing, and why.
+    pub problem: Option<String>,
+}
+
+/// A node's part of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedOn {
+    /// Node.
+    pub node: NodeId,
+    /// Its host name.
+    pub hostname: String,
+    /// Slots there now.
+    pub before: SlotSet,
+    /// Slots that would be there.
+    pub after: SlotSet,
 }
 
 /// `POST /v1/publish` and `POST /v1/unpublish`.

@@ -1,9 +1,12 @@
 //! `netctl service create`
 
 use clap::Args;
-use model::{ApiError, Name, PortSpec, ServiceSpec, api::Changed};
+use model::{
+    ApiError, Name, PortSpec, ServiceSpec,
+    api::{Changed, Preview},
+};
 
-use super::{flags::SpecFlags, publish, settle};
+use super::{flags::SpecFlags, planned, publish, settle};
 use crate::{
     Run,
     cli::{Context, WaitArgs},
@@ -15,6 +18,9 @@ pub(crate) struct Create {
     name: Name,
     #[command(flatten)]
     flags: SpecFlags,
+    /// Show where the tasks would be, and make nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     wait: WaitArgs,
     /// Command that each task runs, with its arguments; none: endpoints are attached by hand or by an orchestrator.
@@ -32,8 +38,11 @@ fn spec(args: &Create) -> Result<ServiceSpec, ApiError> {
 }
 
 pub(super) async fn run(cx: &Context, args: Create) -> Run {
-    let path = format!("/v1/services/{}", args.name);
     let spec = spec(&args)?;
+    if args.dry_run {
+        return planned::show(cx, &args.name, &Preview::Spec(Box::new(spec))).await;
+    }
+    let path = format!("/v1/services/{}", args.name);
     let changed: Changed = cx.client.put(&path, &spec).await?;
     let given = match spec.publish.iter().any(PortSpec::is_auto) {
         true => publish::given(cx, &args.name).await?,

@@ -2,6 +2,7 @@
 
 mod create;
 mod flags;
+mod planned;
 mod publish;
 mod update;
 
@@ -10,7 +11,7 @@ use std::str::FromStr;
 use clap::Subcommand;
 use model::{
     Name, PortSpec,
-    api::{Changed, Scale, ServiceView, TaskState, TaskView},
+    api::{Changed, Preview, Scale, ServiceView, TaskState, TaskView},
     intent::{RolloutState, Service},
 };
 
@@ -74,9 +75,17 @@ pub(crate) enum Verb {
         /// Service and number.
         #[arg(required = true, value_name = "NAME=N")]
         targets: Vec<ScaleTo>,
+        /// Show where the tasks would be, and change nothing.
+        #[arg(long)]
+        dry_run: bool,
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Move running tasks to where they would be if all were placed anew, some at most.
+    #[command(
+        after_help = "Example:\n  netctl service rebalance web --budget 5 --dry-run\n  netctl service rebalance web --budget 5\n\nA node that joins is given new tasks, and none that run: this moves some."
+    )]
+    Rebalance(planned::RebalanceArgs),
     /// Remove a service; its tasks are drained and stopped.
     #[command(visible_alias = "remove", after_help = "Example:\n  netctl service rm web")]
     Rm {
@@ -140,7 +149,16 @@ pub(crate) async fn run(cx: &Context, verb: Verb) -> Run {
         }
         Verb::Update(args) => update::update(cx, *args).await,
         Verb::Rollback(args) => update::rollback(cx, args).await,
-        Verb::Scale { targets, wait } => scale(cx, &targets, &wait).await,
+        Verb::Scale {
+            targets, dry_run: true, ..
+        } => {
+            for t in &targets {
+                planned::show(cx, &t.name, &Preview::Replicas(t.replicas)).await?;
+            }
+            Ok(())
+        }
+        Verb::Scale { targets, wait, .. } => scale(cx, &targets, &wait).await,
+        Verb::Rebalance(args) => planned::rebalance(cx, args).await,
         Verb::Rm { name, wait } => {
             let changed: Changed = cx.client.delete(&format!("/v1/services/{name}")).await?;
             if !wait.detach {
@@ -177,15 +195,27 @@ async fn scale(cx: &Context, targets: &[ScaleTo], wait: &WaitArgs) -> Run {
 
 /// Waits for a change of a service, then says what came of it.
 async fn settle(cx: &Context, wait: &WaitArgs, name: &Name, changed: &Changed, done: &str) -> Run {
+    settle_at(cx, wait, name, changed.revision, done, changed).await
+}
+
+/// The same, whatever the answer was.
+async fn settle_at<T: serde::Serialize>(
+    cx: &Context,
+    wait: &WaitArgs,
+    name: &Name,
+    revision: u64,
+    done: &str,
+    changed: &T,
+) -> Run {
     if wait.detach {
         return cx.out.done(
-            &format!("{done}, not waited for (revision {})", changed.revision),
+            &format!("{done}, not waited for (revision {revision})"),
             name.as_str(),
             changed,
         );
     }
     let mut progress = Progress::new(cx.out);
-    wait::everywhere(cx, wait, changed.revision, &mut progress).await?;
+    wait::everywhere(cx, wait, revision, &mut progress).await?;
     let v = wait::service_ready(cx, wait, name, &mut progress).await?;
     drop(progress);
     let sentence = format!("{done} ({}/{} healthy)", v.ready, v.wanted);

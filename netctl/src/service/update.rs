@@ -3,10 +3,13 @@
 use clap::Args;
 use model::{
     ApiError, Code, Name, PortSpec, ServiceSpec,
-    api::{Changed, Replace, ServiceView},
+    api::{Changed, Preview, Replace, ServiceView},
 };
 
-use super::flags::{Pair, SpecFlags};
+use super::{
+    flags::{Pair, SpecFlags},
+    planned,
+};
 use crate::{
     Run,
     cli::{Context, WaitArgs},
@@ -22,6 +25,9 @@ pub(crate) struct Update {
     flags: SpecFlags,
     #[command(flatten)]
     parts: Parts,
+    /// Show where the tasks would be, and change nothing.
+    #[arg(long)]
+    dry_run: bool,
     #[command(flatten)]
     wait: WaitArgs,
     /// Another command for its tasks, with its arguments; none: the one that they have.
@@ -134,8 +140,12 @@ fn changed(args: &Update, mut spec: ServiceSpec) -> Result<ServiceSpec, ApiError
 pub(super) async fn update(cx: &Context, args: Update) -> Run {
     let path = format!("/v1/services/{}", args.name);
     let view: ServiceView = cx.client.get(&path).await?;
+    let spec = changed(&args, view.service.spec)?;
+    if args.dry_run {
+        return planned::show(cx, &args.name, &Preview::Spec(Box::new(spec))).await;
+    }
     let body = Replace {
-        spec: changed(&args, view.service.spec)?,
+        spec,
         seen: view.service.changed,
     };
     let done: Changed = cx.client.post(&format!("{path}/update"), &body).await?;

@@ -10,6 +10,7 @@ mod endpoints;
 mod forwarded;
 mod networks;
 mod nodes;
+mod placing;
 mod ports;
 mod route;
 mod serve;
@@ -69,9 +70,11 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/cluster", get(settings::inspect))
         .route("/v1/cluster/update", post(settings::update))
         .route("/v1/nodes", get(nodes::list))
-        .route("/v1/nodes/{id}", get(nodes::one).delete(nodes::remove))
+        .route(
+            "/v1/nodes/{id}",
+            get(nodes::one).post(nodes::update).delete(nodes::remove),
+        )
         .route("/v1/nodes/{id}/role", post(nodes::role))
-        .route("/v1/nodes/{id}/availability", post(nodes::availability))
         .route("/v1/nodes/{id}/tasks", get(tasks::on))
         .route("/v1/networks", get(networks::list))
         .route(
@@ -86,6 +89,8 @@ pub fn router(daemon: Shared) -> Router {
         .route("/v1/services/{name}/scale", post(services::scale))
         .route("/v1/services/{name}/update", post(services::update))
         .route("/v1/services/{name}/rollback", post(services::rollback))
+        .route("/v1/services/{name}/rebalance", post(placing::rebalance))
+        .route("/v1/services/{name}/preview", post(placing::preview))
         .route("/v1/services/{name}/tasks", get(services::tasks))
         .route("/v1/services/{name}/logs", post(services::logs))
         .route("/v1/publish", post(ports::publish))

@@ -1,14 +1,21 @@
 //! `/v1/nodes`
 
+use std::collections::BTreeMap;
+
 use axum::{
     extract::{Path, Query, State},
     response::{IntoResponse, Response},
 };
+use cluster::{
+    placement::Load,
+    state::{Command, NodeUpdate},
+};
 use model::{
     Code, Intent, NodeId,
-    api::{AvailabilityChange, Changed, NodeHealth, NodeView, RoleAnswer, RoleChange},
-    intent::{Availability, Role, SlotSet},
+    api::{Changed, NodeChange, NodeHealth, NodeView, RoleAnswer, RoleChange},
+    intent::Role,
     row::RowBody,
+    spec::Resources,
 };
 
 use serde::Deserialize;
@@ -24,12 +31,15 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
     let (intent, facts) = (c.intent(), c.facts());
     let progress = c.progress(0).await.ok();
     let leader = c.leader();
+    let loads = loads(&intent);
     intent
         .nodes
         .iter()
         .map(|(id, n)| {
             let row = c.node_row(&facts, *id);
             let told = progress.as_ref().and_then(|p| p.nodes.iter().find(|p| p.id == *id));
+            let load = loads.get(id).copied().unwrap_or_default();
+            let all = n.machine.capacity;
             NodeView {
                 id: *id,
                 hostname: n.hostname.clone(),
@@ -46,19 +56,25 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
                 datapath: row.map(|r| r.datapath),
                 version: row.map(|r| r.version.clone()),
                 applied: told.map(|p| p.applied),
-                tasks: tasks(&intent, &facts, *id),
+                tasks: u32::try_from(load.tasks)
+                    .unwrap_or(u32::MAX)
+                    .saturating_add(ending(&intent, &facts, *id)),
+                labels: n.labels.clone(),
+                max_tasks: n.max_tasks,
+                machine: n.machine.clone(),
+                reserved: load.reserved,
+                free: (all != Resources::default()).then(|| Resources {
+                    cpu_milli: all.cpu_milli.saturating_sub(load.reserved.cpu_milli),
+                    memory: all.memory.saturating_sub(load.reserved.memory),
+                }),
                 problems: told.map(|p| p.problems.clone()).unwrap_or_default(),
             }
         })
         .collect()
 }
 
-/// Tasks that a node has or should have: those of the log, and those whose endpoints are still there.
-fn tasks(intent: &Intent, facts: &Facts, node: NodeId) -> u32 {
-    let ranges = [&intent.placements, &intent.leaving]
-        .into_iter()
-        .flat_map(|m| m.values());
-    let wanted: u32 = ranges.filter_map(|p| p.get(&node)).map(SlotSet::len).sum();
+/// Tasks that the log wants a node to have no longer, and whose endpoints are still there.
+fn ending(intent: &Intent, facts: &Facts, node: NodeId) -> u32 {
     let rows = facts.rows.get(&node).into_iter().flat_map(|rows| rows.values());
     let ending = rows.filter(|r| match &r.body {
         RowBody::Endpoint(e) => match (&e.service, e.slot) {
@@ -67,30 +83,19 @@ fn tasks(intent: &Intent, facts: &Facts, node: NodeId) -> u32 {
         },
         _ => false,
     });
-    wanted + u32::try_from(ending.count()).unwrap_or(u32::MAX)
+    u32::try_from(ending.count()).unwrap_or(u32::MAX)
 }
 
-pub(super) async fn availability(
-    State(d): State<Shared>,
-    Path(text): Path<String>,
-    Body(req): Body<AvailabilityChange>,
-) -> Result<Answer<Changed>, Fail> {
-    let c = d.cluster()?;
-    let node = find(&c, &text)?;
-    let availability = req.availability;
-    let (revision, _) = c
-        .manager()?
-        .propose(cluster::state::Command::SetAvailability { node, availability })
-        .await?;
-    let word = match availability {
-        Availability::Active => "may be given tasks",
-        Availability::Pause => "is given no new tasks",
-        Availability::Drain => "is given no tasks, and its own move",
-    };
-    Ok(Answer(Changed {
-        revision,
-        message: format!("{node} {word}"),
-    }))
+/// What is on each node: also what goes on there until it runs elsewhere.
+fn loads(intent: &Intent) -> BTreeMap<NodeId, Load> {
+    let mut loads: BTreeMap<NodeId, Load> = BTreeMap::new();
+    for (name, placed) in intent.placements.iter().chain(&intent.leaving) {
+        let each = intent.services.get(name).map(|s| s.spec.placement.reserve);
+        for (id, slots) in placed {
+            loads.entry(*id).or_default().add(slots.len(), each.unwrap_or_default());
+        }
+    }
+    loads
 }
 
 pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<NodeView>>, Fail> {
@@ -153,13 +158,29 @@ pub(super) async fn remove(
             format!("netctl cluster leave on that node, or netctl node rm --force {id}"),
         ));
     }
-    let (revision, _) = c
-        .manager()?
-        .propose(cluster::state::Command::RemoveNode { node: id })
-        .await?;
+    let (revision, _) = c.manager()?.propose(Command::RemoveNode { node: id }).await?;
     Ok(Answer(Changed {
         revision,
         message: format!("{id} is removed; its id is never used again"),
+    }))
+}
+
+pub(super) async fn update(
+    State(d): State<Shared>,
+    Path(text): Path<String>,
+    Body(req): Body<NodeChange>,
+) -> Result<Answer<Changed>, Fail> {
+    let c = d.cluster()?;
+    let node = find(&c, &text)?;
+    let update = NodeUpdate {
+        availability: req.availability,
+        labels: req.labels,
+        max_tasks: req.max_tasks.map(|n| (n > 0).then_some(n)),
+    };
+    let (revision, _) = c.manager()?.propose(Command::UpdateNode { node, update }).await?;
+    Ok(Answer(Changed {
+        revision,
+        message: format!("{node} is changed"),
     }))
 }
 

@@ -7,6 +7,8 @@ use cluster::state::Command;
 use model::{
     Code, Name, ServiceSpec,
     api::{Changed, Logs, LogsAsk, Replace, Scale, ServiceView, TaskView},
+    intent::SlotSet,
+    spec::Mode,
 };
 
 use super::{
@@ -19,12 +21,26 @@ pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
     let (intent, facts) = (c.intent(), c.facts());
     let service = intent.services.get(name)?.clone();
     let backends = crate::view::backends(&intent, &facts, name);
+    let placed = intent
+        .placements
+        .get(name)
+        .map_or(0, |p| p.values().map(SlotSet::len).sum());
+    let wanted = match service.spec.mode {
+        _ if service.spec.command.is_empty() => 0,
+        Mode::Replicated => service.spec.replicas,
+        // Those beside them while they are replaced are not asked for.
+        Mode::Global => {
+            let surge = service.rollout.as_ref().map_or(0, |r| r.surge.len());
+            placed.saturating_sub(surge)
+        }
+    };
     let units: BTreeSet<_> = backends.iter().map(|b| b.unit(name)).collect();
     let out: BTreeSet<_> = backends.iter().filter(|b| !b.in_use).map(|b| b.unit(name)).collect();
     let ready = units.difference(&out).count() as u32;
     Some(ServiceView {
         name: name.clone(),
         service,
+        wanted,
         ready,
         backends,
     })

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use model::{ApiError, Code, api::ClusterJoin};
+use model::{ApiError, Code, api::ClusterJoin, intent::Availability};
 
 use super::Daemon;
 use crate::identity::{Credentials, Token};
@@ -78,6 +78,7 @@ async fn round(d: &Arc<Daemon>) -> Result<(), ApiError> {
             data_path_addr: None,
             gossip_port: None,
             announce: None,
+            availability: Availability::Active,
         };
         match d.join(request).await {
             Ok(joined) => {

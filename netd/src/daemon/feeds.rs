@@ -50,7 +50,7 @@ impl Cluster {
     pub(super) async fn report(self: Arc<Self>) {
         let (mut reconciled, mut tasks, mut intent) =
             (self.reconciled.clone(), self.tasks.subscribe(), self.intent.clone());
-        let mut holding = self.holding.subscribe();
+        let (mut holding, mut addresses) = (self.holding.subscribe(), self.addresses.subscribe());
         loop {
             let now = reconciled.borrow_and_update().clone();
             let placed = intent.borrow_and_update().clone();
@@ -69,9 +69,11 @@ impl Cluster {
                 past,
                 held: now.held.clone(),
                 holds: holding.borrow_and_update().clone(),
+                machine: crate::machine::look(addresses.borrow_and_update().data_path.into()),
             });
             let r = tokio::select! {
                 r = holding.changed() => r,
+                r = addresses.changed() => r,
                 r = reconciled.changed() => r,
                 r = tasks.changed() => r,
                 r = intent.changed() => r,

@@ -9,6 +9,7 @@ use std::{
 use model::{
     ApiError, Code,
     api::{ClusterRenew, ClusterUnlock},
+    intent::Availability,
 };
 
 use tokio::time::timeout;
@@ -119,7 +120,12 @@ impl Daemon {
         let token = req.token.parse()?;
         let all = reach::resolve(&[req.addr], self.config.cluster.listen.port()).await?;
         let to = *all.first().ok_or_else(|| reach::nobody(&[]))?;
-        let (new, ..) = rpc::prove_anew(&token, to, &c.key, &self.hostname, c.rpc_addr()).await?;
+        let offer = rpc::Offer {
+            hostname: &self.hostname,
+            rpc: c.rpc_addr(),
+            availability: Availability::default(),
+        };
+        let (new, ..) = rpc::prove_anew(&token, to, &c.key, &offer).await?;
         c.proved(new).await
     }
 }

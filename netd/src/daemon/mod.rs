@@ -337,12 +337,17 @@ impl Daemon {
         let config = place.effective(&self.config);
         self.refuse_taken(None, &config, None).await?;
         let key = NodeKey::load_or_create(&self.vault)?;
+        let offer = rpc::Offer {
+            hostname: &self.hostname,
+            rpc: now.rpc,
+            availability: req.availability,
+        };
         let rpc::Joined {
             credentials,
             intent,
             gossip,
             ..
-        } = rpc::join(token, to, &key, &self.hostname, now.rpc).await?;
+        } = rpc::join(token, to, &key, &offer).await?;
         place.seeds = gossip;
         let port = intent.settings.data_path_port;
         let entered = async {

@@ -7,7 +7,11 @@ use std::{
 };
 
 use cluster::state::Command;
-use model::{ApiError, Code, Intent, Name, NodeId, api::NodeHealth, intent::SlotSet};
+use model::{
+    ApiError, Code, Intent, Name, NodeId,
+    api::NodeHealth,
+    intent::{Machine, SlotSet},
+};
 
 use super::Manager;
 use crate::{daemon::Cluster, gossip::Facts, rpc::Leader, tasks::TaskBoard};
@@ -52,6 +56,9 @@ pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
         });
         if let Err(e) = judge(&m, &c, &intent, &facts, &mut since, now).await {
             tracing::warn!("a node's state cannot be put into the log: {}", e.message);
+        }
+        if let Err(e) = machines(&m, &intent).await {
+            tracing::warn!("what a node is cannot be put into the log: {}", e.message);
         }
         relieve(&m, &intent, &mut relieved, now).await;
         drop((m, c));
@@ -100,6 +107,21 @@ impl Manager {
         // No code panics while it holds the lock; if one did, the board would still be whole.
         f(&mut self.board.lock().unwrap_or_else(|e| e.into_inner()))
     }
+}
+
+/// What nodes say of their machines goes into the log when it differs from what is there.
+async fn machines(m: &Manager, intent: &Intent) -> Result<(), ApiError> {
+    for (id, r) in m.hub.snapshot() {
+        let (told, node) = (&r.report.machine, intent.nodes.get(&id));
+        if *told != Machine::default() && node.is_some_and(|n| n.machine != *told) {
+            m.propose(Command::SetMachine {
+                node: id,
+                machine: told.clone(),
+            })
+            .await?;
+        }
+    }
+    Ok(())
 }
 
 async fn judge(

@@ -90,6 +90,7 @@ impl ManagerPort for Port {
                     rpc: node.rpc,
                 },
                 secret: node.secret,
+                availability: node.availability,
             };
             match self.propose(command).await? {
                 Applied::Node(id) => Ok(id),

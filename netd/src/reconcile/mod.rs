@@ -460,7 +460,7 @@ mod tests {
         other.settings.task_history_limit += 1;
         other.trust.gossip.push(2);
         assert!(same_kernel(&one, &other));
-        other.placements.insert("web".parse().unwrap(), BTreeMap::new());
+        other.placements.insert("web".parse().unwrap(), Default::default());
         assert!(!same_kernel(&one, &other));
         assert!(!same_kernel(&Intent::default(), &one), "nothing known is another thing");
     }

@@ -46,6 +46,7 @@ pub(crate) fn stranger_seeds() -> Vec<Vec<u8>> {
             csr: csr.clone(),
             hostname: "host1".into(),
             rpc: Some("198.18.0.1:2377".into()),
+            availability: model::intent::Availability::Active,
         }),
         Opening::Return(ReturnRequest {
             certificate: crate::doors::pem("CERTIFICATE", &[0x30, 3, 2, 1, 1]),
@@ -77,12 +78,12 @@ pub(crate) fn node_seeds() -> Vec<Vec<u8>> {
             revision: 7,
             version: "0.1.0".into(),
         },
-        ToManager::Report(Report {
+        ToManager::Report(Box::new(Report {
             applied: 7,
             problems: vec!["one".into()],
             held: [(NodeId(2), 9)].into(),
             ..Report::default()
-        }),
+        })),
         ToManager::Answer {
             id: 1,
             answer: Answer::Taken { owner: "nginx".into() },

@@ -8,7 +8,7 @@ use std::{
 
 use model::{
     error::{ApiError, Code},
-    intent::Intent,
+    intent::{Availability, Intent},
 };
 use rustls::pki_types::pem::PemObject;
 use tokio::{net::TcpStream, sync::watch, time::timeout};
@@ -77,16 +77,20 @@ pub struct Joined {
     pub gossip: Vec<SocketAddr>,
 }
 
-/// Joins the cluster of a manager; `rpc` is where this node would be one. Trying again with the same key gives the same
-/// node.
-pub async fn join(
-    token: &Token,
-    addr: SocketAddr,
-    key: &NodeKey,
-    hostname: &str,
-    rpc: SocketAddr,
-) -> Result<Joined, JoinError> {
-    let (mut credentials, seen, gossip) = prove_anew(token, addr, key, hostname, rpc).await?;
+/// What a node says of itself when it joins.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer<'a> {
+    /// Host name.
+    pub hostname: &'a str,
+    /// Where it would be a manager.
+    pub rpc: SocketAddr,
+    /// What it begins with, if it is new.
+    pub availability: Availability,
+}
+
+/// Joins the cluster of a manager. Trying again with the same key gives the same node.
+pub async fn join(token: &Token, addr: SocketAddr, key: &NodeKey, offer: &Offer<'_>) -> Result<Joined, JoinError> {
+    let (mut credentials, seen, gossip) = prove_anew(token, addr, key, offer).await?;
     let tls = Tls::new(&credentials, key)?;
     let (keys, intent) = timeout(ANSWER, first(&tls, addr))
         .await
@@ -106,8 +110,7 @@ pub async fn prove_anew(
     token: &Token,
     addr: SocketAddr,
     key: &NodeKey,
-    hostname: &str,
-    rpc: SocketAddr,
+    offer: &Offer<'_>,
 ) -> Result<(Credentials, IpAddr, Vec<SocketAddr>), JoinError> {
     let connect = |why: String| JoinError::Connect { addr, why };
     let late = |_| connect(format!("no answer within {} s", HANDSHAKE.as_secs()));
@@ -117,9 +120,10 @@ pub async fn prove_anew(
         .map_err(|e| connect(e.to_string()))?;
     let request = Opening::Join(JoinRequest {
         secret: token.secret.to_vec(),
-        csr: key.csr(hostname)?,
-        hostname: hostname.to_owned(),
-        rpc: Some(rpc.to_string()),
+        csr: key.csr(offer.hostname)?,
+        hostname: offer.hostname.to_owned(),
+        rpc: Some(offer.rpc.to_string()),
+        availability: offer.availability,
     });
     let talk = async {
         frame::write(&mut stream, &request).await?;

@@ -10,7 +10,7 @@ use model::{
     api::TaskStatus,
     error::ApiError,
     ids::{EndpointId, NodeId, Vni},
-    intent::IntentDelta,
+    intent::{Availability, IntentDelta, Machine},
     spec::PortSpec,
 };
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,9 @@ pub(super) struct JoinRequest {
     /// Where it would serve the managers' RPC, `ip:port`.
     #[serde(default)]
     pub(super) rpc: Option<String>,
+    /// What it begins with, if it is new.
+    #[serde(default)]
+    pub(super) availability: Availability,
 }
 
 /// The answer to it.
@@ -97,6 +100,9 @@ pub struct Report {
     /// What it holds of certificates and keys.
     #[serde(default)]
     pub holds: Holding,
+    /// What it is.
+    #[serde(default)]
+    pub machine: Machine,
 }
 
 /// Node to manager.
@@ -105,7 +111,7 @@ pub(crate) enum ToManager {
     /// First: what it knows already (0: nothing).
     Hello { revision: u64, version: String },
     /// See [`Report`].
-    Report(Report),
+    Report(Box<Report>),
     /// Answered by [`ToNode::Reply`] with the same id.
     Request { id: u64, request: Request },
     /// Answer to [`ToNode::Ask`].

@@ -29,13 +29,13 @@ use cluster::state::Secret;
 pub use forward::{Forwarded, Forwarder, serve as serve_http};
 use futures_util::future::BoxFuture;
 pub use hub::{AskError, Hub, NodeReport};
-pub use join::{JoinError, Joined, join, leave, managers, prove_anew};
+pub use join::{JoinError, Joined, Offer, join, leave, managers, prove_anew};
 pub use message::{Answer, Ask, Report};
 use model::{
     api::NodeHealth,
     error::ApiError,
     ids::{NodeId, Vni},
-    intent::{Intent, Role},
+    intent::{Availability, Intent, Role},
 };
 pub use renew::{Custody, keep_credentials};
 pub(crate) use renew::{holding, revive};
@@ -82,6 +82,8 @@ pub struct Newcomer {
     pub key: Vec<u8>,
     /// Where it would serve the managers' RPC, `ip:port`.
     pub rpc: Option<String>,
+    /// What it begins with, if it is new.
+    pub availability: Availability,
 }
 
 /// A connection whose peer showed its certificate.

@@ -180,6 +180,7 @@ impl Hub {
             role,
             key: csr.key().to_vec(),
             rpc: r.rpc.filter(|_| role == Role::Manager),
+            availability: r.availability,
         };
         let node = self.port.add_node(newcomer).await?;
         let intent = self.port.intent().borrow().clone();

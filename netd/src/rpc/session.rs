@@ -298,7 +298,7 @@ impl Session<'_> {
 
     fn take(&mut self, m: ToManager, room: &Arc<Semaphore>, replies: &mpsc::Sender<ToNode>) {
         match m {
-            ToManager::Report(r) => self.hub.report(self.node, r),
+            ToManager::Report(r) => self.hub.report(self.node, *r),
             ToManager::Answer { id, answer } => self.hub.answered(self.node, id, answer),
             ToManager::Request { id, request } => {
                 self.leaving |= matches!(request, Request::Leave);

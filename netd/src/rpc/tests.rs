@@ -32,6 +32,12 @@ mod told;
 /// Where these nodes would be managers.
 const NOWHERE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
+const OFFER: super::Offer<'static> = super::Offer {
+    hostname: "w",
+    rpc: NOWHERE,
+    availability: model::intent::Availability::Active,
+};
+
 struct Port {
     intent: watch::Sender<Arc<Intent>>,
     secrets: Mutex<ClusterSecrets>,
@@ -216,7 +222,7 @@ struct Worker {
 
 async fn worker(m: &Manager) -> Worker {
     let key = NodeKey::generate().unwrap();
-    let joined = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
+    let joined = join(&m.token(), m.addr, &key, &OFFER).await.unwrap();
     let intent = Known::new(Arc::default());
     let rx = intent.watch();
     let (uplink, asks) = Uplink::start(UplinkConfig {
@@ -256,7 +262,7 @@ async fn hub_has(m: &Manager, mut what: impl FnMut(&BTreeMap<NodeId, Arc<NodeRep
 async fn a_good_token_lets_in() {
     let m = manager().await;
     let key = NodeKey::generate().unwrap();
-    let j = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
+    let j = join(&m.token(), m.addr, &key, &OFFER).await.unwrap();
     assert_eq!(j.credentials.node, NodeId(2));
     assert_eq!(j.credentials.role, Role::Worker);
     assert_eq!(j.credentials.gossip, m.port.now().gossip.keys());
@@ -264,7 +270,7 @@ async fn a_good_token_lets_in() {
     assert_eq!(j.intent.nodes[&NodeId(2)].key, key.public());
     assert_eq!(j.seen, m.addr.ip());
     // The answer was lost, the node tries again: the same node.
-    let again = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
+    let again = join(&m.token(), m.addr, &key, &OFFER).await.unwrap();
     assert_eq!(again.credentials.node, NodeId(2));
     assert_eq!(m.port.intent.borrow().nodes.len(), 2);
 }
@@ -311,7 +317,7 @@ async fn wrong_tokens_are_refused_and_soon_not_looked_at() {
     let mut token = m.token();
     token.pin[0] ^= 1;
     for _ in 0..10 {
-        let e = join(&token, m.addr, &key, "w", NOWHERE).await.unwrap_err();
+        let e = join(&token, m.addr, &key, &OFFER).await.unwrap_err();
         assert!(
             matches!(&e, JoinError::Connect { why, .. } if why.contains("token")),
             "{e}"
@@ -320,11 +326,11 @@ async fn wrong_tokens_are_refused_and_soon_not_looked_at() {
     let mut token = m.token();
     token.secret[0] ^= 1;
     for _ in 0..crate::identity::Gate::PER_ADDRESS {
-        let e = join(&token, m.addr, &key, "w", NOWHERE).await.unwrap_err();
+        let e = join(&token, m.addr, &key, &OFFER).await.unwrap_err();
         assert!(matches!(&e, JoinError::Refused(e) if e.code == Code::Forbidden), "{e}");
     }
     // The good one waits too: a guesser must not learn when it is right.
-    let e = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap_err();
+    let e = join(&m.token(), m.addr, &key, &OFFER).await.unwrap_err();
     assert!(
         matches!(&e, JoinError::Refused(e) if e.code == Code::Unavailable),
         "{e}"
@@ -338,7 +344,7 @@ async fn nobody_there_is_said() {
     let addr = l.local_addr().unwrap();
     drop(l);
     let token = ClusterSecrets::create("c").unwrap().token(Role::Worker).unwrap();
-    let e = join(&token, addr, &NodeKey::generate().unwrap(), "w", NOWHERE)
+    let e = join(&token, addr, &NodeKey::generate().unwrap(), &OFFER)
         .await
         .unwrap_err();
     assert_eq!(ApiError::from(e).code, Code::Unavailable);
@@ -403,7 +409,7 @@ async fn requests_are_answered() {
 async fn a_certificate_is_renewed_for_the_same_key_alone() {
     let m = manager().await;
     let key = NodeKey::generate().unwrap();
-    let mut c = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap().credentials;
+    let mut c = join(&m.token(), m.addr, &key, &OFFER).await.unwrap().credentials;
     let (uplink, _asks) = Uplink::start(UplinkConfig {
         me: c.node,
         version: String::new(),
@@ -438,6 +444,7 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
         past: BTreeMap::new(),
         held: BTreeMap::new(),
         holds: Holding::default(),
+        machine: Default::default(),
     };
     w.uplink.report(report.clone());
     hub_has(&m, |s| s.get(&w.id).is_some_and(|n| n.report == report)).await;

@@ -83,7 +83,7 @@ impl TaskBoard {
 
     fn moved(&mut self, before: &Intent, name: &Name, slot: u32, from: NodeId) {
         let intent = self.seen.clone();
-        let mut to = intent.placements.get(name).into_iter().flatten();
+        let mut to = intent.placements.get(name).into_iter().flat_map(|p| p.iter());
         let to = to.find(|(_, s)| s.contains(slot)).map(|(n, _)| n);
         let lost = intent.nodes.get(&from).is_none_or(|n| n.down);
         let (state, message) = match (lost, to) {
@@ -325,7 +325,7 @@ mod tests {
         };
         i.services.insert(web.clone(), service);
         i.placements
-            .insert(web, BTreeMap::from([(NodeId(on), SlotSet::from_iter([1]))]));
+            .insert(web, BTreeMap::from([(NodeId(on), SlotSet::from_iter([1]))]).into());
         Arc::new(i)
     }
 

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use model::{
-    ApiError, Code, EndpointId, Intent, NodeId,
+    ApiError, Code, EndpointId, Intent, NodeId, Shared,
     api::{TaskState, TaskStatus},
+    intent::Placed,
 };
 
 use super::{follows, unix_s};
@@ -109,7 +110,7 @@ impl OwnTasks {
 pub type Past = BTreeMap<EndpointId, Vec<TaskStatus>>;
 
 fn here(intent: &Intent, me: NodeId, id: &EndpointId) -> bool {
-    let placed = |map: &BTreeMap<model::Name, BTreeMap<NodeId, model::intent::SlotSet>>| {
+    let placed = |map: &BTreeMap<model::Name, Shared<Placed>>| {
         let (name, slot) = id.slot()?;
         map.get(&name)?.get(&me).map(|s| s.contains(slot))
     };
@@ -165,7 +166,9 @@ mod tests {
         assert_eq!(told, [(8, "again"), (7, "again"), (6, "again")]);
         let slots = model::intent::SlotSet::from_iter([1, 2]);
         let web: model::Name = "web".parse().unwrap();
-        intent.placements.insert(web, BTreeMap::from([(NodeId(1), slots)]));
+        intent
+            .placements
+            .insert(web, BTreeMap::from([(NodeId(1), slots)]).into());
         let (now, _) = own.report(&intent, NodeId(1));
         let told: Vec<_> = now.values().map(|s| s.state).collect();
         assert_eq!(told, [Failed, Accepted]);

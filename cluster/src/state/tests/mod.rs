@@ -1,12 +1,14 @@
 //! The state machine by tables and by chance.
 
+mod moving;
+mod placing;
 mod ports;
 mod properties;
 mod services;
 mod settings;
 
 use ipnet::Ipv4Net;
-use model::{Code, Name, intent::Role};
+use model::{Code, Name, intent::Role, spec::Mode};
 
 use super::*;
 use crate::ipam::{BLOCK_REST_MS, REST_MS};
@@ -200,10 +202,22 @@ fn check(state: &State) {
             "a surge that is placed nowhere"
         );
         let asked = slots.len() as u32 - surge.len();
-        match s.spec.command.is_empty() {
-            true => assert_eq!(asked, 0),
-            false if s.problem.is_none() => assert_eq!(asked, s.spec.replicas),
-            false => assert!(asked < s.spec.replicas),
+        match (s.spec.command.is_empty(), s.spec.mode) {
+            (true, _) => assert_eq!(asked, 0),
+            (_, Mode::Replicated) if s.problem.is_none() => assert_eq!(asked, s.spec.replicas),
+            (_, Mode::Replicated) => assert!(asked < s.spec.replicas),
+            (_, Mode::Global) => {
+                for (node, slots) in placed.into_iter().flatten() {
+                    let own = |slot: u32| match surge.contains(slot) {
+                        true => slot.checked_sub(SURGE_OF_NODE),
+                        false => Some(slot),
+                    };
+                    assert!(
+                        slots.iter().all(|s| own(s).map(u64::from) == Some(node.0)),
+                        "{node} has the slot of another node"
+                    );
+                }
+            }
         }
         for (node, left) in i.leaving.get(name).into_iter().flatten() {
             assert!(!i.nodes[node].down && !left.is_empty());

@@ -47,12 +47,54 @@ fn any_command() -> impl Strategy<Value = Command> {
             publish,
             ..Default::default()
         });
+    let placement = (
+        any::<bool>(),
+        prop::sample::select(vec![
+            "",
+            "node.labels.zone==1",
+            "node.labels.zone!=1",
+            "node.role==worker",
+        ]),
+        prop::option::of(svc.clone()),
+        prop::option::of(svc.clone()),
+        prop::option::of(1u32..3),
+        0u64..2,
+    )
+        .prop_map(|(global, constraint, near, after, max_per_node, half)| {
+            let placement = model::spec::PlacementSpec {
+                constraints: Some(constraint.to_owned())
+                    .filter(|c| !c.is_empty())
+                    .into_iter()
+                    .collect(),
+                near: near.into_iter().collect(),
+                after: after.into_iter().collect(),
+                max_per_node,
+                reserve: model::spec::Resources {
+                    cpu_milli: half * 500,
+                    memory: 0,
+                },
+                ..Default::default()
+            };
+            (
+                if global {
+                    model::spec::Mode::Global
+                } else {
+                    model::spec::Mode::Replicated
+                },
+                placement,
+            )
+        });
     let net_spec = (any::<bool>(), prop::option::of(0u8..3)).prop_map(|(ipv6, third)| model::NetworkSpec {
         subnet: third.map(|t| format!("10.77.{t}.0/24").parse().unwrap()),
         ipv6,
         ..Default::default()
     });
     let slots = prop::collection::vec(1u32..24, 0..8).prop_map(model::intent::SlotSet::from_iter);
+    // Some of them stand beside those of global services.
+    let beyond = prop::collection::vec((1u32..24, any::<bool>()), 0..8).prop_map(|v| {
+        let number = |(n, of_node)| if of_node { SURGE_OF_NODE + n % 6 } else { n };
+        model::intent::SlotSet::from_iter(v.into_iter().map(number))
+    });
     let again = spec.clone();
     let vni = (4096u32..4100).prop_map(|v| Vni::try_from(v).unwrap());
     prop_oneof![
@@ -72,7 +114,30 @@ fn any_command() -> impl Strategy<Value = Command> {
             avoid: vec![]
         }),
         net.prop_map(|name| Command::RemoveNetwork { name }),
-        (svc.clone(), spec.clone()).prop_map(|(name, spec)| Command::CreateService { name, spec }),
+        (svc.clone(), spec.clone(), placement.clone()).prop_map(|(name, mut spec, (mode, placement))| {
+            (spec.mode, spec.placement) = (mode, placement);
+            Command::CreateService { name, spec }
+        }),
+        (id.clone(), 0u8..4, prop::option::of(0u32..6)).prop_map(|(node, zone, max_tasks)| Command::UpdateNode {
+            node,
+            update: NodeUpdate {
+                labels: BTreeMap::from([("zone".to_owned(), (zone > 0).then(|| zone.to_string()))]),
+                max_tasks: max_tasks.map(|n| (n > 0).then_some(n)),
+                ..Default::default()
+            },
+        }),
+        (id.clone(), 0u64..3).prop_map(|(node, cpus)| Command::SetMachine {
+            node,
+            machine: model::intent::Machine {
+                os: "linux".into(),
+                capacity: model::spec::Resources {
+                    cpu_milli: cpus * 1000,
+                    memory: cpus << 30
+                },
+                ..Default::default()
+            },
+        }),
+        (svc.clone(), 0u32..5).prop_map(|(service, budget)| Command::Rebalance { service, budget }),
         (svc.clone(), spec).prop_map(|(name, s)| Command::UpdateService {
             name,
             update: ServiceUpdate {
@@ -84,9 +149,12 @@ fn any_command() -> impl Strategy<Value = Command> {
             },
         }),
         (svc.clone(), 0u32..20).prop_map(|(name, replicas)| Command::Scale { name, replicas }),
-        (svc.clone(), again, 0u64..40).prop_map(|(name, spec, seen)| Command::ReplaceService { name, spec, seen }),
+        (svc.clone(), again, placement, 0u64..40).prop_map(|(name, mut spec, (mode, placement), seen)| {
+            (spec.mode, spec.placement) = (mode, placement);
+            Command::ReplaceService { name, spec, seen }
+        }),
         svc.clone().prop_map(|name| Command::Rollback { name }),
-        (svc.clone(), 0u64..40, slots.clone(), slots.clone()).prop_map(|(service, generation, slots, surge)| {
+        (svc.clone(), 0u64..40, slots.clone(), beyond).prop_map(|(service, generation, slots, surge)| {
             Command::Advance {
                 service,
                 generation,

@@ -29,7 +29,7 @@ async fn keeper(m: &Manager, name: &str) -> Node {
     let _ = std::fs::remove_dir_all(&dir);
     let vault = Arc::new(Vault::open(&dir).unwrap());
     let key = Arc::new(NodeKey::load_or_create(&vault).unwrap());
-    let joined = join(&m.token(), m.addr, &key, "w", NOWHERE).await.unwrap();
+    let joined = join(&m.token(), m.addr, &key, &OFFER).await.unwrap();
     let tls = Arc::new(Tls::new(&joined.credentials, &key).unwrap());
     joined.credentials.save(&vault).unwrap();
     let sink = Known::new(joined.intent.clone());

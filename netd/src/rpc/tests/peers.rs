@@ -145,6 +145,7 @@ async fn said(m: &Manager, key: &NodeKey, c: &Credentials, peer: Peer, says: Say
                 csr: key.csr("p").unwrap(),
                 hostname: "p".into(),
                 rpc: None,
+                availability: Default::default(),
             });
             frame::write(&mut s, &opening).await.unwrap();
             admitted(&mut s).await
@@ -219,7 +220,7 @@ async fn stream(m: &Manager, key: &NodeKey, c: &Credentials, peer: Peer, says: S
                 applied: 77,
                 ..Report::default()
             };
-            frame::write(&mut s, &ToManager::Report(report)).await?;
+            frame::write(&mut s, &ToManager::Report(Box::new(report))).await?;
         }
         if let Some(request) = request {
             frame::write(&mut s, &ToManager::Request { id: 1, request }).await?;

@@ -372,7 +372,7 @@ impl Run {
                     }
                     let report = self.reports.borrow_and_update().clone();
                     if let Some(r) = report {
-                        write(&mut wr, &ToManager::Report(r)).await?;
+                        write(&mut wr, &ToManager::Report(Box::new(r))).await?;
                     }
                 }
                 Some((id, answer)) = answers.recv() => {
