@@ -109,6 +109,7 @@ fn commands() -> Vec<Command> {
         Command::Join {
             node: node(4, Role::Worker),
             secret: Secret(vec![1; 16]),
+            availability: Availability::Active,
         },
         Command::SetSecrets(BTreeMap::from([("token".into(), Some(Secret(vec![1])))])),
         Command::RemoveService { name: name("web") },
