@@ -5,6 +5,7 @@ mod figure;
 mod gossip;
 mod mesh;
 mod raft;
+mod services;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -22,6 +23,8 @@ enum Name {
     Gossip,
     /// Writes of three managers, beside etcd's; a leader's death; a long log.
     Raft,
+    /// How long a service's user waits, beside Docker Swarm's recorded figures.
+    Services,
 }
 
 #[derive(clap::Args)]
@@ -102,6 +105,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             mesh::run(&programs, effort, args.baseline)?
         }
         Name::Raft => raft::run(&programs, effort)?,
+        Name::Services => services::run(&programs, effort)?,
         Name::Gossip => gossip::run(&programs, effort, &args.extra)?,
     };
     if figures.is_empty() {
