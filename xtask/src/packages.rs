@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 pub(crate) struct Package {
     /// Debian's name.
     name: &'static str,
-    /// A program that it brings.
+    /// A program that it brings, or the whole path of another file of it.
     program: &'static str,
     /// Who needs it.
     purpose: &'static str,
@@ -49,10 +49,16 @@ const STRACE: Package = Package {
     program: "strace",
     purpose: "showing that netd runs no helper",
 };
+// Not zookeeperd: that one starts a daemon. A machine may well have Java without ZooKeeper.
 const ZOOKEEPER: Package = Package {
-    name: "zookeeperd",
+    name: "libzookeeper-java",
+    program: "/usr/share/java/zookeeper.jar",
+    purpose: "another registry (ZooKeeper)",
+};
+const JAVA: Package = Package {
+    name: "default-jre-headless",
     program: "java",
-    purpose: "another one (ZooKeeper, with its Java)",
+    purpose: "running ZooKeeper",
 };
 const NFTABLES: Package = Package {
     name: "nftables",
@@ -104,6 +110,7 @@ pub(crate) const ALL: &[Package] = &[
     STRACE,
     ETCD_SERVER,
     ZOOKEEPER,
+    JAVA,
     NFTABLES,
 ];
 /// What the lane on another kernel needs.
@@ -204,6 +211,9 @@ fn run_apt_get(verb: &str, names: &[&str], dir: Option<&Path>) -> anyhow::Result
 }
 
 fn find(program: &str) -> Option<PathBuf> {
+    if program.starts_with('/') {
+        return Some(PathBuf::from(program)).filter(|file| file.is_file());
+    }
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(MORE.iter().map(PathBuf::from))
@@ -219,6 +229,9 @@ mod tests {
     fn programs_are_found_in_path_and_absent_ones_are_not() {
         assert!(find("sh").is_some());
         assert!(find("no-such-program-as-this").is_none());
+        // A file that is no program is known by its whole path alone.
+        assert!(find("/etc/passwd").is_some() && find("passwd.jar").is_none());
+        assert!(find("/usr/share/java/no-such-file.jar").is_none());
     }
 
     #[test]
