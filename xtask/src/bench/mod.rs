@@ -8,6 +8,7 @@ mod mesh;
 mod placement;
 mod process;
 mod raft;
+mod services;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -29,6 +30,8 @@ enum Name {
     Raft,
     /// A thousand nodes that join three managers at once and keep their streams.
     Joins,
+    /// How long a service's user waits, beside Docker Swarm's recorded figures.
+    Services,
 }
 
 #[derive(clap::Args)]
@@ -124,6 +127,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         Name::Raft => raft::run(&programs, effort)?,
         Name::Placement => placement::run(effort)?,
+        Name::Services => services::run(&programs, effort)?,
         Name::Gossip => gossip::run(&programs, effort, &args.extra)?,
         Name::Joins => joins::run(&programs, effort, args.extra.joiners)?,
     };
