@@ -91,6 +91,8 @@ fn tasks_go_where_they_may() {
             Ok(s.wanted)
         };
         ensure!(agent()? == 3);
+        // With its agent n3 has as many as it may have: what has no other place would go on on n2.
+        n1.netctl("node update n3 --max-tasks 0")?.ok()?;
         n1.netctl("node drain n2")?.ok()?;
         ensure!(agent()? == 2 && on(n1)? == names(["n3"]), "n2 is drained");
         let n2: NodeView = n1.netctl("node inspect n2 -o json")?.json()?;
