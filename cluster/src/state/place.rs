@@ -179,11 +179,13 @@ impl State {
             slots::take_lowest(&mut dropped, service.spec.replicas.saturating_sub(others.len()));
         }
         let mut placed = (*before).clone();
-        if orderly::take(&mut placed, &dropped).is_empty() {
-            return;
-        }
+        orderly::take(&mut placed, &dropped);
         self.count(&before, &placed, self.reserve(name));
+        // One that was on the move goes on at its old place no more either: it would come back as one that was asked for.
+        let mut left = self.intent.leaving.get(name).map(|l| (**l).clone()).unwrap_or_default();
+        orderly::take(&mut left, &dropped);
         orderly::put(self, index, |i| &i.placements, |i| &mut i.placements, name, placed);
+        orderly::put(self, index, |i| &i.leaving, |i| &mut i.leaving, name, left);
     }
 
     /// Puts a placement into the intent, and what it means for a rollout: what is placed nowhere is not waited for.

@@ -82,6 +82,39 @@ fn beyond_those_asked_for_by_the_same_rules() {
 }
 
 #[test]
+fn one_beyond_those_asked_for_that_is_on_the_move_ends_in_both_places() {
+    let mut log = Log::new(2);
+    log.changing(2, |_| {});
+    log.ask_beyond(&[5]);
+    assert_eq!(log.placed("web"), "n1=[(1, 1)] n2=[(2, 2)] n3=[(5, 5)]");
+    log.ok(Command::SetAvailability {
+        node: NodeId(3),
+        availability: Availability::Drain,
+    });
+    assert_eq!(log.placed("web"), "n1=[(1, 1), (5, 5)] n2=[(2, 2)]");
+    assert_eq!(log.left("web"), "n3=[(5, 5)]");
+    log.ok(Command::SetAvailability {
+        node: NodeId(3),
+        availability: Availability::Active,
+    });
+    // The others' nodes are fuller: what is too much would be taken there.
+    log.ok(zone(3, "b"));
+    let mut other = ServiceSpec {
+        replicas: 4,
+        command: vec!["a".into()],
+        ..Default::default()
+    };
+    other.placement.constraints = vec!["node.labels.zone!=b".into()];
+    log.ok(Command::CreateService {
+        name: name("other"),
+        spec: other,
+    });
+    log.ask_beyond(&[]);
+    assert_eq!(log.placed("web"), "n1=[(1, 1)] n2=[(2, 2)]");
+    assert_eq!(log.left("web"), "");
+}
+
+#[test]
 fn a_global_service_beside_itself() {
     let beside = |n: u32| SURGE_OF_NODE + n;
     let mut log = Log::new(2);
