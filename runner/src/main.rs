@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
 
 mod health;
+mod inbox;
 mod logs;
 mod netd;
 mod process;

@@ -1,25 +1,17 @@
 //! Carries out what the tasks' machines say: asks netd, starts and ends processes, and feeds back what happened.
 
-use std::{
-    collections::BTreeMap,
-    io,
-    net::IpAddr,
-    os::fd::{AsFd, OwnedFd},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::Context as _;
 use kernel::netns::{Netns, NetnsId, Process, ProcessError};
 use model::{
     EndpointId, NodeId,
     api::{Assignments, EndpointView, TaskStatus},
-    client::{Client, WatchEvent},
+    client::Client,
     spec::Health,
 };
 use nix::sys::signal::Signal;
 use tokio::{
-    io::{Interest, unix::AsyncFd},
     sync::mpsc,
     task::JoinHandle,
     time::{Instant, sleep, sleep_until, timeout},
@@ -27,6 +19,7 @@ use tokio::{
 
 use crate::{
     health::{Checker, Subject},
+    inbox::{Message, send, watch, watch_process},
     logs::Logs,
     netd::{Netd, Turn},
     process::{self, Marks},
@@ -46,22 +39,6 @@ const TRIM: Duration = Duration::from_secs(30);
 
 /// How long the last reports may take when tasks were stopped with us.
 const FLUSH: Duration = Duration::from_secs(2);
-
-/// What is told to the loop.
-enum Message {
-    /// A line of the watch.
-    Assignments(Box<Assignments>),
-    /// netd is away.
-    Away(String),
-    /// Answer to an attach.
-    Attached(EndpointId, Result<Box<EndpointView>, String>),
-    /// Answer to a start.
-    Started(EndpointId, Result<Process, ProcessError>),
-    /// A task's leader has ended.
-    Ended(EndpointId),
-    /// Anything that concerns the machine alone.
-    Task(EndpointId, Event),
-}
 
 /// A task and what belongs to it outside its machine.
 struct Slot {
@@ -565,60 +542,9 @@ impl Supervisor {
     }
 }
 
-/// Whom the loop no longer hears, nobody hears: the program ends.
-async fn send(sender: &mpsc::Sender<Message>, message: Message) {
-    let _ = sender.send(message).await;
-}
-
 async fn members(netns: NetnsId, id: &EndpointId, session: Option<u32>) -> Vec<process::Member> {
     let id = id.clone();
     tokio::task::spawn_blocking(move || process::members(netns, &id, session))
         .await
         .unwrap_or_default()
-}
-
-/// A descriptor that tokio tells when it is readable.
-#[expect(
-    deprecated,
-    reason = "its successor is an unsafe function that asks for what an OwnedFd promises: one open descriptor for life"
-)]
-fn readable(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(fd, Interest::READABLE)
-}
-
-/// Tells the loop when a process ends.
-fn watch_process(id: EndpointId, process: &Process, sender: mpsc::Sender<Message>) {
-    let fd = process.as_fd().try_clone_to_owned().and_then(readable);
-    tokio::spawn(async move {
-        match fd {
-            // A pidfd is readable once its process has ended (pidfd_open(2)).
-            Ok(fd) => {
-                if let Err(e) = fd.readable().await {
-                    tracing::error!("{id}: cannot be watched: {e}");
-                    return;
-                }
-            }
-            Err(e) => {
-                tracing::error!("{id}: cannot be watched: {e}");
-                return;
-            }
-        }
-        send(&sender, Message::Ended(id)).await;
-    });
-}
-
-/// Hands on what should run here. No resume: a line is the whole set, and the revision alone does not tell a cluster that
-/// was made anew.
-async fn watch(netd: Client, sender: mpsc::Sender<Message>) {
-    let mut watch = netd.watch::<Assignments>("/v1/watch?resource=assignments", |_| None);
-    loop {
-        let message = match watch.next().await {
-            WatchEvent::Up => continue,
-            WatchEvent::Item(a) => Message::Assignments(Box::new(a)),
-            WatchEvent::Down(e) => Message::Away(e.message),
-        };
-        if sender.send(message).await.is_err() {
-            return;
-        }
-    }
 }

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use model::spec::{Condition, Probe, Restart};
+use model::{
+    NodeId,
+    api::Assignment,
+    spec::{Condition, Health, Probe, Restart},
+};
 
 use super::*;
 
