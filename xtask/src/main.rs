@@ -8,6 +8,7 @@ mod demo;
 mod ebpf;
 mod fuzz;
 mod lane;
+mod load;
 mod packages;
 mod sim;
 mod test;

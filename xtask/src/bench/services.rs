@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use lab::wire::Tally;
-use lab::{Host, Lab, Options, Process, eventually};
+use lab::{Host, Lab, Options, eventually};
 use model::EndpointId;
 use model::api::{ServiceView, TaskState, TaskView};
 
 use super::Effort;
 use super::figure::Figure;
-use crate::ui;
+use crate::{load, ui};
 
 /// Metric, and what Docker Swarm 20.10 needed with three nodes in namespaces on such a machine, seconds.
 const METRICS: [(&str, f64); 5] = [
@@ -25,8 +25,8 @@ const METRICS: [(&str, f64); 5] = [
 ];
 /// Longest wait for anything here.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Requests a second while something changes.
-const RATE: u32 = 50;
+/// How long connections are made while it is updated, seconds: Docker Swarm's update took 15 s.
+const UPDATE_S: u32 = 20;
 
 pub(super) fn run(programs: &Path, effort: Effort) -> anyhow::Result<Vec<Figure>> {
     eprintln!("swarm: recorded figures of Docker 20.10, not measured here");
@@ -97,13 +97,17 @@ fn round(lab: &Lab) -> anyhow::Result<Round> {
     let start = kill_task(lab)?;
     took("task_replaced_s", start);
 
-    let mut load = steady(client, &n1.at(80))?;
+    let mut load = load::steady(client, "services-load", &n1.at(80), UPDATE_S)?;
     let start = Instant::now();
     n1.netctl("service update web --env ROUND=2 --update-parallelism 1 --timeout 2m")?
         .ok()?;
     running(n1, 6)?;
     took("update6_s", start);
-    let tally = finish(&mut load)?;
+    ensure!(
+        start.elapsed() < Duration::from_secs(UPDATE_S.into()),
+        "the update took longer than requests were made"
+    );
+    let tally = load::finish(&mut load)?;
     ensure!(tally.tried > 0, "no request was made during the update");
     let lost = u32::try_from(tally.errors()).unwrap_or(u32::MAX);
 
@@ -194,35 +198,4 @@ fn one(client: &Host, to: &str) -> anyhow::Result<Tally> {
     client
         .run(&["lab-tool", "tally", "--to", to, "-n", "1", "--timeout-ms", "200"])?
         .json()
-}
-
-/// Requests at a steady rate until it is ended.
-fn steady(client: &Host, to: &str) -> anyhow::Result<Process> {
-    let rate = RATE.to_string();
-    let mut load = client.spawn(
-        "services-load",
-        &[
-            "lab-tool",
-            "tally",
-            "--announce",
-            "--to",
-            to,
-            "--rate",
-            &rate,
-            "--duration",
-            "20",
-        ],
-    )?;
-    load.line("ready", Duration::from_secs(5))?;
-    Ok(load)
-}
-
-fn finish(load: &mut Process) -> anyhow::Result<Tally> {
-    let out = load.wait(Duration::from_secs(40))?;
-    let json = out
-        .stdout
-        .lines()
-        .find(|l| l.starts_with('{'))
-        .with_context(|| format!("no report in: {}", out.stdout))?;
-    serde_json::from_str(json).context("reading the tally")
 }

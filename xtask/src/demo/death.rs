@@ -3,16 +3,12 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
-use lab::wire::Tally;
 use lab::{Host, Lab, Process, eventually};
 
 use super::nodes::ms;
 use super::services::{hosts, running, tasks};
 use super::show::Show;
-use crate::ui;
-
-/// Connections a second while something dies.
-const RATE: u32 = 50;
+use crate::{load, ui};
 
 pub(super) fn daemon(lab: &Lab, show: &mut Show) -> anyhow::Result<()> {
     let (n1, client) = (lab.host("n1")?, lab.client()?);
@@ -20,7 +16,7 @@ pub(super) fn daemon(lab: &Lab, show: &mut Show) -> anyhow::Result<()> {
     let mut load = steady(client, "daemon-death", &n1.at(80), 10)?;
     victim.kill_netd()?;
     println!("  {}# kill -9 netd", victim.name());
-    let tally = ui::during("connections while the daemon is dead", || finish(&mut load))?;
+    let tally = ui::during("connections while the daemon is dead", || load::finish(&mut load))?;
     show.answered(&format!("through n1 while netd on {} is dead", victim.name()), &tally);
     show.run(n1, "netctl node ls")?.ok()?;
     let wanted = hosts(n1)?;
@@ -47,7 +43,7 @@ pub(super) fn node(lab: &Lab, show: &mut Show) -> anyhow::Result<()> {
     let killed_at = u64::try_from(SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis())?;
     victim.power_cut()?;
     println!("  {}: every process killed, cable pulled", victim.name());
-    let tally = ui::during("connections while the node dies", || finish(&mut load))?;
+    let tally = ui::during("connections while the node dies", || load::finish(&mut load))?;
     println!("    {tally}");
     let gap = tally.last_failure_at.map_or(0, |last| last.saturating_sub(killed_at));
     // Without a single failure the victim had no part in the load, and nothing would be proved.
@@ -113,34 +109,13 @@ fn backend_beside_n1(lab: &Lab) -> anyhow::Result<&Host> {
     lab.host(&name)
 }
 
-/// Connections at a steady rate, each with a time limit of 1 s; returns once they flow.
+/// Connections at a steady rate; returns when they are in full flow, with every backend in use, before anything dies.
 fn steady(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Process> {
-    let (rate, seconds) = (RATE.to_string(), seconds.to_string());
-    let argv = [
-        "lab-tool",
-        "tally",
-        "--announce",
-        "--to",
-        to,
-        "--rate",
-        &rate,
-        "--duration",
-        &seconds,
-    ];
-    let mut load = client.spawn(name, &argv)?;
-    load.line("ready", Duration::from_secs(5))?;
-    println!("  client# lab-tool tally --to {to} --rate {rate} --duration {seconds} &");
-    // So that the load is in full flow, with every backend in use, before anything dies.
+    let load = load::steady(client, name, to, seconds)?;
+    println!(
+        "  client# lab-tool tally --to {to} --rate {} --duration {seconds} &",
+        load::RATE
+    );
     std::thread::sleep(Duration::from_secs(1));
     Ok(load)
-}
-
-fn finish(load: &mut Process) -> anyhow::Result<Tally> {
-    let out = load.wait(Duration::from_secs(40))?;
-    let json = out
-        .stdout
-        .lines()
-        .find(|l| l.starts_with('{'))
-        .with_context(|| format!("no report in: {}", out.stdout))?;
-    serde_json::from_str(json).context("reading the tally")
 }
