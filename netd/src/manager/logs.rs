@@ -79,7 +79,10 @@ impl Manager {
                     out.problems.push(format!("{node} ({hostname}): {why}"));
                     continue;
                 }
-                Ok(_) => continue,
+                Ok(_) => {
+                    out.problems.push(format!("{node} ({hostname}): it gave an odd answer"));
+                    continue;
+                }
             };
             let why = problems
                 .into_iter()
