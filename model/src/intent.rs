@@ -184,9 +184,9 @@ impl Network {
 }
 
 /// A service as the log knows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Service {
-    /// Given out by the log, unique among the living.
+    /// Given out by the log, unique among the living; from 1.
     pub index: u32,
     /// As asked for, with `networks` filled in.
     pub spec: ServiceSpec,

@@ -377,14 +377,8 @@ mod tests {
         let web: Name = "web".parse().unwrap();
         let mut service = model::intent::Service {
             index: 1,
-            spec: Default::default(),
-            vips: BTreeMap::new(),
-            ports: BTreeMap::new(),
             generation: 1,
-            changed: 0,
-            previous: None,
-            rollout: None,
-            problem: None,
+            ..model::intent::Service::default()
         };
         intent.services.insert(web.clone(), service.clone());
         let mut t = Endpoints::open(&dir).unwrap();

@@ -63,13 +63,8 @@ fn intent() -> Intent {
             networks: vec![name("app")],
             ..ServiceSpec::default()
         },
-        vips: BTreeMap::new(),
-        ports: BTreeMap::new(),
         generation: 1,
-        changed: 0,
-        previous: None,
-        rollout: None,
-        problem: None,
+        ..Service::default()
     };
     i.services.insert(name("web"), service);
     let slots = BTreeMap::from([(NodeId(1), SlotSet(vec![(1, 1)]))]);

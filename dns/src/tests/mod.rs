@@ -72,11 +72,7 @@ fn service(index: u32, vips: &[(&str, &str, Option<&str>)], ports: &[&str]) -> S
         spec,
         vips,
         ports: ports.collect(),
-        generation: 0,
-        changed: 0,
-        previous: None,
-        rollout: None,
-        problem: None,
+        ..Service::default()
     }
 }
 

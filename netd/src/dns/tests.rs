@@ -132,12 +132,7 @@ fn table(endpoints: u8) -> Arc<Table> {
             ..ServiceSpec::default()
         },
         vips: BTreeMap::from([("app".parse().unwrap(), vip)]),
-        ports: BTreeMap::new(),
-        generation: 0,
-        changed: 0,
-        previous: None,
-        rollout: None,
-        problem: None,
+        ..Service::default()
     };
     i.services.insert("web".parse().unwrap(), service);
     let rows: Vec<EndpointRow> = (1..=endpoints)

@@ -314,14 +314,8 @@ mod tests {
         let web: Name = "web".parse().unwrap();
         let service = Service {
             index: 1,
-            spec: Default::default(),
-            vips: BTreeMap::new(),
-            ports: BTreeMap::new(),
             generation: 1,
-            changed: 0,
-            previous: None,
-            rollout: None,
-            problem: None,
+            ..Service::default()
         };
         i.services.insert(web.clone(), service);
         i.placements

@@ -161,14 +161,8 @@ mod tests {
         intent.networks.insert("app".parse().unwrap(), network);
         let service = Service {
             index: 7,
-            spec: Default::default(),
-            vips: BTreeMap::new(),
-            ports: BTreeMap::new(),
             generation: 1,
-            changed: 0,
-            previous: None,
-            rollout: None,
-            problem: None,
+            ..Service::default()
         };
         intent.services.insert("web".parse().unwrap(), service);
         let id: EndpointId = "web.1".parse().unwrap();
