@@ -320,7 +320,7 @@ pub(crate) fn judge_rollout(view: &ServiceView, aim: Aim) -> RolloutVerdict {
         return verdict(true, None, String::new());
     };
     let pending: u32 = r.pending.iter().map(|p| p.slots.len()).sum();
-    let all = view.service.spec.replicas.max(pending);
+    let all = view.wanted.max(pending);
     let why = match r.message.is_empty() {
         true => String::new(),
         false => format!(": {}", r.message),
@@ -507,6 +507,26 @@ mod tests {
         assert_eq!((v.ready, v.wanted), (1, 1));
         service.backends.clear();
         assert!(judge_service(&service, &[]).done);
+    }
+
+    #[test]
+    fn a_change_of_a_global_service_counts_nodes() {
+        let mut service = fixture::service();
+        service.service.spec.mode = Mode::Global;
+        service.service.spec.replicas = 1;
+        service.wanted = 3;
+        service.service.rollout = Some(model::intent::Rollout {
+            state: RolloutState::Updating,
+            pending: vec![model::intent::Pending {
+                spec: Box::default(),
+                generation: 39,
+                slots: model::intent::SlotSet(vec![(2, 2)]),
+            }],
+            surge: Default::default(),
+            message: String::new(),
+        });
+        let v = judge_rollout(&service, Aim::Update);
+        assert_eq!(v.line, "web: 2 of 3 tasks are updated");
     }
 
     #[test]
