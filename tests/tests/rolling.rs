@@ -195,3 +195,51 @@ fn everything_can_be_changed_in_the_middle() {
         Ok(())
     });
 }
+
+#[test]
+fn a_changed_target_loses_nothing() {
+    in_cluster("roll-target", 3, |lab| {
+        let (n1, client) = (lab.host("n1")?, lab.client()?);
+        n1.netctl("network create app --subnet 10.77.0.0/16 --ipv6")?.ok()?;
+        let release = |name: &str, port: u16| format!("{} serve --port {port} --task {name}", n1.tool());
+        let line = format!(
+            "service create {SERVICE} --network app --replicas 6 --publish 80:8080 --drain-timeout 8s -- {}",
+            release("one", 8080)
+        );
+        n1.netctl(&line)?.ok()?;
+        running(n1, 6)?;
+        let to = n1.at(80);
+        ensure!(releases(client, &to)? == ["one"], "the first release answers");
+        let mut load = Load::start(client, "target", &to, 60)?;
+        for (order, name, from, port) in [("stop-first", "two", 8080, 9090), ("start-first", "three", 9090, 7070)] {
+            let line = format!(
+                "service update {SERVICE} --update-order {order} --update-parallelism 2 --update-monitor 500ms \
+                 --publish-rm 80:{from} --publish-add 80:{port} -- {}",
+                release(name, port)
+            );
+            n1.netctl(&line)?.ok()?;
+            for node in lab.nodes() {
+                ensure!(
+                    releases(client, &node.at(80))? == [name],
+                    "{name} answers alone on {}",
+                    node.name()
+                );
+            }
+        }
+        ensure!(load.runs(), "the load ended before the updates did: nothing is proved");
+        load.unharmed("a changed target")?;
+
+        // A target that nobody listens on is a release that fails: those that serve go on.
+        let told = n1.netctl(&format!(
+            "service update {SERVICE} --update-order start-first --publish-rm 80:7070 --publish-add 80:1 --timeout 3s"
+        ))?;
+        ensure!(told.code == 3, "{told:?}");
+        ensure!(
+            releases(client, &to)? == ["three"],
+            "who was not reached is asked where it listens"
+        );
+        n1.netctl(&format!("service rollback {SERVICE}"))?.ok()?;
+        ensure!(releases(client, &to)? == ["three"], "back");
+        Ok(())
+    });
+}
