@@ -106,7 +106,7 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         endpoints.len()
     };
     let mut lag: Vec<String> = Vec::new();
-    lag.extend(service.service.problem.clone());
+    lag.extend(service.trouble());
     for t in tasks {
         let runs = t.state <= TaskState::Running;
         if t.desired && !matches!(t.state, TaskState::Running | TaskState::Complete) {
@@ -327,9 +327,10 @@ pub(crate) fn judge_rollout(view: &ServiceView, aim: Aim) -> RolloutVerdict {
     };
     let count = format!("{} of {all} tasks", all - pending);
     let back = format!("{name}: {count} are what they were");
+    let stuck = view.stuck.as_ref().map(|s| format!("; {s}")).unwrap_or_default();
     match (r.state, aim) {
-        (RolloutState::Updating, _) => verdict(false, None, format!("{name}: {count} are updated")),
-        (RolloutState::RollbackStarted, _) => verdict(false, None, format!("{back}{why}")),
+        (RolloutState::Updating, _) => verdict(false, None, format!("{name}: {count} are updated{stuck}")),
+        (RolloutState::RollbackStarted, _) => verdict(false, None, format!("{back}{why}{stuck}")),
         (RolloutState::Completed, _) | (RolloutState::RollbackCompleted, Aim::Rollback) => {
             verdict(true, None, String::new())
         }
@@ -527,6 +528,13 @@ mod tests {
         });
         let v = judge_rollout(&service, Aim::Update);
         assert_eq!(v.line, "web: 2 of 3 tasks are updated");
+        service.stuck = Some("the update is held up: the disk is full".into());
+        let v = judge_rollout(&service, Aim::Update);
+        assert_eq!(
+            v.line,
+            "web: 2 of 3 tasks are updated; the update is held up: the disk is full"
+        );
+        assert!(!v.done && v.failed.is_none(), "it is tried again");
     }
 
     #[test]
