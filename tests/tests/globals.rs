@@ -159,7 +159,7 @@ fn nodes_join_and_change_their_roles() {
         by.netctl("node promote n5")?.ok()?;
         all_reached(by, 3)?;
         let five = processes(lab, &["n1", "n2", "n3", "n4", "n5"])?;
-        by.netctl(&format!("node demote {}", by.name()))?.ok()?;
+        n5.netctl(&format!("node demote {}", by.name()))?.ok()?;
         on_each(lab, n5, &["n1", "n2", "n3", "n4", "n5"], &five)?;
         // Updated by those who lead now, on every node.
         n5.netctl(&format!(
