@@ -4,6 +4,8 @@ mod any;
 mod health;
 mod restart;
 
+use std::collections::BTreeMap;
+
 use model::{
     NodeId,
     api::Assignment,
@@ -17,6 +19,11 @@ fn bad(how: &str) -> Event {
         how: how.into(),
         well: false,
     })
+}
+
+fn answer(number: u32, answer: Result<(), &str>) -> Event {
+    let answer = answer.map_err(str::to_owned);
+    Event::Probed { number, answer }
 }
 
 fn wanted(order: Order) -> Event {

@@ -1,7 +1,5 @@
 //! Any order of events.
 
-use std::collections::BTreeMap;
-
 use proptest::prelude::*;
 
 use super::*;

@@ -22,11 +22,6 @@ fn checked(interval_ms: u64, retries: u32) -> Task {
     t
 }
 
-fn answer(number: u32, answer: Result<(), &str>) -> Event {
-    let answer = answer.map_err(str::to_owned);
-    Event::Probed { number, answer }
-}
-
 #[test]
 fn health_is_told_and_the_unhealthy_are_replaced_in_place() {
     let mut t = checked(1000, 2);
