@@ -28,6 +28,9 @@ impl Load {
     /// When they cannot be run, or nothing answers them.
     pub fn start(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
         let seconds = seconds.to_string();
+        // A connection that has ended keeps its port for a minute: by default there are fewer than are made in one.
+        let ports = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
+        client.run(&["sh", "-c", ports])?.ok()?;
         let mut short = client.spawn(
             &format!("{name}-short"),
             &[

@@ -17,8 +17,8 @@ use crate::test::{Part, cargo_test};
 const WORKERS: usize = 2;
 /// These run alone.
 const ALONE: &[&str] = &["failures", "mesh"];
-/// The longest one: what begins last should not be.
-const FIRST: &str = "rolling";
+/// Hundreds of connections a second for minutes: one after the other, from the beginning.
+const LOADED: &[&str] = &["rolling", "globals"];
 
 /// Runs them all, or the tests whose name contains `filter`. Answers whether all passed.
 ///
@@ -31,14 +31,16 @@ pub(crate) fn run(filter: Option<&str>, programs: &Path, parts: &mut Vec<Part>) 
         .status()
         .context("running cargo test")?;
     ensure!(built.success(), "the end-to-end tests could not be built");
-    let (alone, together): (VecDeque<String>, _) = stories()?.into_iter().partition(|s| ALONE.contains(&s.as_str()));
+    let among = |list: &'static [&str]| move |s: &String| list.contains(&s.as_str());
+    let (alone, others): (VecDeque<String>, VecDeque<String>) = stories()?.into_iter().partition(among(ALONE));
+    let (loaded, others): (VecDeque<String>, VecDeque<String>) = others.into_iter().partition(among(LOADED));
     let run = Run {
         filter,
         programs,
         done: Mutex::new((Vec::new(), true)),
     };
-    run.all(together, WORKERS)?;
-    run.all(alone, 1)?;
+    run.all(loaded, others, WORKERS)?;
+    run.all(alone, VecDeque::new(), 1)?;
     let (mut done, well) = run.done.into_inner().unwrap_or_else(|e| e.into_inner());
     done.sort_by(|a, b| a.name.cmp(&b.name));
     parts.append(&mut done);
@@ -46,7 +48,7 @@ pub(crate) fn run(filter: Option<&str>, programs: &Path, parts: &mut Vec<Part>) 
 }
 
 /// Their names: files of `tests/tests`, and `--lib` for the crate itself.
-fn stories() -> anyhow::Result<Vec<String>> {
+fn stories() -> anyhow::Result<VecDeque<String>> {
     let folder = build::root().join("tests/tests");
     let mut names = vec!["--lib".to_owned()];
     for entry in std::fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))? {
@@ -57,8 +59,8 @@ fn stories() -> anyhow::Result<Vec<String>> {
             names.push(stem.to_string_lossy().into_owned());
         }
     }
-    names.sort_by_key(|n| (n != FIRST, n.clone()));
-    Ok(names)
+    names.sort();
+    Ok(names.into())
 }
 
 struct Run<'a> {
@@ -69,19 +71,20 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn all(&self, stories: VecDeque<String>, workers: usize) -> anyhow::Result<()> {
-        let queue = Mutex::new(stories);
+    /// `in_turn` by the first of the workers, then what is left of `others` by all of them.
+    fn all(&self, in_turn: VecDeque<String>, others: VecDeque<String>, workers: usize) -> anyhow::Result<()> {
+        let others = Mutex::new(others);
+        let next = || others.lock().unwrap_or_else(|e| e.into_inner()).pop_front();
+        let (next, mut in_turn) = (&next, Some(in_turn));
         std::thread::scope(|scope| {
             let workers: Vec<_> = (0..workers)
                 .map(|_| {
-                    scope.spawn(|| {
-                        loop {
-                            let next = queue.lock().unwrap_or_else(|e| e.into_inner()).pop_front();
-                            match next {
-                                Some(story) => self.one(&story)?,
-                                None => return anyhow::Ok(()),
-                            }
+                    let mut own = in_turn.take().unwrap_or_default();
+                    scope.spawn(move || {
+                        while let Some(story) = own.pop_front().or_else(next) {
+                            self.one(&story)?;
                         }
+                        anyhow::Ok(())
                     })
                 })
                 .collect();
