@@ -84,8 +84,12 @@ impl Peer {
         self.node.raft.raft_log.last_index()
     }
 
-    /// An entry that is written and not forgotten yet.
+    /// An entry that is written and not forgotten yet; none while a leader's snapshot is on its way to the disk, because
+    /// it takes the place of them all, also of what was never agreed on.
     pub fn entry(&self, index: u64) -> Option<Entry> {
+        if self.node.raft.raft_log.unstable.snapshot.is_some() {
+            return None;
+        }
         self.node.store().entry(index).and_then(convert::entry_out)
     }
 
