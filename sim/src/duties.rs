@@ -191,7 +191,11 @@ impl World {
         }
         let leaving_ids: Vec<u64> = leaving.iter().map(|l| l.1).collect();
         let all: Vec<u64> = conf.voters.iter().chain(&conf.learners).copied().collect();
-        let gone = all.iter().copied().find(|r| !wanted.contains(r));
+        // Ids that nobody has any more go first, as in the daemon: without them there may be a majority for the others.
+        let unwanted = || all.iter().copied().filter(|r| !wanted.contains(r));
+        let gone = unwanted()
+            .find(|r| !leaving_ids.contains(r))
+            .or_else(|| unwanted().next());
         let step = if let Some(raft) = gone {
             if raft == id {
                 let heir = conf.voters.iter().copied().filter(|v| *v != id && wanted.contains(v));
