@@ -196,6 +196,14 @@ impl World {
         let gone = unwanted()
             .find(|r| !leaving_ids.contains(r))
             .or_else(|| unwanted().next());
+        let learner = conf.learners.iter().copied().find(|l| wanted.contains(l));
+        let missing = wanted.iter().copied().find(|r| !all.contains(r));
+        let grow = missing
+            .map(|r| (ConfStep::Learner, r))
+            .or(learner.map(|l| (ConfStep::Voter, l)));
+        // Neither holds up the other: who is to go may be safe to lose only when somebody else has come.
+        let gone =
+            gone.filter(|r| grow.is_none() || !leaving_ids.contains(r) || self.rng.pick(&[true, false]) == Some(&true));
         let step = if let Some(raft) = gone {
             if raft == id {
                 let heir = conf.voters.iter().copied().filter(|v| *v != id && wanted.contains(v));
@@ -209,14 +217,8 @@ impl World {
             } else {
                 Some((ConfStep::Remove, raft))
             }
-        } else if let Some(raft) = wanted.iter().copied().find(|r| !all.contains(r)) {
-            Some((ConfStep::Learner, raft))
         } else {
-            conf.learners
-                .iter()
-                .copied()
-                .find(|l| wanted.contains(l))
-                .map(|l| (ConfStep::Voter, l))
+            grow
         };
         if let Some((node, _)) = leaving.into_iter().find(|l| !all.contains(&l.1)) {
             let (role, rpc) = (Role::Worker, None);
