@@ -6,6 +6,8 @@
 
 mod plan;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use plan::{Step, plan};
 pub use table::{
