@@ -85,10 +85,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Ok(())
     })?;
     if !args.e2e && !args.unit && filter.is_empty() {
-        let short = What {
-            unit: true,
-            e2e: false,
-        };
+        let short = What { unit: true, e2e: false };
         if let Err(e) = lane::run(Lane::Ipvs, short, None, args.guests.map(usize::from)) {
             eprintln!("{e:#}");
             broken.push("the lane with IPVS");

@@ -55,15 +55,32 @@ must mount -t sysfs sysfs /sys
 must mount -t cgroup2 cgroup2 /sys/fs/cgroup
 "#;
 
-/// The kernel asks this program for modules that it finds missing.
-const LOADER: &str = r#"must mkdir -p /run/modules/lib
-must ln -s /usr/lib/uml/modules /run/modules/lib/modules
-printf '#!/bin/sh\nexec /sbin/modprobe -d /run/modules "$@"\n' >/run/modules/modprobe
-must chmod 755 /run/modules/modprobe
-echo /run/modules/modprobe >/proc/sys/kernel/modprobe
+/// The kernel asks this program for modules that it finds missing, and so do others that need some, iptables for one. It is
+/// where the hosts of a lab have it too, whose `/run` is their own.
+const LOADER: &str = r#"must mkdir -p /dev/modules/lib
+must ln -s /usr/lib/uml/modules /dev/modules/lib/modules
+printf '#!/bin/sh\nexec /sbin/modprobe -d /dev/modules "$@"\n' >/dev/modules/modprobe
+must chmod 755 /dev/modules/modprobe
+echo /dev/modules/modprobe >/proc/sys/kernel/modprobe
 "#;
 
-const END: &str = r#"echo "lane: the guest's work ended with $?"
+/// The work sees a pipe, as in CI, and not a terminal.
+const WORK: &str = r#"must mkfifo /run/said
+cat /run/said &
+reader=$!
+(
+"#;
+
+/// Whatever the work has left running holds the pipe. It ends, all that was said is shown, and then the end is told.
+const END: &str = r#"
+) >/run/said 2>&1
+status=$?
+for pid in /proc/[0-9]*; do
+    pid=${pid#/proc/}
+    [ $pid = 1 ] || [ $pid = $reader ] || kill -9 $pid 2>/dev/null
+done
+wait $reader
+echo "lane: the guest's work ended with $status"
 off
 "#;
 
@@ -86,11 +103,11 @@ pub(super) fn text(script: &str, visible: &[&Path]) -> anyhow::Result<String> {
         }
     }
     text.push_str(LOADER);
-    let _ = writeln!(text, "must /run/modules/modprobe -a {}", MODULES.join(" "));
+    let _ = writeln!(text, "must /dev/modules/modprobe -a {}", MODULES.join(" "));
     // Programs of a service expect no less.
-    text.push_str("must ulimit -n 65536\nmust ip link set lo up\n(\n");
+    text.push_str("must ulimit -n 65536\nmust ip link set lo up\n");
+    text.push_str(WORK);
     text.push_str(script);
-    text.push_str("\n)\n");
     text.push_str(END);
     Ok(text)
 }

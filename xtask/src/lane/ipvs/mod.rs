@@ -30,6 +30,8 @@ use several::Work;
 
 /// Which tests of crate `kernel` are the lane's.
 const KERNEL: &str = "ipvs::";
+/// Which of this program's own: what becomes of a guest that goes wrong.
+const LANE: &str = "lane::ipvs::uml::tests::";
 /// The name of the check of rules made by hand.
 const BY_HAND: &str = "rules-by-hand";
 /// How long one test program may take.
@@ -55,6 +57,9 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
         packages::ensure(packages::ALL)?;
     }
     let start = Instant::now();
+    if what.unit && filter.is_none() {
+        itself()?;
+    }
     let visible = own::visible()?;
     let visible: Vec<&Path> = visible.iter().map(PathBuf::as_path).collect();
     let mut work = Vec::new();
@@ -109,6 +114,21 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
     if !broken.is_empty() {
         bail!("{}", broken.join("\n"));
     }
+    Ok(())
+}
+
+/// The tests of the lane itself, which boot their guests: what it says of others could not be believed otherwise.
+fn itself() -> anyhow::Result<()> {
+    let programs = programs::build(&["-p", "xtask", "--bins"])?;
+    let program = programs.first().context("cargo named no test program of `xtask`")?;
+    let status = std::process::Command::new(&program.path)
+        .args(["--ignored", "--test-threads=1", LANE])
+        .status()
+        .with_context(|| format!("running {}", program.path.display()))?;
+    anyhow::ensure!(
+        status.success(),
+        "the lane itself failed ({status}): the reasons stand above"
+    );
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! Debian's package ships it with IPVS, which many a machine's own kernel has not. It boots in two seconds on the file
 //! system of this machine, so what was just built runs in it as it is. The guest sees all of it and writes none of it: its
 //! root is mounted for reading, its process is nobody's and may read only, and what it writes lies in its own memory. All its
-//! processes are in a PID namespace whose first one is the kernel, and its memory is a file in a mount of that namespace
+//! processes are in a PID namespace that ends with its first one, and its memory is a file in a mount of that namespace
 //! alone: however a run ends, `kill -9` included, the kernel of this machine takes all of it away, and there is nothing for
 //! a next run to sweep. That matters: what a guest's programs do are system calls that the guest's kernel catches by
 //! ptrace(2), and must never become this machine's.
@@ -99,18 +99,9 @@ fn command(root: bool) -> Command {
     if !root {
         command.args(["--user", "--map-root-user"]);
     }
-    command.args([
-        "--mount",
-        "--pid",
-        "--",
-        "sh",
-        "-c",
-        WRAP,
-        "sh",
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-    ]);
+    command.args(["--mount", "--pid", "--", "sh", "-c", WRAP, "sh"]);
+    // A kernel that panics ends by a signal that the first process of a namespace does not take, after one to its group.
+    command.args(["setsid", "--fork", "--wait", "setpriv"]);
     command.args(["--no-new-privs"]);
     if root {
         command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]);
@@ -125,3 +116,6 @@ fn command(root: bool) -> Command {
     command.env("TMPDIR", OWN);
     command
 }
+
+#[cfg(test)]
+mod tests;
