@@ -5,7 +5,8 @@
 //!
 //! What that kernel (Debian's 6.1) has and has not, as far as it matters:
 //! - nf_tables without IPv4, IPv6 and inet: rules are those of iptables-legacy;
-//! - bpf(2), bpffs and clsact, but neither BTF nor a BPF compiler: programs are interpreted;
+//! - bpf(2), bpffs and clsact, but neither BTF nor a BPF compiler, and no unaligned access (its verifier: "misaligned packet
+//!   access"): netd's programs are not taken, so that a cluster of both data paths cannot be made in one guest;
 //! - cgroups, and all namespaces;
 //! - one CPU, a clock of 100 Hz with high resolution timers, and slow system calls: a lab takes longer than elsewhere;
 //! - neither SMP nor preemption: what needs two CPUs to go wrong is not found here.
