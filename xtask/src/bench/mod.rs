@@ -69,6 +69,9 @@ struct Extra {
     /// joins: nodes that join.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=8000))]
     joiners: u32,
+    /// ipvs: how long the kernel takes to be told of services, alone.
+    #[arg(long, conflicts_with = "baseline")]
+    programming: bool,
     /// ipvs: this is the guest, and the programs are in this folder.
     #[arg(long, hide = true)]
     inside: Option<PathBuf>,
@@ -112,6 +115,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let programs = match args.name {
         Name::Ipvs if args.extra.inside.is_some() => args.extra.inside.clone().unwrap_or_default(),
+        Name::Ipvs if !args.baseline => build::programs_and_example(Profile::Release, ipvs::PACKAGES, ipvs::EXAMPLE)?,
         Name::Joins | Name::Placement => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
         _ if args.baseline => build::programs(Profile::Release, build::LAB)?,
         _ => build::programs(Profile::Release, build::ALL)?,
@@ -129,6 +133,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             quick: false,
         }
     };
+    let part = match (args.baseline, args.extra.programming) {
+        (true, _) => ipvs::Part::Others,
+        (_, true) => ipvs::Part::Programming,
+        _ => ipvs::Part::All,
+    };
     let figures = match args.name {
         Name::Mesh => {
             let cpu = pin()?;
@@ -138,8 +147,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             );
             mesh::run(&programs, effort, args.baseline)?
         }
-        Name::Ipvs if args.extra.inside.is_some() => ipvs::inside(&programs, effort, args.baseline)?,
-        Name::Ipvs => ipvs::run(&programs, args.quick, args.baseline)?,
+        Name::Ipvs if args.extra.inside.is_some() => ipvs::inside(&programs, effort, part)?,
+        Name::Ipvs => ipvs::run(&programs, args.quick, part)?,
         Name::Raft => raft::run(&programs, effort)?,
         Name::Placement => placement::run(&programs, effort)?,
         Name::Services => services::run(&programs, effort)?,

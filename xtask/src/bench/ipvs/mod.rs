@@ -4,6 +4,7 @@
 //! labs with the same hops: client -> published port on n1 -> VXLAN -> backend on n2.
 
 mod bare;
+mod program;
 mod swarm;
 
 use std::path::Path;
@@ -17,17 +18,42 @@ use super::figure::Figure;
 use super::mesh::{METRICS, Side, measure};
 use super::{Effort, direct, mesh};
 use crate::lane::ipvs;
-use crate::ui;
+use crate::{build, ui};
+
+/// What the bench itself runs, beside the daemons.
+pub(super) const EXAMPLE: &str = program::LOAD;
+/// Its package beside those of the daemons.
+pub(super) const PACKAGES: &[build::Programs] = &[
+    ("lab", &["lab-anchor", "lab-tool"]),
+    ("netd", &["netd"]),
+    ("netctl", &["netctl"]),
+    ("runner", &["netd-run"]),
+    ("kernel", &[]),
+];
 
 /// How long a guest may take for the whole bench.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
 
+/// What of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    All,
+    /// Those that netd is compared with.
+    Others,
+    /// How long the kernel takes to be told.
+    Programming,
+}
+
 /// Runs the bench in a guest and reads its figures.
-pub(super) fn run(programs: &Path, quick: bool, baseline: bool) -> anyhow::Result<Vec<Figure>> {
+pub(super) fn run(programs: &Path, quick: bool, part: Part) -> anyhow::Result<Vec<Figure>> {
     let folder = programs.to_str().context("a folder whose name is no text")?;
     let mut words = vec!["bench", "ipvs", "--json", "--inside", folder];
     words.extend(quick.then_some("--quick"));
-    words.extend(baseline.then_some("--baseline"));
+    words.extend(match part {
+        Part::All => None,
+        Part::Others => Some("--baseline"),
+        Part::Programming => Some("--programming"),
+    });
     let (mut figures, mut unread) = (Vec::new(), None);
     let status = ipvs::own(&words, programs, LIMIT, &mut |line| {
         // A figure is an object, all else is for people.
@@ -48,7 +74,11 @@ pub(super) fn run(programs: &Path, quick: bool, baseline: bool) -> anyhow::Resul
 }
 
 /// The bench itself, on a kernel with IPVS. The baseline is what the others make of the path without a balancer.
-pub(super) fn inside(programs: &Path, effort: Effort, baseline: bool) -> anyhow::Result<Vec<Figure>> {
+pub(super) fn inside(programs: &Path, effort: Effort, part: Part) -> anyhow::Result<Vec<Figure>> {
+    if part == Part::Programming {
+        return program::run(programs, effort);
+    }
+    let baseline = part == Part::Others;
     let sides = ui::during("labs with the same hops", || {
         let mut sides = Vec::new();
         if !baseline {
@@ -79,6 +109,9 @@ pub(super) fn inside(programs: &Path, effort: Effort, baseline: bool) -> anyhow:
             };
             figures.extend(Figure::from_rounds("ipvs", name, other, unit, &pairs(own, other)));
         }
+    }
+    if part == Part::All {
+        figures.extend(program::run(programs, effort)?);
     }
     Ok(figures)
 }
