@@ -113,9 +113,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.name == Name::Ipvs {
         packages::ensure(packages::IPVS)?;
     }
+    let part = match (args.baseline, args.extra.programming) {
+        (true, _) => ipvs::Part::Others,
+        (_, true) => ipvs::Part::Programming,
+        _ => ipvs::Part::All,
+    };
     let programs = match args.name {
-        Name::Ipvs if args.extra.inside.is_some() => args.extra.inside.clone().unwrap_or_default(),
-        Name::Ipvs if !args.baseline => build::programs_and_example(Profile::Release, ipvs::PACKAGES, ipvs::EXAMPLE)?,
+        Name::Ipvs => match &args.extra.inside {
+            Some(folder) => folder.clone(),
+            None => ipvs::build(part)?,
+        },
         Name::Joins | Name::Placement => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
         _ if args.baseline => build::programs(Profile::Release, build::LAB)?,
         _ => build::programs(Profile::Release, build::ALL)?,
@@ -132,11 +139,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             seconds: 2.0,
             quick: false,
         }
-    };
-    let part = match (args.baseline, args.extra.programming) {
-        (true, _) => ipvs::Part::Others,
-        (_, true) => ipvs::Part::Programming,
-        _ => ipvs::Part::All,
     };
     let figures = match args.name {
         Name::Mesh => {

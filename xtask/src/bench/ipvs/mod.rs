@@ -7,7 +7,7 @@ mod bare;
 mod program;
 mod swarm;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -17,19 +17,12 @@ use lab::{Host, Lab, eventually};
 use super::figure::Figure;
 use super::mesh::{METRICS, Side, measure};
 use super::{Effort, direct, mesh};
+use crate::build::{self, Profile};
 use crate::lane::ipvs;
-use crate::{build, ui};
+use crate::ui;
 
-/// What the bench itself runs, beside the daemons.
-pub(super) const EXAMPLE: &str = program::LOAD;
-/// Its package beside those of the daemons.
-pub(super) const PACKAGES: &[build::Programs] = &[
-    ("lab", &["lab-anchor", "lab-tool"]),
-    ("netd", &["netd"]),
-    ("netctl", &["netctl"]),
-    ("runner", &["netd-run"]),
-    ("kernel", &[]),
-];
+/// Where the program is that tells the kernel of services.
+const KERNEL: build::Programs = ("kernel", &[]);
 
 /// How long a guest may take for the whole bench.
 const LIMIT: Duration = Duration::from_secs(30 * 60);
@@ -42,6 +35,23 @@ pub(super) enum Part {
     Others,
     /// How long the kernel takes to be told.
     Programming,
+}
+
+/// Builds what a part of the bench needs.
+///
+/// # Errors
+///
+/// When the build fails.
+pub(super) fn build(part: Part) -> anyhow::Result<PathBuf> {
+    let release = Profile::Release;
+    match part {
+        Part::All => {
+            let all = [build::ALL, &[KERNEL]].concat();
+            build::programs_and_example(release, &all, program::LOAD)
+        }
+        Part::Others => build::programs(release, build::LAB),
+        Part::Programming => build::programs_and_example(release, &[KERNEL], program::LOAD),
+    }
 }
 
 /// Runs the bench in a guest and reads its figures.
