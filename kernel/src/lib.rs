@@ -8,6 +8,7 @@
 pub mod bpf;
 pub mod fabric;
 pub mod heap;
+pub mod ipvs;
 pub mod netfilter;
 mod netlink;
 pub mod netns;

@@ -162,6 +162,16 @@ pub fn run_in<T: Send>(netns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T,
     })
 }
 
+/// Runs `f` on a thread of its own inside a new namespace, with its loopback up, that nobody else knows and that ends with
+/// what `f` opened in it.
+pub fn run_in_new<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    on_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| NetnsError::Enter(e.into()))?;
+        loopback_up().map_err(|e| NetnsError::Loopback(Box::new(e)))?;
+        Ok(f())
+    })
+}
+
 fn on_thread<T: Send>(f: impl FnOnce() -> Result<T, NetnsError> + Send) -> Result<T, NetnsError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, f);
