@@ -39,6 +39,11 @@ pub enum FirewallError {
         "nf_tables was changed by others during each of {0} attempts; try: find who reloads rules in a loop (nft monitor)"
     )]
     Busy(usize),
+    /// Others change our chains all the time.
+    #[error(
+        "rules of netd in iptables were changed by others after each of {0} writes; try: find who restores rules in a loop"
+    )]
+    Unsettled(usize),
     /// A table of our name is not ours.
     #[error(
         "table inet netd is not netd's: it has {chains} and not netd's comment; try: look at it (nft list table inet netd), then rename or delete it"

@@ -7,7 +7,7 @@
 //! that refuse come first then, translations last.
 //!
 //! What others have is neither read into ours nor written: their tables, chains and rules stay as they are. One of our names
-//! that is somebody else's is refused. What others do to ours is seen by a [`Watch`] and mended by the next
+//! that is somebody else's is refused. What others do to ours is seen by [`Firewall::changed`] and mended by the next
 //! [`Firewall::apply`].
 
 mod error;
@@ -18,9 +18,12 @@ mod obstacle;
 mod tests;
 mod watch;
 
+use std::os::fd::BorrowedFd;
+
 use mesh::lower::ipvs::rules::Rules;
 
-pub use self::{error::FirewallError, obstacle::Obstacle, watch::Watch};
+use self::watch::Watch;
+pub use self::{error::FirewallError, obstacle::Obstacle};
 use crate::netns::{self, Netns};
 
 /// Which of the kernel's packet filters.
@@ -49,7 +52,8 @@ pub struct Firewall {
 }
 
 enum Backend {
-    Nft(nft::Nft),
+    /// With what tells of changes since before the first look.
+    Nft(nft::Nft, Watch),
     Iptables(iptables::Iptables),
 }
 
@@ -71,7 +75,10 @@ impl Firewall {
         Ok(Firewall {
             netns: netns.try_clone()?,
             backend: match kind {
-                Kind::Nftables => Backend::Nft(netns::run_in(netns, nft::Nft::open)??),
+                Kind::Nftables => {
+                    let (watch, nft) = netns::run_in(netns, || (Watch::events(), nft::Nft::open()))?;
+                    Backend::Nft(nft?, watch?)
+                }
                 Kind::Iptables => Backend::Iptables(iptables::Iptables::default()),
             },
             lacks: None,
@@ -81,7 +88,7 @@ impl Firewall {
     /// Which one it is.
     pub fn kind(&self) -> Kind {
         match self.backend {
-            Backend::Nft(_) => Kind::Nftables,
+            Backend::Nft(..) => Kind::Nftables,
             Backend::Iptables(_) => Kind::Iptables,
         }
     }
@@ -94,7 +101,7 @@ impl Firewall {
     /// Chains of others that drop what ours let pass. With iptables there are none: our rules are in the chain itself.
     pub fn obstacles(&self) -> Result<Vec<Obstacle>, FirewallError> {
         match self.backend {
-            Backend::Nft(_) => netns::run_in(&self.netns, obstacle::find)?,
+            Backend::Nft(..) => netns::run_in(&self.netns, obstacle::find)?,
             Backend::Iptables(_) => Ok(Vec::new()),
         }
     }
@@ -102,7 +109,7 @@ impl Firewall {
     /// Makes the namespace hold `rules` and no others of ours. `Ok(false)`: it did, nothing was written.
     pub fn apply(&mut self, rules: &Rules) -> Result<bool, FirewallError> {
         match &mut self.backend {
-            Backend::Nft(nft) => nft.apply(rules),
+            Backend::Nft(nft, _) => nft.apply(rules),
             Backend::Iptables(iptables) => netns::run_in(&self.netns, || iptables.apply(rules))?,
         }
     }
@@ -110,7 +117,7 @@ impl Firewall {
     /// Leaves nothing of ours. `Ok(false)`: there was nothing.
     pub fn remove(&mut self) -> Result<bool, FirewallError> {
         match &mut self.backend {
-            Backend::Nft(nft) => nft.remove(),
+            Backend::Nft(nft, _) => nft.remove(),
             Backend::Iptables(iptables) => netns::run_in(&self.netns, || iptables.remove())?,
         }
     }
@@ -119,7 +126,7 @@ impl Firewall {
     /// nothing. iptables' programs are run only if somebody uses its tables.
     pub fn remove_other(&mut self) -> Result<bool, FirewallError> {
         let other = match self.backend {
-            Backend::Nft(_) => netns::run_in(&self.netns, iptables::Iptables::remove_if_used)?,
+            Backend::Nft(..) => netns::run_in(&self.netns, iptables::Iptables::remove_if_used)?,
             Backend::Iptables(_) => netns::run_in(&self.netns, || nft::Nft::open()?.remove())?,
         };
         match other {
@@ -128,11 +135,29 @@ impl Firewall {
         }
     }
 
-    /// Watches over what [`Firewall::apply`] made last. Nothing that happens after the return is missed.
-    pub fn watch(&self) -> Result<Watch, FirewallError> {
-        netns::run_in(&self.netns, || match &self.backend {
-            Backend::Nft(_) => Watch::events(),
-            Backend::Iptables(iptables) => Watch::poll(iptables.used()),
-        })?
+    /// Whether anything of ours is there, right or not.
+    pub fn is_there(&mut self) -> Result<bool, FirewallError> {
+        match &mut self.backend {
+            Backend::Nft(nft, _) => nft.is_there(),
+            Backend::Iptables(iptables) => netns::run_in(&self.netns, || iptables.is_there())?,
+        }
+    }
+
+    /// Whether something happened to our rules since it was asked last. What happens after the look of the last
+    /// [`Firewall::apply`] is not missed; our own writes may be told too, and then `apply` finds nothing to do. It does not
+    /// block and may be called from any thread.
+    pub fn changed(&mut self) -> Result<bool, FirewallError> {
+        match &mut self.backend {
+            Backend::Nft(_, watch) => watch.changed(),
+            Backend::Iptables(iptables) => iptables.changed(),
+        }
+    }
+
+    /// What can be read when there may have been a change; `None`: ask every few hundred milliseconds.
+    pub fn readable(&self) -> Option<BorrowedFd<'_>> {
+        match &self.backend {
+            Backend::Nft(_, watch) => watch.readable(),
+            Backend::Iptables(_) => None,
+        }
     }
 }

@@ -16,9 +16,8 @@ use crate::netlink::{NetlinkError, Socket};
 /// `NFNLGRP_NFTABLES` of linux/netfilter/nfnetlink.h.
 const GROUP: u32 = 7;
 
-/// Tells that something happened to our rules since it was asked last; our own writes are told too, and the look that
-/// follows then finds nothing to do. It never blocks, and may be used from any thread.
-pub struct Watch(Kind);
+/// Tells that something happened to our rules since it was asked last.
+pub(super) struct Watch(Kind);
 
 enum Kind {
     /// nf_tables tells each change.
@@ -44,7 +43,7 @@ impl Watch {
         Ok(Watch(Kind::Events(socket)))
     }
 
-    /// Of the calling thread's namespace.
+    /// Of the calling thread's namespace. A table that is not there is made, empty.
     pub(super) fn poll(tables: &BTreeSet<(TableName, Family)>) -> Result<Self, FirewallError> {
         let families: BTreeSet<Family> = tables.iter().map(|(_, f)| *f).collect();
         let open = |f: Family| raw_socket(f).map(|s| (f, s)).map_err(FirewallError::Look);
@@ -58,7 +57,7 @@ impl Watch {
     }
 
     /// Whether something happened since.
-    pub fn changed(&mut self) -> Result<bool, FirewallError> {
+    pub(super) fn changed(&mut self) -> Result<bool, FirewallError> {
         match &mut self.0 {
             Kind::Events(socket) => events(socket),
             Kind::Poll { sockets, seen } => {
@@ -74,8 +73,8 @@ impl Watch {
         }
     }
 
-    /// Where something can be read when it may have changed; `None`: ask every few hundred milliseconds.
-    pub fn readable(&self) -> Option<BorrowedFd<'_>> {
+    /// What can be read when there may have been a change.
+    pub(super) fn readable(&self) -> Option<BorrowedFd<'_>> {
         match &self.0 {
             Kind::Events(socket) => Some(socket.as_fd()),
             Kind::Poll { .. } => None,

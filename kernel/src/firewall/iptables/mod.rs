@@ -15,13 +15,17 @@ use mesh::lower::ipvs::{
 
 pub(super) use self::run::LOCK_SECONDS;
 use self::run::{Programs, speaks};
-use super::FirewallError;
+use super::{FirewallError, watch::Watch};
+
+/// How often all is looked at again after a write.
+const ATTEMPTS: usize = 4;
 
 /// The chains of one namespace. Everything is for the calling thread's.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Iptables {
     programs: Programs,
-    used: BTreeSet<(TableName, Family)>,
+    /// Begun before the look that found everything as it should be.
+    watch: Option<Watch>,
     /// What was wanted of a family, and how iptables printed it when it was there. Only where it prints otherwise than it
     /// was told: without this it would be told again and again.
     spelled: BTreeMap<Family, (Tables, Saved)>,
@@ -30,51 +34,63 @@ pub(super) struct Iptables {
 type Tables = BTreeMap<(TableName, Family), Chains>;
 
 impl Iptables {
-    /// Tables that have rules of ours since the last [`Iptables::apply`].
-    pub(super) fn used(&self) -> &BTreeSet<(TableName, Family)> {
-        &self.used
-    }
-
     pub(super) fn apply(&mut self, rules: &Rules) -> Result<bool, FirewallError> {
         let all = wanted::tables(rules);
+        let used: BTreeSet<_> = all.keys().copied().filter(|(_, f)| speaks(*f)).collect();
         let mut written = false;
-        // A chain that is somebody else's, of whichever family, stops all of it before anything is written.
+        for _ in 0..ATTEMPTS {
+            let watch = Watch::poll(&used)?;
+            let todo = self.look(&all, written)?;
+            if todo.is_empty() {
+                self.watch = Some(watch);
+                return Ok(written);
+            }
+            for run in &todo {
+                written = true;
+                self.programs.restore(run)?;
+            }
+        }
+        Err(FirewallError::Unsettled(ATTEMPTS))
+    }
+
+    /// What is to be done. A chain that is somebody else's, of whichever family, stops all of it before anything is written.
+    fn look(&mut self, all: &Tables, written: bool) -> Result<Vec<wanted::Run>, FirewallError> {
         let mut todo = Vec::new();
         for family in [Family::V4, Family::V6] {
             // Nothing passes where the kernel does not speak a family.
             if !speaks(family) {
                 continue;
             }
-            let tables: Tables = all
-                .iter()
-                .filter(|((_, f), _)| *f == family)
-                .map(|(k, v)| (*k, v.clone()))
-                .collect();
+            let of_family = all.iter().filter(|((_, f), _)| *f == family);
+            let tables: Tables = of_family.map(|(k, v)| (*k, v.clone())).collect();
             let saved = self.programs.save(family)?;
             let runs = wanted::change(family, &saved, &tables).map_err(foreign)?;
-            if runs.is_empty() || self.spelled.get(&family) == Some(&(tables.clone(), saved)) {
-                continue;
-            }
-            todo.push((family, tables, runs));
-        }
-        for (family, tables, runs) in todo {
-            written = true;
-            for run in &runs {
-                self.programs.restore(run)?;
-            }
-            let saved = self.programs.save(family)?;
-            let again = wanted::change(family, &saved, &tables).map_err(foreign)?;
-            let there = again.iter().all(|run| {
+            let there = runs.iter().all(|run| {
                 let none = Chains::default();
                 saved.looks_like(run.table, tables.get(&(run.table, family)).unwrap_or(&none))
             });
-            self.spelled.remove(&family);
-            if !again.is_empty() && there {
+            if runs.is_empty() {
+                self.spelled.remove(&family);
+            } else if there && (written || self.spelled.get(&family) == Some(&(tables.clone(), saved.clone()))) {
                 self.spelled.insert(family, (tables, saved));
+            } else {
+                todo.extend(runs);
             }
         }
-        self.used = all.into_keys().filter(|(_, f)| speaks(*f)).collect();
-        Ok(written)
+        Ok(todo)
+    }
+
+    pub(super) fn changed(&mut self) -> Result<bool, FirewallError> {
+        self.watch.as_mut().map_or(Ok(false), Watch::changed)
+    }
+
+    pub(super) fn is_there(&mut self) -> Result<bool, FirewallError> {
+        for family in [Family::V4, Family::V6].into_iter().filter(|f| speaks(*f)) {
+            if self.programs.save(family)?.has_ours() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     pub(super) fn remove(&mut self) -> Result<bool, FirewallError> {
@@ -89,7 +105,7 @@ impl Iptables {
                 written = true;
             }
         }
-        self.used.clear();
+        self.watch = None;
         self.spelled.clear();
         Ok(written)
     }

@@ -248,7 +248,7 @@ pub(super) fn new_chain(table: &str, name: &str, chain: &Chain) -> Part {
     p
 }
 
-fn new_rule(table: &str, chain: &str, rule: &Rule) -> Part {
+pub(super) fn new_rule(table: &str, chain: &str, rule: &Rule) -> Part {
     let what = format!("the rule `{}`", rule.text);
     let mut p = part(kind::NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, what, |w| {
         // NFTA_RULE_EXPRESSIONS is a nested list; NFTA_RULE_USERDATA comes back as it was given.

@@ -88,7 +88,10 @@ impl Nft {
             let generation = read::generation(&mut self.socket)?;
             let held = match &self.known {
                 Some((g, known)) if *g == generation => Some(known.seen()),
-                _ => read::table(&mut self.socket)?,
+                _ => {
+                    settle(&mut self.socket, generation);
+                    read::table(&mut self.socket)?
+                }
             };
             let parts = match wanted::change(held.as_ref(), &table) {
                 Change::None => {
@@ -106,6 +109,10 @@ impl Nft {
             }
         }
         Err(FirewallError::Busy(RETRIES))
+    }
+
+    pub(super) fn is_there(&mut self) -> Result<bool, FirewallError> {
+        Ok(read::table(&mut self.socket)?.is_some())
     }
 
     pub(super) fn remove(&mut self) -> Result<bool, FirewallError> {
@@ -131,6 +138,13 @@ impl Nft {
             Err((at, source)) => Err(refused(at, &names, source)),
         }
     }
+}
+
+/// Waits until a change of somebody's that is being carried out is done: its generation is told from its beginning, but
+/// ranges appear at its end. A transaction of nothing waits for its turn and leaves no trace; that it may be refused (the
+/// generation is gone) is told by the one that follows.
+fn settle(socket: &mut Socket, generation: u32) {
+    let _ = socket.transaction(&encode::batch(generation, Vec::new()));
 }
 
 /// What was refused, and what the kernel must have been built with: name, option, module.

@@ -116,10 +116,43 @@ impl Nft {
 pub(in crate::firewall) fn stable_look() -> Option<Seen> {
     let mut socket = open().unwrap();
     let before = read::generation(&mut socket).unwrap();
+    super::settle(&mut socket, before);
     let seen = read::table(&mut socket).ok().flatten();
     (read::generation(&mut socket).unwrap() == before)
         .then_some(seen)
         .flatten()
+}
+
+/// Gives what comes by a device a mark before our own chains see it, as a classifier does.
+pub(in crate::firewall) fn mark_from(ns: &Netns, device: &str, mark: u32) {
+    const TABLE: &str = "classifier";
+    let chain = Chain {
+        kind: "filter",
+        hook: 0,
+        hook_name: "prerouting",
+        priority: -310,
+        rules: vec![],
+    };
+    let mut name = device.as_bytes().to_vec();
+    name.resize(16, 0);
+    let rule = Rule {
+        expressions: vec![
+            Expression::Meta(MetaKey::In, 0),
+            Expression::Compare(0, Comparison::Is, name),
+            Expression::Load(0, mark.to_ne_bytes().to_vec()),
+            Expression::SetMark(0),
+        ],
+        text: String::new(),
+        comment: String::new(),
+    };
+    let table = request(kind::NEW_TABLE, CREATE, |w| {
+        w.string(1, TABLE);
+    });
+    let chain_and_rule = [
+        encode::new_chain(TABLE, "mark", &chain).request,
+        encode::new_rule(TABLE, "mark", &rule).request,
+    ];
+    send(ns, [table].into_iter().chain(chain_and_rule).collect());
 }
 
 /// Counts UDP packets with a mark and a destination port, behind our own chains.

@@ -38,7 +38,9 @@ fn it_is_written_once_and_read_back() {
                 let mut again = firewall(&ns, kind, &folder);
                 assert!(!again.apply(rules).unwrap(), "{kind}: after a restart");
             }
+            assert!(fw.is_there().unwrap());
             assert!(fw.remove().unwrap());
+            assert!(!fw.is_there().unwrap());
             assert!(!fw.remove().unwrap());
         }
         if kind == Kind::Iptables {
@@ -147,12 +149,12 @@ fn what_bears_our_name_and_is_not_ours_is_refused() {
 }
 
 /// Asks until it says yes: within a second, as often as the daemon does.
-fn seen_within_a_second(watch: &mut super::super::Watch) {
+fn seen_within_a_second(fw: &mut Firewall) {
     let start = Instant::now();
     let mut step = [];
-    while !watch.changed().unwrap() {
+    while !fw.changed().unwrap() {
         assert!(start.elapsed() < Duration::from_secs(1), "nothing was seen");
-        match watch.readable() {
+        match fw.readable() {
             Some(fd) => {
                 let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
                 poll(&mut fds, PollTimeout::from(1000u16)).unwrap();
@@ -169,11 +171,12 @@ fn a_foreign_flush_is_seen_and_mended() {
     let rules = everything();
     let mut fw = firewall(&ns, Kind::Nftables, &folder);
     fw.apply(&rules).unwrap();
-    let mut watch = fw.watch().unwrap();
-    assert!(!watch.changed().unwrap());
+    // Our own write is told; the look that follows writes nothing.
+    assert!(fw.changed().unwrap());
+    assert!(!fw.changed().unwrap());
     // What others do to their own is not our business.
     nft::foreign(&ns, "foreign", Some("chain"));
-    assert!(!watch.changed().unwrap());
+    assert!(!fw.changed().unwrap());
     for damage in [
         nft::Damage::Rules,
         nft::Damage::Elements,
@@ -181,20 +184,18 @@ fn a_foreign_flush_is_seen_and_mended() {
         nft::Damage::Chain,
     ] {
         nft::damage(&ns, damage);
-        seen_within_a_second(&mut watch);
+        seen_within_a_second(&mut fw);
         assert!(fw.apply(&rules).unwrap(), "{damage:?} is mended");
         assert!(!firewall(&ns, Kind::Nftables, &folder).apply(&rules).unwrap());
-        // Our own write is told too; the look that follows writes nothing.
-        watch.changed().unwrap();
+        fw.changed().unwrap();
         assert!(!fw.apply(&rules).unwrap());
-        assert!(!watch.changed().unwrap());
+        assert!(!fw.changed().unwrap());
     }
 
     let (folder, ns) = world("fw-flush-ipt");
     let mut fw = firewall(&ns, Kind::Iptables, &folder);
     fw.apply(&rules).unwrap();
-    let mut watch = fw.watch().unwrap();
-    assert!(!watch.changed().unwrap());
+    assert!(!fw.changed().unwrap());
     for damage in [
         "iptables-legacy -t nat -F",
         "iptables-legacy -F FORWARD",
@@ -203,11 +204,11 @@ fn a_foreign_flush_is_seen_and_mended() {
         "iptables-legacy -I FORWARD 1 -m comment --comment netd -j NETD-FORWARD",
     ] {
         iptables(&ns, &folder, damage);
-        seen_within_a_second(&mut watch);
+        seen_within_a_second(&mut fw);
         assert!(fw.apply(&rules).unwrap(), "{damage} is mended");
         assert!(!firewall(&ns, Kind::Iptables, &folder).apply(&rules).unwrap());
-        watch.changed().unwrap();
-        assert!(!watch.changed().unwrap());
+        fw.changed().unwrap();
+        assert!(!fw.changed().unwrap());
     }
 }
 

@@ -1,6 +1,7 @@
 //! Against the real kernel, in namespaces of our own, both filters.
 
 mod held;
+mod marking;
 mod passing;
 mod world;
 

@@ -1,8 +1,6 @@
 //! Real packets.
 
-use std::net::SocketAddr;
-
-use super::{super::nft::testing::Counter, world::*, *};
+use super::{world::*, *};
 use crate::sysctl;
 
 const FAMILIES: [(&str, &str, &str, &str); 2] = [
@@ -139,7 +137,7 @@ fn tasks_reach_the_outside_and_are_not_reached_unasked() {
     }
 }
 
-fn tracked(ns: &Netns) -> u32 {
+pub(super) fn tracked(ns: &Netns) -> u32 {
     let count = netns::run_in(ns, || sysctl::read("net/netfilter/nf_conntrack_count")).unwrap();
     count.unwrap().unwrap().trim().parse().unwrap()
 }
@@ -167,74 +165,5 @@ fn the_tunnel_is_not_tracked_and_everything_else_is() {
             .unwrap();
         take(&other);
         assert!(tracked(&w.node) > before, "{kind}");
-    }
-}
-
-#[test]
-fn a_packet_is_marked_by_its_vip_and_port() {
-    for kind in BOTH {
-        let folder = Folder::new(&format!("fw-mark-{kind}"));
-        let [network, task, far] = ["network", "task", "far"].map(|n| netns::create(&folder.path().join(n)).unwrap());
-        wire((&network, "nv1"), (&task, "eth0"));
-        wire((&network, "nx100"), (&far, "eth0"));
-        set_up(&network, "nv1", &["10.128.255.1/16", "fd00:80::ff/64"], &[]);
-        set_up(&network, "nx100", &["198.18.7.1/24", "fd18:7::1/64"], &[]);
-        set_up(&far, "eth0", &["198.18.7.2/24", "fd18:7::2/64", "10.128.2.2/16"], &[]);
-        set_up(
-            &task,
-            "eth0",
-            &["10.128.1.3/16", "fd00:80::1:3/64"],
-            &["10.128.255.1", "fd00:80::ff"],
-        );
-        let mut to = sandbox(0);
-        to.marks.clear();
-        // The node's end stands for VIPs: what is sent there arrives by nv1 in any case.
-        let cases: [(&str, u16, u32); 6] = [
-            ("10.128.255.1", 80, MARK_BASE + 1),
-            ("10.128.255.1", 81, MARK_BASE + 2),
-            ("10.128.255.1", 82, MARK_BASE + 9),
-            ("fd00:80::ff", 80, MARK_BASE + 3),
-            ("fd00:80::ff", 81, 0),
-            ("198.18.7.1", 8080, MARK_BASE + 4),
-        ];
-        for (address, port, mark) in cases {
-            let port = if mark == MARK_BASE + 9 { None } else { Some(port) };
-            let destination = Destination {
-                address: ip(address),
-                transport: Transport::Udp,
-                port,
-            };
-            if mark != 0 {
-                to.marks.insert(destination, mark);
-            }
-        }
-        let mut fw = firewall(&network, kind, &folder);
-        fw.apply(&to.rules()).unwrap();
-        for (address, port, mark) in cases {
-            let counter = Counter::of(&network, mark, port);
-            let listener = udp(&network, at(address, port));
-            let from = if ip(address).is_ipv4() {
-                "10.128.1.3"
-            } else {
-                "fd00:80::1:3"
-            };
-            udp(&task, at(from, 0)).send_to(b"x", at(address, port)).unwrap();
-            take(&listener);
-            assert_eq!(counter.packets(), 1, "{kind} {address}:{port} {mark:#x}");
-        }
-        // Between tasks nothing is tracked; from outside it is.
-        let before = tracked(&network);
-        let listener = udp(&network, at("10.128.255.1", 99));
-        udp(&task, at("10.128.1.3", 0))
-            .send_to(b"x", at("10.128.255.1", 99))
-            .unwrap();
-        take(&listener);
-        assert_eq!(tracked(&network), before, "{kind}");
-        let listener = udp(&network, at("198.18.7.1", 99));
-        let outside = udp(&far, at("198.18.7.2", 0));
-        outside.send_to(b"x", at("198.18.7.1", 99)).unwrap();
-        let (_, from): (String, SocketAddr) = take(&listener);
-        assert_eq!(from, outside.local_addr().unwrap());
-        assert!(tracked(&network) > before, "{kind}");
     }
 }

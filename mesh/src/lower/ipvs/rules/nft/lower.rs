@@ -13,8 +13,8 @@ use super::{
             families_of,
         },
     },
-    Chain, Comparison, Elements, Expression, Field, FlowKey, Header, MetaKey, Register, Rule, Set, Table, Verdict,
-    address,
+    Chain, Comparison, Elements, Expression, Field, FlowKey, Header, Keys, MetaKey, Register, Rule, Set, Table,
+    Verdict, address,
 };
 
 /// Where addresses that are their own destination are.
@@ -152,7 +152,7 @@ fn octets(a: IpAddr) -> Vec<u8> {
 }
 
 /// Key and value; `None`: the entry lacks what the list's key has.
-fn element(key: Key, e: &Entry, value: Value) -> Option<((Vec<u8>, Vec<u8>), Vec<u8>)> {
+fn element(key: Key, e: &Entry, value: Value) -> Option<(Keys, Vec<u8>)> {
     let (mut first, mut last) = (Vec::new(), Vec::new());
     let mut both = |octets: &[u8]| {
         for side in [&mut first, &mut last] {

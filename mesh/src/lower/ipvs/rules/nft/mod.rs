@@ -87,8 +87,11 @@ pub struct Set {
     pub elements: Elements,
 }
 
-/// First and last key of a range (one and the same where there are no ranges), and the value; octets as in registers.
-pub type Elements = BTreeMap<(Vec<u8>, Vec<u8>), Vec<u8>>;
+/// First and last key of a range, one and the same where there are no ranges; octets as in registers.
+pub type Keys = (Vec<u8>, Vec<u8>);
+
+/// Values by keys.
+pub type Elements = BTreeMap<Keys, Vec<u8>>;
 
 /// A chain on a hook.
 #[derive(Debug, Clone, PartialEq, Eq)]
