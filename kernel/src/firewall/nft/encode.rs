@@ -41,7 +41,7 @@ const TYPE_BITS: u32 = 6;
 
 /// A message of a transaction, and what to say when it is refused.
 pub(super) struct Part {
-    pub(super) request: Request,
+    request: Request,
     what: String,
     option: &'static str,
     module: &'static str,
@@ -233,7 +233,7 @@ fn element(w: &mut Writer, set: &Set, (first, last): &(Vec<u8>, Vec<u8>), value:
     });
 }
 
-pub(super) fn new_chain(table: &str, name: &str, chain: &Chain) -> Part {
+fn new_chain(table: &str, name: &str, chain: &Chain) -> Part {
     let mut p = part(kind::NEW_CHAIN, NLM_F_CREATE, format!("chain {name}"), |w| {
         w.string(1, table).string(3, name).nest(4, |w| {
             w.be32(1, chain.hook).bytes(2, &chain.priority.to_be_bytes());
@@ -248,7 +248,7 @@ pub(super) fn new_chain(table: &str, name: &str, chain: &Chain) -> Part {
     p
 }
 
-pub(super) fn new_rule(table: &str, chain: &str, rule: &Rule) -> Part {
+fn new_rule(table: &str, chain: &str, rule: &Rule) -> Part {
     let what = format!("the rule `{}`", rule.text);
     let mut p = part(kind::NEW_RULE, NLM_F_CREATE | NLM_F_APPEND, what, |w| {
         // NFTA_RULE_EXPRESSIONS is a nested list; NFTA_RULE_USERDATA comes back as it was given.
@@ -276,7 +276,7 @@ fn register(r: Register) -> u32 {
 }
 
 /// `NFTA_LIST_ELEM` with `NFTA_EXPR_NAME` and `NFTA_EXPR_DATA`.
-pub(super) fn named(w: &mut Writer, name: &str, data: impl FnOnce(&mut Writer)) {
+fn named(w: &mut Writer, name: &str, data: impl FnOnce(&mut Writer)) {
     w.nest(1, |w| {
         w.string(1, name).nest(2, data);
     });
@@ -317,7 +317,7 @@ fn protocol(family: Family) -> u32 {
     }
 }
 
-pub(super) fn expression(w: &mut Writer, e: &Expression) {
+fn expression(w: &mut Writer, e: &Expression) {
     match e {
         // NFTA_META_DREG 1, _KEY 2, _SREG 3.
         Expression::Meta(key, to) => named(w, "meta", |w| {

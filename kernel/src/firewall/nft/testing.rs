@@ -1,9 +1,6 @@
 //! What others do, and what can be counted: for the tests.
 
-use mesh::lower::ipvs::rules::{
-    Rules, Transport,
-    nft::{Chain, Comparison, Expression, Header, MetaKey, Rule, Seen},
-};
+use mesh::lower::ipvs::rules::{Rules, nft::Seen};
 
 use super::{
     Nft, encode,
@@ -13,7 +10,6 @@ use super::{
 use crate::{
     firewall::FirewallError,
     netfilter::TABLE,
-    netlink::Attrs,
     netns::{self, Netns},
 };
 
@@ -121,112 +117,4 @@ pub(in crate::firewall) fn stable_look() -> Option<Seen> {
     (read::generation(&mut socket).unwrap() == before)
         .then_some(seen)
         .flatten()
-}
-
-/// Gives what comes by a device a mark before our own chains see it, as a classifier does.
-pub(in crate::firewall) fn mark_from(ns: &Netns, device: &str, mark: u32) {
-    const TABLE: &str = "classifier";
-    let chain = Chain {
-        kind: "filter",
-        hook: 0,
-        hook_name: "prerouting",
-        priority: -310,
-        rules: vec![],
-    };
-    let mut name = device.as_bytes().to_vec();
-    name.resize(16, 0);
-    let rule = Rule {
-        expressions: vec![
-            Expression::Meta(MetaKey::In, 0),
-            Expression::Compare(0, Comparison::Is, name),
-            Expression::Load(0, mark.to_ne_bytes().to_vec()),
-            Expression::SetMark(0),
-        ],
-        text: String::new(),
-        comment: String::new(),
-    };
-    let table = request(kind::NEW_TABLE, CREATE, |w| {
-        w.string(1, TABLE);
-    });
-    let chain_and_rule = [
-        encode::new_chain(TABLE, "mark", &chain).request,
-        encode::new_rule(TABLE, "mark", &rule).request,
-    ];
-    send(ns, [table].into_iter().chain(chain_and_rule).collect());
-}
-
-/// Counts UDP packets with a mark and a destination port, behind our own chains.
-pub(in crate::firewall) struct Counter<'a>(&'a Netns);
-
-const PROBE: &str = "probe";
-
-impl<'a> Counter<'a> {
-    pub(in crate::firewall) fn of(ns: &'a Netns, mark: u32, port: u16) -> Self {
-        let chain = Chain {
-            kind: "filter",
-            hook: 0,
-            hook_name: "prerouting",
-            priority: -140,
-            rules: vec![],
-        };
-        let rule = Rule {
-            expressions: vec![
-                Expression::Meta(MetaKey::Mark, 0),
-                Expression::Compare(0, Comparison::Is, mark.to_ne_bytes().to_vec()),
-                Expression::Meta(MetaKey::Transport, 0),
-                Expression::Compare(0, Comparison::Is, vec![Transport::Udp.number()]),
-                Expression::Payload {
-                    header: Header::Transport,
-                    offset: 2,
-                    length: 2,
-                    to: 0,
-                },
-                Expression::Compare(0, Comparison::Is, port.to_be_bytes().to_vec()),
-            ],
-            text: String::new(),
-            comment: String::new(),
-        };
-        let named = |w: &mut crate::netlink::Writer| {
-            w.string(1, PROBE);
-        };
-        send(
-            ns,
-            vec![
-                request(kind::NEW_TABLE, CREATE, named),
-                request(kind::DEL_TABLE, 4, named),
-                request(kind::NEW_TABLE, CREATE, named),
-                encode::new_chain(PROBE, "count", &chain).request,
-                request(kind::NEW_RULE, CREATE, |w| {
-                    w.string(1, PROBE).string(2, "count").nest(4, |w| {
-                        rule.expressions.iter().for_each(|e| encode::expression(w, e));
-                        encode::named(w, "counter", |_| {});
-                    });
-                }),
-            ],
-        );
-        Counter(ns)
-    }
-
-    /// Packets so far.
-    pub(in crate::firewall) fn packets(&self) -> u64 {
-        let rules = netns::run_in(self.0, || {
-            let list = request(kind::GET_RULE, 0, |w| {
-                w.string(1, PROBE);
-            });
-            open().unwrap().dump(&list).unwrap()
-        })
-        .unwrap();
-        let count = rules.iter().find_map(|r| {
-            let r = Attrs(&r.body[4..]);
-            let of_probe = r.string(1).as_deref() == Some(PROBE);
-            let expressions = Attrs(r.get(4).filter(|_| of_probe)?);
-            let mut counters = expressions
-                .map(|(_, e)| Attrs(e))
-                .filter(|e| e.string(1).as_deref() == Some("counter"));
-            // NFTA_COUNTER_PACKETS.
-            let packets = Attrs(counters.next()?.get(2)?).get(2)?;
-            Some(u64::from_be_bytes(packets.try_into().ok()?))
-        });
-        count.unwrap()
-    }
 }

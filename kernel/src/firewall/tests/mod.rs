@@ -2,6 +2,7 @@
 
 mod held;
 mod marking;
+mod nft;
 mod passing;
 mod world;
 
@@ -20,6 +21,18 @@ use crate::{
 };
 
 const BOTH: [Kind; 2] = [Kind::Nftables, Kind::Iptables];
+
+/// Both where the kernel has them; a kernel without nf_tables has one.
+fn kinds() -> Vec<Kind> {
+    let kind = Firewall::open(&Netns::current().unwrap()).unwrap().kind();
+    BOTH.into_iter()
+        .filter(|k| kind == Kind::Nftables || *k == Kind::Iptables)
+        .collect()
+}
+
+fn has_nftables() -> bool {
+    kinds().contains(&Kind::Nftables)
+}
 
 /// A firewall whose iptables takes a lock of its own: others on this machine are not waited for, nor made to wait.
 fn firewall(ns: &Netns, kind: Kind, folder: &Folder) -> Firewall {

@@ -10,7 +10,7 @@ const FAMILIES: [(&str, &str, &str, &str); 2] = [
 
 #[test]
 fn a_published_port_leads_to_its_vip_and_keeps_the_client() {
-    for kind in BOTH {
+    for kind in kinds() {
         let w = world(&format!("fw-pub-{kind}"));
         let mut fw = firewall(&w.node, kind, &w.folder);
         let ports = [published(Transport::Udp, 8080), published(Transport::Tcp, 8080)];
@@ -64,7 +64,7 @@ fn a_published_port_leads_to_its_vip_and_keeps_the_client() {
 
 #[test]
 fn a_port_is_for_those_who_are_allowed_and_masquerade_hides_the_client() {
-    for kind in BOTH {
+    for kind in kinds() {
         let w = world(&format!("fw-allow-{kind}"));
         let mut fw = firewall(&w.node, kind, &w.folder);
         let guarded = Published {
@@ -110,7 +110,7 @@ fn a_port_is_for_those_who_are_allowed_and_masquerade_hides_the_client() {
 
 #[test]
 fn tasks_reach_the_outside_and_are_not_reached_unasked() {
-    for kind in BOTH {
+    for kind in kinds() {
         let w = world(&format!("fw-out-{kind}"));
         let mut fw = firewall(&w.node, kind, &w.folder);
         // Also where the node forwards nothing by itself.
@@ -144,7 +144,7 @@ pub(super) fn tracked(ns: &Netns) -> u32 {
 
 #[test]
 fn the_tunnel_is_not_tracked_and_everything_else_is() {
-    for kind in BOTH {
+    for kind in kinds() {
         let w = world(&format!("fw-track-{kind}"));
         let mut fw = firewall(&w.node, kind, &w.folder);
         fw.apply(&host([published(Transport::Udp, 8080)]).rules()).unwrap();
