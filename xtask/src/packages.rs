@@ -146,6 +146,11 @@ pub(crate) const ALL: &[Package] = &[
     NFTABLES,
     OPENSSL,
     PYTHON,
+    Package {
+        name: "iptables",
+        program: "iptables-legacy-restore",
+        purpose: "rules where a kernel has no nf_tables",
+    },
 ];
 /// What the lane on another kernel needs.
 pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];

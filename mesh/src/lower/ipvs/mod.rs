@@ -5,6 +5,7 @@
 //! after any death of the daemon, and a second plan is empty.
 
 mod plan;
+pub mod rules;
 mod table;
 #[cfg(test)]
 mod tests;
