@@ -1,5 +1,7 @@
 //! The overlay's plans against the real kernel, in namespaces of our own: a node with an uplink, an outsider, tasks.
 
+mod routed;
+
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -51,6 +53,7 @@ fn set_up(ns: &Netns, link: &str, nets: &[&str], gateway: Option<&str>) {
         let via: IpAddr = g.parse().unwrap();
         let to = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().unwrap();
         add_route(&Route {
+            kind: Default::default(),
             table: TABLE_MAIN,
             to,
             via: Some(via),
@@ -463,11 +466,12 @@ fn a_failure_stops_only_what_builds_on_it_and_is_told_once() {
     // A namespace that goes between look and deed.
     let mut plan = overlay::plan(&round.wanted, &Default::default());
     let gone = Step::CreateVeth {
+        ns: overlay::Ns::Host,
         name: "nv1".into(),
         mac: Mac([2; 6]),
         mtu: 1450,
         alias: "netd:ep:x".into(),
-        task: w.path("nowhere"),
+        far: overlay::Ns::Task(w.path("nowhere")),
         peer: "eth0".into(),
         peer_mac: Mac([2; 6]),
     };
