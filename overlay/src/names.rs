@@ -78,6 +78,11 @@ pub fn sandbox_alias(vni: Vni) -> String {
     format!("{MARK}net:{vni}")
 }
 
+/// Whether an alias is one of those.
+pub(crate) fn is_sandbox(alias: &str) -> bool {
+    alias.strip_prefix(MARK).is_some_and(|rest| rest.starts_with("net:"))
+}
+
 /// VXLAN device of a network, in its sandbox.
 pub fn tunnel(vni: Vni) -> String {
     format!("nx{vni}")

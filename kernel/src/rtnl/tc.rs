@@ -41,6 +41,8 @@ const FLOWER_IPV6_SRC: u16 = 14;
 const FLOWER_IPV6_SRC_MASK: u16 = 15;
 /// `TCA_FLOWER_FLAGS`: whether hardware has it, which is no property of ours.
 const FLOWER_FLAGS: u16 = 22;
+/// `TCA_FLOWER_IN_HW_COUNT`, likewise.
+const FLOWER_IN_HW_COUNT: u16 = 86;
 const FW_ACT: u16 = 4;
 
 const ACT_KIND: u16 = 1;
@@ -274,6 +276,7 @@ fn flower(options: Attrs<'_>) -> Option<(Match, Verdict)> {
         FLOWER_IPV6_SRC,
         FLOWER_IPV6_SRC_MASK,
         FLOWER_FLAGS,
+        FLOWER_IN_HW_COUNT,
     ];
     if options.into_iter().any(|(kind, _)| !known.contains(&kind)) {
         return None;

@@ -25,11 +25,16 @@ fn paired((a_ns, a): (&Ns, &SeenLink), (b_ns, b): (&Ns, &SeenLink)) -> bool {
     match (lies(a, b_ns), lies(b, a_ns)) {
         (Some(false), _) | (_, Some(false)) => false,
         (Some(true), _) | (_, Some(true)) => true,
-        // An index tells the host's devices apart. Those of sandboxes have the same few again and again.
-        (None, None) => {
-            let with_sandbox = [a_ns, b_ns].iter().any(|n| matches!(n, Ns::Sandbox(_)));
-            !with_sandbox || a.alias.is_some() && a.alias == b.alias
-        }
+        // Both ends of a veth of ours bear one mark. An end that was made a moment ago may have none yet: then an index
+        // tells the host's devices apart; those of sandboxes have the same few again and again.
+        (None, None) => match (&a.alias, &b.alias) {
+            (Some(a), Some(b)) => a == b,
+            (one, other) => {
+                let with_sandbox = [a_ns, b_ns].iter().any(|n| matches!(n, Ns::Sandbox(_)));
+                let of_sandbox = [one, other].into_iter().flatten().any(|a| names::is_sandbox(a));
+                !with_sandbox && !of_sandbox
+            }
+        },
     }
 }
 
@@ -192,8 +197,9 @@ impl Planner<'_> {
             .tasks
             .iter()
             .filter_map(|(path, s)| Some((Ns::Task(path.clone()), s.as_ref()?)));
-        std::iter::once((Ns::Host, &self.observed.host))
-            .chain(sandboxes)
+        // Of sandboxes' devices it is known where they lead.
+        sandboxes
+            .chain(std::iter::once((Ns::Host, &self.observed.host)))
             .chain(tasks)
     }
 

@@ -224,6 +224,8 @@ fn settings(out: &mut Space, vni: Vni, setting: &Setting<'_>) {
         write(&format!("ipv4/conf/{device}/rp_filter"), "0");
         write(&format!("ipv4/conf/{device}/send_redirects"), "0");
     }
+    // Every sandbox tells its errors from the same address, so another one's come from an address of this one.
+    write(&format!("ipv4/conf/{tunnel}/accept_local"), "1");
     if setting.ipvs {
         // Entries of the packet filter for what IPVS knows already; a backend that is gone ends its flows; a segment in
         // the middle of a flow that IPVS does not know begins none.

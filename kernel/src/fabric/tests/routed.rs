@@ -223,7 +223,8 @@ fn at(address: &str, port: u16) -> String {
     SocketAddr::new(address.parse().unwrap(), port).to_string()
 }
 
-/// One echo request; the answer's source, `None`: none within a second.
+/// Echo requests until one is answered; the answer's source, `None`: none within five seconds. (A new cable may lose the
+/// first: linkwatch of the kernel wakes some of them up to a second later.)
 fn ping(from: &Netns, to: &str) -> Option<IpAddr> {
     let to: IpAddr = to.parse().unwrap();
     let (family, protocol, ask, answer) = match to {
@@ -232,7 +233,7 @@ fn ping(from: &Netns, to: &str) -> Option<IpAddr> {
     };
     netns::run_in(from, || {
         let fd = nix::sys::socket::socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol).unwrap();
-        setsockopt(&fd, ReceiveTimeout, &nix::sys::time::TimeVal::new(1, 0)).unwrap();
+        setsockopt(&fd, ReceiveTimeout, &nix::sys::time::TimeVal::new(0, 250_000)).unwrap();
         let mut echo = [ask, 0, 0, 0, 0x6e, 0x65, 0, 1];
         // RFC 1071; of ICMPv6 the kernel fills it in.
         let sum: u32 = echo
@@ -241,16 +242,15 @@ fn ping(from: &Netns, to: &str) -> Option<IpAddr> {
             .sum();
         let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
         echo[2..4].copy_from_slice(&sum.to_be_bytes());
-        sendto(
-            fd.as_raw_fd(),
-            &echo,
-            &SockaddrStorage::from(SocketAddr::new(to, 0)),
-            MsgFlags::empty(),
-        )
-        .ok()?;
+        let to_socket = SockaddrStorage::from(SocketAddr::new(to, 0));
+        let start = Instant::now();
         let mut buffer = [0u8; 256];
-        loop {
-            let n = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()).ok()?;
+        while start.elapsed() < Duration::from_secs(5) {
+            // Refused is: not yet.
+            let _ = sendto(fd.as_raw_fd(), &echo, &to_socket, MsgFlags::empty());
+            let Ok(n) = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty()) else {
+                continue;
+            };
             // IPv4 comes with its header.
             let icmp = if to.is_ipv4() { &buffer[20..n] } else { &buffer[..n] };
             if icmp[0] == answer && icmp[4..6] == [0x6e, 0x65] {
@@ -261,6 +261,7 @@ fn ping(from: &Netns, to: &str) -> Option<IpAddr> {
                 });
             }
         }
+        None
     })
     .unwrap()
 }
@@ -342,11 +343,17 @@ fn tasks_of_two_hosts_ping_and_speak_in_both_families_and_see_each_other() {
 fn an_address_that_is_nobodys_is_unreachable_and_a_foreign_source_goes_nowhere() {
     let c = Cluster::new("routed-nobody");
     let (a, b) = c.two();
-    for (mine, nobody) in [("10.77.16.5", "10.77.200.1"), ("fd00:77::1005", "fd00:77::c801")] {
-        let client = socket(&a, &at(mine, 0));
-        client.connect(at(nobody, 9)).unwrap();
-        client.send(b"?").unwrap();
-        let error = client.recv(&mut [0; 8]).unwrap_err();
+    // Of no block, of the host's own.
+    let mut nobodies = vec!["10.77.200.1", "10.77.16.6", "fd00:77::c801", "fd00:77::1006"];
+    if !*CLASSIFIERS {
+        // Of the other host's. What its sandbox answers gets a mark from a filter, and the packet filter that takes it off
+        // again is not here.
+        nobodies.extend(["10.77.16.22", "fd00:77::1016"]);
+    }
+    for nobody in nobodies {
+        let to: SocketAddr = at(nobody, 9).parse().unwrap();
+        let connect = || TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap_err();
+        let error = netns::run_in(&a, connect).unwrap();
         assert!(
             matches!(error.raw_os_error(), Some(libc::EHOSTUNREACH | libc::ENETUNREACH)),
             "{nobody}: {error}"
@@ -595,6 +602,10 @@ fn what_changes_is_changed_in_place_and_what_somebody_breaks_is_mended() {
 
 #[test]
 fn one_shape_follows_the_other_and_leaves_nothing_behind() {
+    if netns::run_in_new(crate::netfilter::observe).unwrap().is_err() {
+        eprintln!("the other shape is not tried here: this kernel lacks nf_tables");
+        return;
+    }
     let c = Cluster::new("routed-shapes");
     let a = c.task("a");
     let d = c.desired(1, &[("a", 4096, 5)]);
