@@ -342,6 +342,10 @@ pub struct ClassifierPlace {
 
 /// A network's namespace, or what stands in its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "there is one a network, and nearly all are the large one"
+)]
 pub enum SeenSandbox {
     /// Nothing.
     Absent,

@@ -187,10 +187,15 @@ fn socket(ns: &Netns, at: &str) -> UdpSocket {
     s.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     s
 }
-/// Sends a question and takes the answer; tells the source that the server saw.
+/// Sends a question until it is heard, and takes the answer; tells the source that the server saw. (A veth whose other end
+/// went down and up again may lose what is sent until the kernel's linkwatch has seen it, up to a second later.)
 fn ask(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
-    client.send_to(b"?", server.local_addr().unwrap()).unwrap();
-    let (_, seen) = server.recv_from(&mut [0; 8]).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+    let mut questions = (0..20).filter_map(|_| {
+        client.send_to(b"?", server.local_addr().unwrap()).unwrap();
+        server.recv_from(&mut [0; 8]).ok()
+    });
+    let (_, seen) = questions.next().unwrap();
     server.send_to(b"!", seen).unwrap();
     assert_eq!(client.recv_from(&mut [0; 8]).unwrap().1, server.local_addr().unwrap());
     seen

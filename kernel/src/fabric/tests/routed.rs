@@ -319,7 +319,10 @@ fn tasks_of_two_hosts_ping_and_speak_in_both_families_and_see_each_other() {
         // Larger than a packet may be: in pieces.
         let client = socket(&a, &at(mine, 0));
         client.send_to(&[7; 4000], at(theirs, 700)).unwrap();
-        assert_eq!(server.recv_from(&mut [0; 5000]).unwrap().0, 4000);
+        server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        // (Questions may have been heard twice.)
+        let mut sizes = std::iter::from_fn(|| server.recv_from(&mut [0; 5000]).ok().map(|(n, _)| n));
+        assert_eq!(sizes.find(|n| *n > 1), Some(4000));
         // A VIP answers, also where nobody is behind it, and so does the other end of the task's cable.
         let vip = if mine.contains(':') { "fd00:77::1" } else { "10.77.0.1" };
         assert_eq!(ping(&a, vip), Some(vip.parse().unwrap()));
