@@ -52,6 +52,7 @@ pub(super) fn set_up(ns: &Netns, link: &str, nets: &[&str], gateways: &[&str]) {
             protocol: 4,
             metric: 0,
             mtu: None,
+            kind: Default::default(),
         })
     }));
     rtnl.execute_all(&requests).unwrap();
