@@ -184,6 +184,7 @@ pub(crate) fn service() -> ServiceView {
             backend(1, EndpointState::Ready, None),
             backend(2, EndpointState::Draining, Some("draining")),
         ],
+        stuck: None,
     }
 }
 

@@ -12,10 +12,19 @@ use model::{
 use super::State;
 use crate::placement::slots::{all, common, drop_highest, minus, take_lowest, union};
 
-/// A placement in which slots that go on somewhere and have no place are placed there: they keep their numbers.
-pub(super) fn with_homeless(placed: &Placed, leaving: &Placed) -> Placed {
+/// A placement in which slots that go on somewhere and have no place, or one on a dead node, are placed there: they keep
+/// their numbers.
+pub(super) fn with_homeless(placed: &Placed, leaving: &Placed, alive: impl Fn(&NodeId) -> bool) -> Placed {
     let mut out = placed.clone();
-    let mut known = all(placed.values());
+    if leaving.is_empty() {
+        return out;
+    }
+    let runs = all(leaving.iter().filter(|(node, _)| alive(node)).map(|(_, slots)| slots));
+    for (_, slots) in out.iter_mut().filter(|(node, _)| !runs.is_empty() && !alive(node)) {
+        *slots = minus(slots, &runs);
+    }
+    out.retain(|_, slots| !slots.is_empty());
+    let mut known = all(out.values());
     for (node, slots) in leaving {
         let homeless = minus(slots, &known);
         if !homeless.is_empty() {
@@ -25,6 +34,13 @@ pub(super) fn with_homeless(placed: &Placed, leaving: &Placed) -> Placed {
         }
     }
     out
+}
+
+/// Slots that go on somewhere and are placed elsewhere.
+pub(super) fn apart(leaving: &Placed, placed: &Placed) -> Placed {
+    let here = |node| placed.get(node).cloned().unwrap_or_default();
+    let all = leaving.iter().map(|(node, slots)| (*node, minus(slots, &here(node))));
+    all.filter(|(_, slots)| !slots.is_empty()).collect()
 }
 
 /// Takes `which` out of a placement.
@@ -78,13 +94,20 @@ pub(super) fn leaving(
     let surplus = homeless.len().saturating_sub(missing);
     drop_highest(&mut homeless, surplus);
     let wanted = union(&placed, &homeless);
-    let mut out = before.clone();
-    join(&mut out, left.clone());
-    out.retain(|node, slots| {
+    // Most of it stays where it is: only what differs is looked at, and copied.
+    let differs = before
+        .iter()
+        .chain(left)
+        .filter(|(node, slots)| now.get(node) != Some(*slots) && alive(node));
+    let mut out = Placed::new();
+    for (node, slots) in differs {
         let here = now.get(node).cloned().unwrap_or_default();
-        *slots = minus(&common(slots, &wanted), &here);
-        alive(node) && !slots.is_empty()
-    });
+        let goes_on = minus(&common(slots, &wanted), &here);
+        if !goes_on.is_empty() {
+            let set = out.entry(*node).or_default();
+            *set = union(set, &goes_on);
+        }
+    }
     out
 }
 
