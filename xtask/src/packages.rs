@@ -122,7 +122,7 @@ const KMOD: Package = Package {
 const IPTABLES: Package = Package {
     name: "iptables",
     program: "iptables-legacy",
-    purpose: "reading its rules, and those that are compared with",
+    purpose: "rules where a kernel has no nf_tables, and reading them",
 };
 const IPVSADM: Package = Package {
     name: "ipvsadm",
@@ -146,11 +146,7 @@ pub(crate) const ALL: &[Package] = &[
     NFTABLES,
     OPENSSL,
     PYTHON,
-    Package {
-        name: "iptables",
-        program: "iptables-legacy-restore",
-        purpose: "rules where a kernel has no nf_tables",
-    },
+    IPTABLES,
 ];
 /// What the lane on another kernel needs.
 pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];

@@ -37,8 +37,9 @@ const MODULES: &[&str] = &[
 /// Folders that are the guest's own, and empty.
 const OWN: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
 
+/// Tests know by `NETD_LANE` that what the lane is for has to be there.
 const BEGIN: &str = r#"#!/bin/sh
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/tmp LC_ALL=C.UTF-8 NETD_LANE=ipvs
 off() {
     echo o >/proc/sysrq-trigger
     sleep 60

@@ -29,8 +29,8 @@ use crate::ui::table;
 pub(crate) use own::own;
 use several::Work;
 
-/// Which tests of crate `kernel` are the lane's.
-const KERNEL: &str = "ipvs::";
+/// Which tests of crate `kernel` are the lane's: IPVS, the rules of its mode (here those of iptables), the overlay of its mode.
+const KERNEL: [&str; 3] = ["ipvs::", "firewall::", "fabric::tests::routed::"];
 /// Which of this program's own: what becomes of a guest that goes wrong.
 const LANE: &str = "lane::ipvs::uml::tests::";
 /// The name of the check of rules made by hand.
@@ -68,7 +68,7 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
         // They are ignored where they are run without being asked for: most machines have no IPVS.
         work.extend(chosen(
             vec![programs::of_kernel()?],
-            Some(KERNEL),
+            &KERNEL,
             filter,
             " --include-ignored",
         )?);
@@ -80,7 +80,7 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
         let built = build::programs(Profile::Debug, build::ALL)?;
         let programs = programs::build(&["-p", "tests", "--tests"])?;
         // One lab at a time in a guest, as elsewhere.
-        let mut all = chosen(programs, None, filter, " --test-threads=1")?;
+        let mut all = chosen(programs, &[""], filter, " --test-threads=1")?;
         for one in &mut all {
             one.script.insert_str(0, &own::environment(&built));
         }
@@ -145,10 +145,10 @@ fn by_hand() -> anyhow::Result<Work> {
     })
 }
 
-/// The tests whose whole name, `program::test`, contains the filter; of those whose own begins with `within`.
+/// The tests whose whole name, `program::test`, contains the filter; of those whose own begins with one of `within`.
 fn chosen(
     programs: Vec<TestProgram>,
-    within: Option<&str>,
+    within: &[&str],
     filter: Option<&str>,
     options: &str,
 ) -> anyhow::Result<Vec<Work>> {
@@ -156,7 +156,7 @@ fn chosen(
     for program in programs {
         let name = &program.name;
         let tests = program.list(|test| {
-            test.starts_with(within.unwrap_or_default())
+            within.iter().any(|start| test.starts_with(start))
                 && format!("{name}::{test}").contains(filter.unwrap_or_default())
         })?;
         if !tests.is_empty() {

@@ -9,7 +9,8 @@ use lab::eventually;
 
 use super::*;
 
-const LIMIT: Duration = Duration::from_secs(60);
+/// For what takes seconds, on a machine that is busy too.
+const LIMIT: Duration = Duration::from_secs(300);
 
 fn guest(script: &str, limit: Duration) -> (anyhow::Result<i32>, Vec<String>) {
     let mut said = Vec::new();
@@ -63,13 +64,19 @@ fn a_kernel_that_panics_is_a_failure_with_its_last_words() {
 #[test]
 #[ignore = "boots User-Mode Linux: cargo xtask test --lane ipvs"]
 fn a_guest_that_hangs_is_a_failure_and_ended() {
-    let (told, said) = guest("echo before; exec sleep 600", Duration::from_secs(10));
-    let why = told.unwrap_err().to_string();
-    assert_eq!(said, ["before"]);
-    assert!(
-        why.contains("not done after 10 s") && why.contains("its last line: before"),
-        "{why}"
-    );
+    // A machine that is busy may take longer to boot one.
+    for limit in [10, 60, 300] {
+        let (told, said) = guest("echo before; exec sleep 600", Duration::from_secs(limit));
+        let why = told.unwrap_err().to_string();
+        let end = format!("not done after {limit} s");
+        assert!(why.contains(&end), "{why}");
+        if !said.is_empty() {
+            assert_eq!(said, ["before"]);
+            assert!(why.contains("its last line: before"), "{why}");
+            return;
+        }
+    }
+    panic!("no guest has ever booted");
 }
 
 /// Run by the next one, as a process of its own.
@@ -109,7 +116,7 @@ fn who_is_killed_leaves_no_guest() {
         all.iter()
             .filter(|(pid, line)| command_line(*pid).as_ref() == Some(line))
     };
-    let gone = eventually("all of it to be gone", Duration::from_secs(5), || {
+    let gone = eventually("all of it to be gone", Duration::from_secs(60), || {
         Ok(left().next().is_none())
     });
     assert!(gone.is_ok(), "{:?}", left().collect::<Vec<_>>());
