@@ -121,7 +121,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let programs = match args.name {
         Name::Ipvs => match &args.extra.inside {
             Some(folder) => folder.clone(),
-            None => ipvs::build(part)?,
+            None => {
+                if part == ipvs::Part::All {
+                    crate::lane::ipvs::offered()?;
+                }
+                ipvs::build(part)?
+            }
         },
         Name::Joins | Name::Placement => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
         _ if args.baseline => build::programs(Profile::Release, build::LAB)?,

@@ -26,7 +26,7 @@ use super::seen;
 use crate::build::{self, Profile};
 use crate::packages;
 use crate::ui::table;
-pub(crate) use own::own;
+pub(crate) use own::{offered, own};
 use several::Work;
 
 /// Which tests of crate `kernel` are the lane's: IPVS, the rules of its mode (here those of iptables), the overlay of its mode.
@@ -55,6 +55,7 @@ pub(crate) struct What {
 pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Result<()> {
     packages::ensure(packages::IPVS)?;
     if what.e2e {
+        offered()?;
         packages::ensure(packages::ALL)?;
     }
     let start = Instant::now();
