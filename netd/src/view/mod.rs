@@ -12,6 +12,7 @@ use std::{
 use model::{
     EndpointId, EndpointRow, EndpointState, Intent, Name, NodeId, NodeRow, RowBody, RowKey,
     api::{BackendView, NodeHealth},
+    row::Datapath,
 };
 
 pub use balance::mesh_wanted;
@@ -124,6 +125,8 @@ pub fn held(facts: &Facts) -> BTreeMap<NodeId, u64> {
 pub struct Here {
     /// This node.
     pub me: NodeId,
+    /// Its data path.
+    pub datapath: Datapath,
     /// Its data-path address.
     pub vtep: Ipv4Addr,
     /// UDP port of VXLAN.
