@@ -4,6 +4,8 @@
 //! itself changed, and now and then without a reason. What failed stays in the status and is tried again; a second pass
 //! over an unchanged world writes nothing.
 
+mod choose;
+mod ebpf;
 pub mod host;
 mod pass;
 mod reserve;
@@ -24,6 +26,7 @@ use tokio::sync::watch;
 
 use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresses};
 
+pub use choose::Chosen;
 pub use pass::{Kernel, KernelError};
 
 /// Changes that arrive together are one pass: a burst of rows costs one plan, and nobody notices the wait.
@@ -83,6 +86,7 @@ pub struct Reconciler {
     wake: SyncSender<Wake>,
     status: watch::Receiver<Arc<Reconciled>>,
     counters: Arc<Mutex<BTreeMap<String, u64>>>,
+    chosen: Chosen,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -103,6 +107,7 @@ impl Reconciler {
         let (wake, woken) = sync_channel(8);
         let (out, status) = watch::channel(Arc::new(Reconciled::default()));
         let counters = Arc::new(Mutex::new(BTreeMap::new()));
+        let chosen = kernel.chosen().clone();
         watch_kernel(wake.clone())?;
         watch_policies(wake.clone())?;
         let thread = std::thread::Builder::new().name("reconcile".into()).spawn({
@@ -126,6 +131,7 @@ impl Reconciler {
             wake,
             status,
             counters,
+            chosen,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -139,6 +145,11 @@ impl Reconciler {
     /// The intent changed.
     pub fn decided(&self) {
         let _ = self.wake.try_send(Wake::Decided);
+    }
+
+    /// The data path in use, and why.
+    pub fn chosen(&self) -> &Chosen {
+        &self.chosen
     }
 
     /// What the last pass came to.

@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use model::{Proto, Vni, intent::Vip, spec::Lb};
@@ -35,7 +35,7 @@ pub struct Sandbox {
     /// Marks of packets to VIPs, from tasks and from the node. Another protocol than TCP and UDP has none.
     pub vips: BTreeMap<IpAddr, VipMarks>,
     /// Marks of packets that tasks of this network send to published ports of this very node.
-    pub doors: BTreeMap<DoorKey, Mark>,
+    pub near: BTreeMap<(IpAddr, Proto, u16), Mark>,
 }
 
 /// The marks of a VIP.
@@ -47,30 +47,24 @@ pub struct VipMarks {
     pub other: Option<Mark>,
 }
 
-/// A published port on one address of this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// A published port.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DoorKey {
-    /// Address.
-    pub address: IpAddr,
     /// Protocol.
     pub proto: Proto,
     /// Published port.
     pub port: u16,
+    /// Addresses of the node that it answers on; none: all that [`Wanted::local`] can mean, also those to come.
+    pub on: Option<BTreeSet<IpAddr>>,
 }
 
-impl std::fmt::Display for DoorKey {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "port {}/{} of {}", self.port, self.proto, self.address)
-    }
-}
-
-/// Where a published port leads to.
+/// Where it leads to. A family that has no way stays the host's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Door {
-    /// Network.
-    pub vni: Vni,
     /// A VIP; for a port of mode host an endpoint of this node.
-    pub address: IpAddr,
+    pub v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub v6: Option<Ipv6Addr>,
     /// Port there.
     pub port: u16,
 }
@@ -81,16 +75,14 @@ pub fn lower(wanted: &Wanted) -> Lowered {
     for (index, service) in &wanted.services {
         let backends = out.usable(service);
         out.vips(*index, service, &backends);
-        for family in [Family::V4, Family::V6] {
-            let ways = Ways::new(service, &backends, family);
-            for port in &service.ports {
-                out.door(wanted, *index, service, port, &ways);
-            }
+        let ways = [Family::V4, Family::V6].map(|family| Ways::new(service, &backends, family));
+        for port in &service.ports {
+            out.door(wanted, *index, service, port, &ways);
         }
     }
     Lowered {
         networks: out.networks,
-        doors: out.doors.into_iter().map(|(key, (_, door))| (key, door)).collect(),
+        doors: out.doors,
         problems: out.problems.into_iter().collect(),
     }
 }
@@ -100,8 +92,9 @@ type Usable<'w> = Vec<(&'w BackendId, &'w Backend)>;
 #[derive(Default)]
 struct Lowering {
     networks: BTreeMap<Vni, Sandbox>,
-    /// With the service that has it.
-    doors: BTreeMap<DoorKey, (u32, Door)>,
+    doors: BTreeMap<DoorKey, Door>,
+    /// Who has a port, and of which addresses.
+    holders: BTreeMap<(Proto, u16), Vec<(u32, Option<BTreeSet<IpAddr>>)>>,
     problems: BTreeSet<Problem>,
 }
 
@@ -182,60 +175,75 @@ impl Lowering {
         mark
     }
 
-    /// A published port on the addresses of this node, for one family.
-    fn door(&mut self, wanted: &Wanted, index: u32, service: &wanted::Service, port: &Port, ways: &Ways<'_>) {
+    /// A published port on the addresses of this node.
+    fn door(&mut self, wanted: &Wanted, index: u32, service: &wanted::Service, port: &Port, ways: &[Ways<'_>; 2]) {
         let Some(mark) = self.mark(index, port) else { return };
-        let to = if port.host {
-            // Without one here the port stays the host's own.
-            let Some((vni, address)) = ways.own() else { return };
-            let own: Vec<(IpAddr, &Backend)> = ways.own.iter().filter(|(_, b)| b.vni == vni).copied().collect();
-            self.put(vni, mark, ways.family, balanced(service.lb, &own, port.target));
-            Door {
-                vni,
-                address,
-                port: port.target,
-            }
-        } else {
-            let Some((vni, address)) = ways.vip else { return };
-            Door {
-                vni,
-                address,
-                port: port.published,
-            }
+        let key = DoorKey {
+            proto: port.proto,
+            port: port.published,
+            on: port
+                .on
+                .as_ref()
+                .map(|on| on.iter().copied().filter(wanted::publishable).collect()),
         };
-        // Tasks of these networks find a backend in their own; others take the way by the node.
-        let near: Vec<(Vni, Mark)> = match port.host {
-            true => vec![(to.vni, mark)],
-            false => self.near(service, port, ways.family),
+        let mut door = Door {
+            v4: None,
+            v6: None,
+            port: if port.host { port.target } else { port.published },
         };
-        let fits = |ip: &&IpAddr| Family::of(**ip) == ways.family && wanted::publishable(ip);
-        for ip in wanted.local.iter().filter(fits) {
-            if port.on.as_ref().is_some_and(|on| !on.contains(ip)) {
-                continue;
-            }
-            let key = DoorKey {
-                address: *ip,
-                proto: port.proto,
-                port: port.published,
+        let leads = |w: &Ways<'_>| if port.host { w.own().is_some() } else { w.vip.is_some() };
+        // Ports of mode host are kept apart by placement: two services may have one, on different nodes.
+        if !ways.iter().any(leads) || !self.hold(index, &key) {
+            return;
+        }
+        for way in ways {
+            // Tasks of these networks find a backend in their own; others take the way by the node.
+            let (address, near) = if port.host {
+                // Without one here the port stays the host's own.
+                let Some((vni, address)) = way.own() else { continue };
+                let own: Vec<(IpAddr, &Backend)> = way.own.iter().filter(|(_, b)| b.vni == vni).copied().collect();
+                self.put(vni, mark, way.family, balanced(service.lb, &own, port.target));
+                (address, vec![(vni, mark)])
+            } else {
+                let Some((_, address)) = way.vip else { continue };
+                (address, self.near(service, port, way.family))
             };
-            match self.doors.get(&key) {
-                Some((other, _)) if *other != index => {
-                    let what = key.to_string();
-                    self.problems.insert(Problem::Taken(index, what, *other));
-                    continue;
-                }
-                _ => drop(self.doors.insert(key, (index, to))),
+            match address {
+                IpAddr::V4(a) => door.v4 = Some(a),
+                IpAddr::V6(a) => door.v6 = Some(a),
             }
             // The loopback of a task is its own.
-            if ip.is_loopback() {
-                continue;
-            }
-            for (vni, mark) in &near {
-                if let Some(sandbox) = self.networks.get_mut(vni) {
-                    sandbox.doors.insert(key, *mark);
+            let reached = |ip: &&IpAddr| {
+                Family::of(**ip) == way.family
+                    && wanted::publishable(ip)
+                    && !ip.is_loopback()
+                    && key.on.as_ref().is_none_or(|on| on.contains(ip))
+            };
+            for ip in wanted.local.iter().filter(reached) {
+                for (vni, mark) in &near {
+                    if let Some(sandbox) = self.networks.get_mut(vni) {
+                        sandbox.near.insert((*ip, port.proto, port.published), *mark);
+                    }
                 }
             }
         }
+        self.doors.insert(key, door);
+    }
+
+    /// Takes a port of some addresses for a service; `false`: another one has one of them.
+    fn hold(&mut self, index: u32, key: &DoorKey) -> bool {
+        let holders = self.holders.entry((key.proto, key.port)).or_default();
+        let meets = |on: &Option<BTreeSet<IpAddr>>| match (on, &key.on) {
+            (Some(a), Some(b)) => !a.is_disjoint(b),
+            _ => true,
+        };
+        if let Some((other, _)) = holders.iter().find(|(other, on)| *other != index && meets(on)) {
+            let what = format!("port {}/{}", key.port, key.proto);
+            self.problems.insert(Problem::Taken(index, what, *other));
+            return false;
+        }
+        holders.push((index, key.on.clone()));
+        true
     }
 
     /// The marks that a port has on the VIPs of one family.

@@ -197,12 +197,8 @@ fn a_service_with_backends_here_and_there() {
           node 198.18.0.1 53/udp -> +4
           node 2001:db8::1 80/tcp -> +1
           node 2001:db8::1 53/udp -> +4
-        door 127.0.0.1 80/tcp -> 4096 10.77.0.2:80
-        door 127.0.0.1 53/udp -> 4096 10.77.0.2:53
-        door 198.18.0.1 80/tcp -> 4096 10.77.0.2:80
-        door 198.18.0.1 53/udp -> 4096 10.77.0.2:53
-        door 2001:db8::1 80/tcp -> 4096 [fd00::2]:80
-        door 2001:db8::1 53/udp -> 4096 [fd00::2]:53
+        door 80/tcp -> 10.77.0.2:80 [fd00::2]:80
+        door 53/udp -> 10.77.0.2:53 [fd00::2]:53
         ",
     );
 }
@@ -223,8 +219,7 @@ fn a_service_without_backends_refuses_on_ipv4_and_leaves_ipv6_to_the_host() {
           vip fd00::2 80/tcp -> +1
           vip fd00::2 -> +800002
           node 198.18.0.1 80/tcp -> +1
-        door 127.0.0.1 80/tcp -> 4096 10.77.0.2:80
-        door 198.18.0.1 80/tcp -> 4096 10.77.0.2:80
+        door 80/tcp -> 10.77.0.2:80
         ",
     );
 }
@@ -242,11 +237,12 @@ fn a_service_on_two_networks_is_balanced_on_each_and_entered_by_the_fuller() {
     ));
     let l = lower(&wanted([two.clone()]));
     assert_eq!(l.problems, []);
-    let all: Vec<&Door> = l.doors.values().collect();
-    assert!(
-        all.iter().all(|d| d.vni == vni(APP)),
-        "of two equals the first: {all:?}"
-    );
+    let to = |l: &Lowered| {
+        let door = *l.doors.values().next().unwrap();
+        (door.v4.unwrap().to_string(), door.v6.map(|a| a.to_string()))
+    };
+    let app = ("10.77.0.2".to_owned(), Some("fd00::2".to_owned()));
+    assert_eq!(to(&l), app, "of two equals the first");
     for (net, first) in [(APP, "10.77.1.1:80"), (DB, "10.78.1.1:80")] {
         let sandbox = &l.networks[&vni(net)];
         let key = ServiceKey {
@@ -259,12 +255,8 @@ fn a_service_on_two_networks_is_balanced_on_each_and_entered_by_the_fuller() {
             .map(|d| d.to_string())
             .collect();
         assert_eq!((dests.len(), dests[0].as_str()), (2, first));
-        let door = DoorKey {
-            address: "198.18.0.1".parse().unwrap(),
-            proto: Proto::Tcp,
-            port: 80,
-        };
-        assert_eq!(sandbox.doors.get(&door), Some(&(MARK_BASE + 1)), "its tasks stay in it");
+        let near = ("198.18.0.1".parse().unwrap(), Proto::Tcp, 80);
+        assert_eq!(sandbox.near.get(&near), Some(&(MARK_BASE + 1)), "its tasks stay in it");
     }
     // The tasks leave the first network.
     let mut moved = two;
@@ -272,11 +264,7 @@ fn a_service_on_two_networks_is_balanced_on_each_and_entered_by_the_fuller() {
         .backends
         .retain(|_, b| b.vni == vni(DB) || b.place == Place::Local { ifindex: 7 });
     let l = lower(&wanted([moved]));
-    let v4 = l.doors.iter().filter(|(k, _)| k.address.is_ipv4());
-    let v4: BTreeSet<String> = v4.map(|(_, d)| format!("{} {}", d.vni, d.address)).collect();
-    assert_eq!(v4, ["4097 10.78.0.9".to_owned()].into());
-    let v6 = l.doors.iter().find(|(k, _)| k.address.is_ipv6()).unwrap().1;
-    assert_eq!(v6.vni, vni(APP), "where IPv6 is");
+    assert_eq!(to(&l), ("10.78.0.9".to_owned(), app.1), "IPv6 where it is");
 }
 
 #[test]
@@ -297,20 +285,27 @@ fn ports_of_mode_host_lead_to_a_task_of_this_node() {
             [fd00::1:1]:8080 1
           node 198.18.0.1 80/tcp -> +1
           node 2001:db8::1 80/tcp -> +1
-        door 127.0.0.1 80/tcp -> 4096 10.77.1.1:8080
-        door 198.18.0.1 80/tcp -> 4096 10.77.1.1:8080
-        door 2001:db8::1 80/tcp -> 4096 [fd00::1:1]:8080
+        door 80/tcp -> 10.77.1.1:8080 [fd00::1:1]:8080
         ",
     );
-    s.backends.retain(|id, _| id.node != NodeId(1));
-    assert_eq!(lower(&wanted([s])), Lowered::default(), "the port is the host's");
+    let mut elsewhere = s.clone();
+    elsewhere.backends.retain(|id, _| id.node != NodeId(1));
+    assert_eq!(
+        lower(&wanted([elsewhere.clone()])),
+        Lowered::default(),
+        "the port is the host's"
+    );
+    // Two services with one port of mode host, on different nodes.
+    let l = lower(&wanted([elsewhere, s]));
+    assert_eq!((l.doors.len(), l.problems.len()), (1, 0));
 }
 
 #[test]
 fn ports_of_one_address_answer_there_alone() {
     let s = service(&[("198.18.0.1:80:81", 5), ("127.0.0.1:80:81", 6)], [backend(1, APP, 2)]);
     let l = lower(&wanted([s]));
-    let doors: Vec<String> = l.doors.keys().map(|k| k.address.to_string()).collect();
+    let doors = l.doors.keys().flat_map(|k| k.on.iter().flatten());
+    let doors: Vec<String> = doors.map(|a| a.to_string()).collect();
     assert_eq!(doors, ["127.0.0.1", "198.18.0.1"]);
     let sandbox = &l.networks[&vni(APP)];
     let marks: BTreeSet<&Mark> = sandbox.vips.values().flat_map(|v| v.ports.values()).collect();
@@ -319,7 +314,7 @@ fn ports_of_one_address_answer_there_alone() {
         [&(MARK_BASE + 6)].into(),
         "one port, one target, one of the marks"
     );
-    assert_eq!(sandbox.doors.values().collect::<Vec<_>>(), [&(MARK_BASE + 6)]);
+    assert_eq!(sandbox.near.values().collect::<Vec<_>>(), [&(MARK_BASE + 6)]);
 }
 
 #[test]
@@ -370,7 +365,7 @@ fn what_is_left_out_is_said() {
     let count = |f: fn(&Problem) -> bool| l.problems.iter().filter(|p| f(p)).count();
     assert_eq!(count(|p| matches!(p, Problem::Unreachable(..))), 2);
     assert_eq!(count(|p| matches!(p, Problem::NoMark(..))), 2, "{:?}", l.problems);
-    assert_eq!(count(|p| matches!(p, Problem::Taken(9, _, 8))), 2);
+    assert_eq!(count(|p| matches!(p, Problem::Taken(9, _, 8))), 1);
     assert!(l.problems.iter().all(|p| p.to_string().contains("try: ")));
     let marks: Vec<Mark> = l.networks[&vni(APP)].table.services.keys().map(|k| k.mark).collect();
     assert!(marks.iter().all(|m| (MARK_BASE..MARK_BASE + (1 << 24)).contains(m)));
