@@ -1,7 +1,7 @@
 //! The eBPF data path: objects, rows, programs, and the maps of balancing.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     path::{Path, PathBuf},
 };
 

@@ -122,18 +122,16 @@ fn show(l: &Lowered) -> String {
                 writeln!(out, "  vip {vip} -> {}", mark(m)).unwrap();
             }
         }
-        for (key, m) in &sandbox.doors {
-            writeln!(out, "  node {} {}/{} -> {}", key.address, key.port, key.proto, mark(m)).unwrap();
+        for ((address, proto, port), m) in &sandbox.near {
+            writeln!(out, "  node {address} {port}/{proto} -> {}", mark(m)).unwrap();
         }
     }
     for (key, door) in &l.doors {
-        let to = std::net::SocketAddr::new(door.address, door.port);
-        writeln!(
-            out,
-            "door {} {}/{} -> {} {to}",
-            key.address, key.port, key.proto, door.vni
-        )
-        .unwrap();
+        let on = key.on.iter().flatten().map(|a| format!(" on {a}"));
+        let to = [door.v4.map(IpAddr::V4), door.v6.map(IpAddr::V6)].into_iter().flatten();
+        let to = to.map(|a| format!(" {}", std::net::SocketAddr::new(a, door.port)));
+        let (on, to): (String, String) = (on.collect(), to.collect());
+        writeln!(out, "door {}/{}{on} ->{to}", key.port, key.proto).unwrap();
     }
     for p in &l.problems {
         writeln!(out, "problem {p}").unwrap();
