@@ -7,6 +7,8 @@
 mod lower;
 mod plan;
 mod table;
+#[cfg(test)]
+mod tests;
 
 pub use lower::{Door, DoorKey, Lowered, Sandbox, VIP_MARKS, VipMarks, lower};
 pub use plan::{Step, plan};

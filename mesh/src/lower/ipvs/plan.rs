@@ -1,6 +1,6 @@
 //! The difference between two tables, in an order that is good at every step.
 
-use super::table::{Dest, DestKey, Forward, Scheduler, Service, ServiceKey, Settings, Table, Timeouts};
+use super::table::{Dest, DestKey, Scheduler, Service, ServiceKey, Settings, Table, Timeouts};
 
 /// One write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,7 +49,9 @@ pub enum Step {
 ///    needs a table is filled first and gets its scheduler last: `mh` then builds one table, not one for each backend.
 /// 4. Services that go.
 ///
-/// A plan that was cut short anywhere is continued by the next one.
+/// A plan that was cut short anywhere is continued by the next one. A service that had a backend for new flows and goes on
+/// to have one has one at every step; but the kernel itself is without a scheduler for a moment (one RCU grace period)
+/// when a service changes from one to another.
 pub fn plan(seen: &Table, wanted: &Table) -> Vec<Step> {
     let mut steps = Vec::new();
     let timeouts = merge(seen.timeouts, wanted.timeouts);
@@ -154,7 +156,7 @@ fn has_other(old: &Service, new: &Service) -> bool {
 
 /// It stops taking new flows.
 fn drains(held: &Dest, value: &Dest) -> bool {
-    held.weight > 0 && value.weight == 0 && held.forward == value.forward && held.forward != Forward::Other
+    held.weight > 0 && value.weight == 0
 }
 
 fn draining<'a>(key: ServiceKey, old: &'a Service, new: &'a Service) -> impl Iterator<Item = Step> + 'a {

@@ -1,6 +1,10 @@
 //! What IPVS holds in one network namespace.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+};
 
 /// A firewall mark: `MARK_BASE + index`, the index being the log's number for (service, target port, protocol).
 pub type Mark = u32;
@@ -76,13 +80,63 @@ pub enum Scheduler {
     Other,
 }
 
+impl Scheduler {
+    /// Those that netd asks for.
+    pub const ALL: [Scheduler; 6] = [
+        Scheduler::Mh,
+        Scheduler::Rr,
+        Scheduler::Wrr,
+        Scheduler::Lc,
+        Scheduler::Wlc,
+        Scheduler::Sh,
+    ];
+
+    /// As the kernel calls it; its module is `ip_vs_` and this.
+    pub fn name(self) -> &'static str {
+        match self {
+            Scheduler::Mh => "mh",
+            Scheduler::Rr => "rr",
+            Scheduler::Wrr => "wrr",
+            Scheduler::Lc => "lc",
+            Scheduler::Wlc => "wlc",
+            Scheduler::Sh => "sh",
+            Scheduler::None => "none",
+            Scheduler::Other => "other",
+        }
+    }
+
+    /// The one that the kernel calls so.
+    pub fn named(name: &str) -> Self {
+        Scheduler::ALL
+            .into_iter()
+            .chain([Scheduler::None])
+            .find(|s| s.name() == name)
+            .unwrap_or(Scheduler::Other)
+    }
+}
+
+impl fmt::Display for Scheduler {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// Switches of [`Scheduler::Mh`] and [`Scheduler::Sh`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct SchedFlags {
     /// The hash is over the client's port too (`mh-port`).
     pub port: bool,
-    /// Where the hash names a backend of weight 0, another is taken (`mh-fallback`).
+    /// Where the hash names a backend of weight 0, another is taken (`mh-fallback`). Without it such a flow is refused:
+    /// the table keeps a backend that drains, by the weight that it had last (net/netfilter/ipvs/ip_vs_mh.c).
     pub fallback: bool,
+}
+
+impl SchedFlags {
+    /// What `--lb maglev` takes: by client and port, and around backends that drain.
+    pub const MAGLEV: SchedFlags = SchedFlags {
+        port: true,
+        fallback: true,
+    };
 }
 
 /// What a service is told beside its backends.
@@ -187,4 +241,18 @@ pub struct Table {
     pub services: BTreeMap<ServiceKey, Service>,
     /// Timeouts.
     pub timeouts: Timeouts,
+}
+
+impl Table {
+    /// Takes `rr` where a scheduler is not among those that the kernel offers, and tells for which services.
+    pub fn settle_for(&mut self, offered: &BTreeSet<Scheduler>) -> BTreeMap<ServiceKey, Scheduler> {
+        let mut replaced = BTreeMap::new();
+        for (key, service) in &mut self.services {
+            if service.scheduler != Scheduler::Rr && !offered.contains(&service.scheduler) {
+                replaced.insert(*key, std::mem::replace(&mut service.scheduler, Scheduler::Rr));
+                service.flags = SchedFlags::default();
+            }
+        }
+        replaced
+    }
 }
