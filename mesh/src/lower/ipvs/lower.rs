@@ -336,10 +336,13 @@ fn balanced(lb: Lb, backends: &[(IpAddr, &Backend)], port: u16) -> Service {
 /// places (ip_vs_mh.c and ip_vs_sh.c look at the last weight that was none): without the fallback its share is refused.
 fn scheduler(lb: Lb) -> (Scheduler, SchedFlags) {
     let plain = SchedFlags::default();
-    let hash = |port| SchedFlags { port, fallback: true };
+    let address = SchedFlags {
+        port: false,
+        ..SchedFlags::MAGLEV
+    };
     match lb {
-        Lb::Maglev => (Scheduler::Mh, hash(true)),
-        Lb::Sh => (Scheduler::Sh, hash(false)),
+        Lb::Maglev => (Scheduler::Mh, SchedFlags::MAGLEV),
+        Lb::Sh => (Scheduler::Sh, address),
         Lb::Rr => (Scheduler::Rr, plain),
         Lb::Wrr => (Scheduler::Wrr, plain),
         Lb::Lc => (Scheduler::Lc, plain),
