@@ -1,4 +1,5 @@
-//! So many nodes that join a cluster at once and then keep their streams: the load of `cargo xtask bench joins`.
+//! So many nodes that join a cluster at once and then keep their streams: the load of `cargo xtask bench joins`, and those
+//! who are told of placements in `bench placement` (`--tell-slots`).
 //!
 //! Each has its own key, certificate and connections, and runs what a daemon runs to join, to follow the intent and to
 //! report ([`netd::rpc::join`], [`netd::rpc::Uplink`]). None has a kernel, gossip or a disk. When all know of all, one
@@ -11,7 +12,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, bail, ensure};
@@ -51,6 +52,10 @@ struct Args {
     /// When all have not come by then, it has failed, seconds.
     #[arg(long, default_value_t = 120)]
     seconds: u64,
+    /// Also write an object each time that a node hears of slots placed on it: `new_slots`, and when that was (`at_us`,
+    /// microseconds since 1970).
+    #[arg(long)]
+    tell_slots: bool,
 }
 
 /// What one node tells.
@@ -173,8 +178,18 @@ async fn node(n: u32, shared: &Shared, tell: &mpsc::UnboundedSender<anyhow::Resu
     let joined = shared.start.elapsed();
     let all = usize::try_from(shared.args.nodes + shared.args.others)?;
     let mut told = false;
+    let mut slots = 0;
     loop {
         let now = intent.borrow_and_update().clone();
+        if shared.args.tell_slots {
+            let at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+            let held = now.tasks_on(credentials.node).count();
+            if held > slots {
+                let at = u64::try_from(at.as_micros())?;
+                println!("{}", serde_json::json!({ "new_slots": held - slots, "at_us": at }));
+            }
+            slots = held;
+        }
         // As a daemon whose kernel has nothing to do.
         uplink.report(Report {
             applied: now.revision,

@@ -28,6 +28,8 @@ const KEY: [u8; 32] = [7; 32];
 const ZONES: u64 = 5;
 /// Proposals under way.
 const AT_ONCE: usize = 64;
+/// All is done by then, or something waits for ever.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The others, as soon as they are there.
 type Stores = Arc<[OnceLock<Store>; 3]>;
@@ -131,7 +133,7 @@ impl Managers {
         }
         let last = leader.status().applied;
         for s in self.all() {
-            s.watch_status().wait_for(|s| s.applied >= last).await?;
+            s.reached(last).await;
         }
         Ok(begun.elapsed())
     }
@@ -241,9 +243,7 @@ async fn main() -> Result<()> {
     let [dir, nodes, tasks, services] = args.as_slice() else {
         return Err("placement DIR NODES TASKS SERVICES".into());
     };
-    println!(
-        "{}",
-        run(dir.into(), nodes.parse()?, tasks.parse()?, services.parse()?).await?
-    );
+    let all = run(dir.into(), nodes.parse()?, tasks.parse()?, services.parse()?);
+    println!("{}", tokio::time::timeout(PATIENCE, all).await??);
     Ok(())
 }

@@ -11,6 +11,7 @@ mod lane;
 mod load;
 mod packages;
 mod sim;
+mod stories;
 mod test;
 mod ui;
 

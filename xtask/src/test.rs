@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use crate::build::{self, Profile};
 use crate::lane::{self, Lane};
 use crate::packages;
+use crate::stories;
 use crate::ui::table;
 
 #[derive(clap::Args)]
@@ -27,8 +28,8 @@ pub(crate) struct Args {
 }
 
 /// The closing lines of one test program.
-struct Part {
-    name: String,
+pub(crate) struct Part {
+    pub(crate) name: String,
     passed: u64,
     failed: u64,
     ignored: u64,
@@ -52,21 +53,29 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let mut broken = Vec::new();
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     if !args.e2e {
-        let status = cargo_test(&["--workspace", "--exclude", "tests"], &filter, &programs, &mut parts)?;
+        let show = &mut |line: &str| println!("{line}");
+        let what = ["--workspace", "--exclude", "tests"];
+        let status = cargo_test(&what, &filter, &programs, &mut parts, show)?;
         broken.extend((!status).then_some("unit and property tests"));
-        if filter.is_empty()
-            && let Err(e) = crate::sim::check()
-        {
-            eprintln!("{e:#}");
-            broken.push("the simulation");
+    }
+    let simulate = !args.e2e && filter.is_empty();
+    // Most stories wait most of the time: the simulation takes what they leave.
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let simulation = simulate.then(|| scope.spawn(crate::sim::check_beside));
+        if !args.unit {
+            let status = stories::run(args.filter.as_deref(), &programs, &mut parts)?;
+            broken.extend((!status).then_some("end-to-end tests"));
         }
-    }
-    if !args.unit {
-        // One lab at a time: what is measured in it must not wait for another one.
-        let threads = [filter.as_slice(), &["--test-threads=1"]].concat();
-        let status = cargo_test(&["-p", "tests"], &threads, &programs, &mut parts)?;
-        broken.extend((!status).then_some("end-to-end tests"));
-    }
+        match simulation.map(std::thread::ScopedJoinHandle::join) {
+            None | Some(Ok(Ok(()))) => {}
+            Some(Ok(Err(e))) => {
+                eprintln!("{e:#}");
+                broken.push("the simulation");
+            }
+            Some(Err(_)) => broken.push("the simulation"),
+        }
+        Ok(())
+    })?;
     lab::sweep();
     let mut rows = vec![["tests", "passed", "failed", "ignored"].map(str::to_owned).to_vec()];
     for part in parts.iter().filter(|p| p.passed + p.failed > 0) {
@@ -96,12 +105,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs `cargo test`, shows what it says and keeps the sums. Answers whether it succeeded.
-fn cargo_test(
+/// Runs `cargo test`, hands on what it says and keeps the sums. Answers whether it succeeded.
+pub(crate) fn cargo_test(
     what: &[&str],
     threads: &[&str],
     programs: &std::path::Path,
     parts: &mut Vec<Part>,
+    show: &mut dyn FnMut(&str),
 ) -> anyhow::Result<bool> {
     let mut child = build::cargo()
         .args(["test", "--locked", "--no-fail-fast"])
@@ -131,7 +141,7 @@ fn cargo_test(
     drop(send);
     let mut name = String::new();
     for line in lines {
-        println!("{line}");
+        show(&line);
         if let Some(program) = program_of(&line) {
             name = program;
         }

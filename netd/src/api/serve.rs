@@ -1,6 +1,7 @@
 //! The accept loop: who may connect, how many, and how long a head may take.
 
 use std::{
+    io::ErrorKind,
     os::unix::fs::PermissionsExt,
     path::Path,
     sync::Arc,
@@ -33,19 +34,21 @@ pub async fn listen(path: &Path) -> std::io::Result<UnixListener> {
     let until = Instant::now() + DYING;
     loop {
         match UnixStream::connect(path).await {
-            // A daemon that was killed keeps its socket until its last thread has come back from the kernel.
-            Ok(_) if Instant::now() < until => tokio::time::sleep(Duration::from_millis(50)).await,
+            Err(e) if e.kind() == ErrorKind::NotFound => break,
+            Err(e) if e.kind() == ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+                break;
+            }
+            // A daemon that was killed keeps its socket until its last thread has come back from the kernel; when it
+            // lets go of it just now, the connection is reset.
+            _ if Instant::now() < until => tokio::time::sleep(Duration::from_millis(50)).await,
             Ok(_) => {
                 return Err(std::io::Error::other(format!(
                     "another netd answers on {}; try: systemctl status netd, or another [node] run_dir",
                     path.display()
                 )));
             }
-            Err(e) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)?;
-                break;
-            }
-            Err(_) => break,
+            Err(e) => return Err(e),
         }
     }
     let listener = UnixListener::bind(path)?;
@@ -86,5 +89,31 @@ pub async fn serve(listener: UnixListener, router: Router) {
                 tracing::debug!("a connection on the socket ended: {e}");
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_socket_of_a_dying_daemon_is_taken_over_whenever_it_lets_go() {
+        let dir = std::env::temp_dir().join(format!("netd-listen-{}", std::process::id()));
+        let path = dir.join("netd.sock");
+        std::fs::create_dir_all(&dir).unwrap();
+        for n in 0..40 {
+            let _ = std::fs::remove_file(&path);
+            let dying = std::os::unix::net::UnixListener::bind(&path).unwrap();
+            // At the moment of the look, at some time before or after it, or in the middle of it.
+            let end = std::thread::spawn(move || {
+                let until = Instant::now() + Duration::from_micros(n * 5);
+                while Instant::now() < until {}
+                drop(dying);
+            });
+            let taken = listen(&path).await;
+            end.join().unwrap();
+            assert!(taken.is_ok(), "after {} us: {taken:?}", n * 5);
+        }
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: figures are ratios to something else that was measured in the same run, in turns.
 
+mod delivery;
 mod direct;
 mod figure;
 mod gossip;
@@ -99,7 +100,7 @@ impl Effort {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     packages::ensure(packages::LAB)?;
     let programs = match args.name {
-        Name::Joins => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
+        Name::Joins | Name::Placement => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
         _ if args.baseline => build::programs(Profile::Release, build::LAB)?,
         _ => build::programs(Profile::Release, build::ALL)?,
     };
@@ -126,7 +127,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             mesh::run(&programs, effort, args.baseline)?
         }
         Name::Raft => raft::run(&programs, effort)?,
-        Name::Placement => placement::run(effort)?,
+        Name::Placement => placement::run(&programs, effort)?,
         Name::Services => services::run(&programs, effort)?,
         Name::Gossip => gossip::run(&programs, effort, &args.extra)?,
         Name::Joins => joins::run(&programs, effort, args.extra.joiners)?,

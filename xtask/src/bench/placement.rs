@@ -1,7 +1,8 @@
 //! `cargo xtask bench placement`: services placed on thousands of nodes, through three managers with their logs on disk.
 //!
 //! netd's `examples/placement.rs` does it, one process a round with fresh folders. SwarmKit's figure is a recorded one
-//! (PEERS.md): 4,300 tasks a second on 1,000 nodes, in its own benchmark, in memory.
+//! (PEERS.md): 4,300 tasks a second on 1,000 nodes, in its own benchmark, in memory. How soon a node hears of a slot of its
+//! own is measured between real daemons and nodes that stream (`delivery`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,8 +10,8 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use serde::Deserialize;
 
-use super::Effort;
 use super::figure::Figure;
+use super::{Effort, delivery};
 use crate::{build, ui};
 
 /// What SwarmKit's own benchmark placed, tasks a second.
@@ -76,7 +77,7 @@ struct Round {
     node_lost_s: f64,
 }
 
-pub(super) fn run(effort: Effort) -> anyhow::Result<Vec<Figure>> {
+pub(super) fn run(programs: &Path, effort: Effort) -> anyhow::Result<Vec<Figure>> {
     let program = ui::during("building", program)?;
     let disk = build::target_dir()?.join(format!("bench-placement-{}", std::process::id()));
     let mut figures = Vec::new();
@@ -118,6 +119,7 @@ pub(super) fn run(effort: Effort) -> anyhow::Result<Vec<Figure>> {
         figures.push(own(size.resident, "octets in three managers", |r| r.rss_bytes));
         figures.push(own(size.lost, "s", |r| r.node_lost_s));
     }
+    figures.push(delivery::run(programs, effort)?);
     Ok(figures)
 }
 
