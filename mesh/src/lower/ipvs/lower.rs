@@ -89,12 +89,15 @@ pub fn lower(wanted: &Wanted) -> Lowered {
 
 type Usable<'w> = Vec<(&'w BackendId, &'w Backend)>;
 
+/// A service, and the addresses of which it has a port; none: all.
+type Holder = (u32, Option<BTreeSet<IpAddr>>);
+
 #[derive(Default)]
 struct Lowering {
     networks: BTreeMap<Vni, Sandbox>,
     doors: BTreeMap<DoorKey, Door>,
-    /// Who has a port, and of which addresses.
-    holders: BTreeMap<(Proto, u16), Vec<(u32, Option<BTreeSet<IpAddr>>)>>,
+    /// Who has a port.
+    holders: BTreeMap<(Proto, u16), Vec<Holder>>,
     problems: BTreeSet<Problem>,
 }
 
