@@ -9,7 +9,11 @@
 use std::{
     error::Error,
     path::{Path, PathBuf},
-    sync::{Arc, OnceLock, mpsc},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU64, Ordering},
+        mpsc,
+    },
     time::{Duration, Instant},
 };
 
@@ -18,7 +22,7 @@ use cluster::{
     state::{Command, InitCluster, NewNode, NodeUpdate},
 };
 use model::{ClusterSettings, Name, NetworkSpec, NodeId, ServiceSpec, intent::Role, spec::PlacementSpec};
-use netd::store::{Store, Transport};
+use netd::store::{ProposeError, Store, Transport};
 use tokio::task::JoinSet;
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
@@ -28,6 +32,8 @@ const KEY: [u8; 32] = [7; 32];
 const ZONES: u64 = 5;
 /// Proposals under way.
 const AT_ONCE: usize = 64;
+/// An election takes so long at most.
+const ELECTED: Duration = Duration::from_secs(10);
 /// All is done by then, or something waits for ever.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -87,13 +93,16 @@ impl Managers {
         put(1, Store::create(&dir.join("1"), KEY, init, transport(&stores))?)?;
         let m = Managers(stores.clone());
         for n in 2..=3 {
-            m.leader()?.propose(Command::AddNode(node(n, Role::Manager))).await?;
+            m.leader()
+                .await?
+                .propose(Command::AddNode(node(n, Role::Manager)))
+                .await?;
             put(n, Store::join(&dir.join(n.to_string()), KEY, n, transport(&stores))?)?;
             for step in [ConfStep::Learner, ConfStep::Voter] {
                 let change = ConfChange { steps: vec![(step, n)] };
                 let until = Instant::now() + Duration::from_secs(20);
                 // A learner that has not all of the log yet gets no vote.
-                while let Err(e) = m.leader()?.change(change.clone(), false).await {
+                while let Err(e) = m.leader().await?.change(change.clone(), false).await {
                     if Instant::now() > until {
                         return Err(e.into());
                     }
@@ -108,15 +117,34 @@ impl Managers {
         self.0.iter().filter_map(OnceLock::get)
     }
 
-    fn leader(&self) -> Result<&Store> {
-        self.all()
-            .find(|s| s.status().leads)
-            .ok_or_else(|| "nobody leads".into())
+    /// Who leads; after a change of the lead it may be nobody for a moment.
+    async fn leader(&self) -> Result<&Store> {
+        let until = Instant::now() + ELECTED;
+        loop {
+            if let Some(store) = self.all().find(|s| s.status().leads) {
+                return Ok(store);
+            }
+            if Instant::now() > until {
+                return Err("nobody leads".into());
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Proposes a command, again if the lead changes meanwhile, as managers do.
+    async fn put(self, command: Command) -> Result<()> {
+        static REQUESTS: AtomicU64 = AtomicU64::new(1);
+        let request = REQUESTS.fetch_add(1, Ordering::Relaxed).into();
+        loop {
+            match self.leader().await?.propose_as(request, command.clone()).await {
+                Err(ProposeError::NotLeader { .. } | ProposeError::Unknown(_)) => {}
+                done => return Ok(done.map(drop)?),
+            }
+        }
     }
 
     /// Proposes all of them, many at once, and waits until each manager has applied the last.
     async fn propose(&self, commands: Vec<Command>) -> Result<Duration> {
-        let leader = self.leader()?.clone();
         let begun = Instant::now();
         let mut under_way = JoinSet::new();
         for command in commands {
@@ -125,13 +153,12 @@ impl Managers {
             {
                 done??;
             }
-            let leader = leader.clone();
-            under_way.spawn(async move { leader.propose(command).await });
+            under_way.spawn(Managers(self.0.clone()).put(command));
         }
         while let Some(done) = under_way.join_next().await {
             done??;
         }
-        let last = leader.status().applied;
+        let last = self.leader().await?.status().applied;
         for s in self.all() {
             s.reached(last).await;
         }
@@ -217,7 +244,7 @@ async fn run(dir: PathBuf, nodes: u64, tasks: u32, services: u32) -> Result<Stri
         down: true,
     };
     let lost = m.propose(vec![dead]).await?;
-    let left: usize = m.leader()?.with(|s| {
+    let left: usize = m.leader().await?.with(|s| {
         let gone = NodeId(nodes);
         s.intent().placements.values().filter(|p| p.contains_key(&gone)).count()
     });
@@ -239,6 +266,8 @@ async fn run(dir: PathBuf, nodes: u64, tasks: u32, services: u32) -> Result<Stri
 
 #[tokio::main]
 async fn main() -> Result<()> {
+    // Changes of the lead are told: they belong to the time that was measured.
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [dir, nodes, tasks, services] = args.as_slice() else {
         return Err("placement DIR NODES TASKS SERVICES".into());

@@ -15,6 +15,9 @@ use crate::placement::slots::{all, common, drop_highest, minus, take_lowest, uni
 /// A placement in which slots that go on somewhere and have no place are placed there: they keep their numbers.
 pub(super) fn with_homeless(placed: &Placed, leaving: &Placed) -> Placed {
     let mut out = placed.clone();
+    if leaving.is_empty() {
+        return out;
+    }
     let mut known = all(placed.values());
     for (node, slots) in leaving {
         let homeless = minus(slots, &known);
@@ -78,13 +81,20 @@ pub(super) fn leaving(
     let surplus = homeless.len().saturating_sub(missing);
     drop_highest(&mut homeless, surplus);
     let wanted = union(&placed, &homeless);
-    let mut out = before.clone();
-    join(&mut out, left.clone());
-    out.retain(|node, slots| {
+    // Most of it stays where it is: only what differs is looked at, and copied.
+    let differs = before
+        .iter()
+        .chain(left)
+        .filter(|(node, slots)| now.get(node) != Some(*slots) && alive(node));
+    let mut out = Placed::new();
+    for (node, slots) in differs {
         let here = now.get(node).cloned().unwrap_or_default();
-        *slots = minus(&common(slots, &wanted), &here);
-        alive(node) && !slots.is_empty()
-    });
+        let goes_on = minus(&common(slots, &wanted), &here);
+        if !goes_on.is_empty() {
+            let set = out.entry(*node).or_default();
+            *set = union(set, &goes_on);
+        }
+    }
     out
 }
 

@@ -12,7 +12,7 @@ pub const REMEMBERED_MS: u64 = 30_000;
 /// Requests remembered however old they are: a quiet cluster loses nothing by them.
 pub const FEWEST: usize = 4096;
 
-/// Requests remembered at most: what they cost in memory (some 150 octets each) and in every snapshot (some 40) is
+/// Requests remembered at most: what they cost in memory (some 80 octets each) and in every snapshot (some 40) is
 /// bounded. With more than 2,000 writes a second they cover less than [`REMEMBERED_MS`], at 20,000 three seconds.
 pub const MOST: usize = 65_536;
 
@@ -24,32 +24,62 @@ pub type Outcome = Result<(u64, Applied), Refusal>;
 pub(super) struct Requests {
     /// Log time of each, ms, and its id.
     order: VecDeque<(u64, u128)>,
-    outcomes: BTreeMap<u128, Outcome>,
+    outcomes: BTreeMap<u128, Kept>,
+}
+
+/// An outcome, with little room for what almost all are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Outcome", into = "Outcome")]
+enum Kept {
+    /// Done, with this revision.
+    Done(u64),
+    /// Anything else.
+    Other(Box<Outcome>),
+}
+
+impl From<Outcome> for Kept {
+    fn from(outcome: Outcome) -> Kept {
+        match outcome {
+            Ok((revision, Applied::Done)) => Kept::Done(revision),
+            other => Kept::Other(Box::new(other)),
+        }
+    }
+}
+
+impl From<Kept> for Outcome {
+    fn from(kept: Kept) -> Outcome {
+        match kept {
+            Kept::Done(revision) => Ok((revision, Applied::Done)),
+            Kept::Other(other) => *other,
+        }
+    }
 }
 
 impl Requests {
-    pub(super) fn get(&self, request: u128) -> Option<&Outcome> {
-        self.outcomes.get(&request)
+    pub(super) fn get(&self, request: u128) -> Option<Outcome> {
+        self.outcomes.get(&request).cloned().map(Outcome::from)
     }
 
     pub(super) fn put(&mut self, now_ms: u64, request: u128, outcome: Outcome) {
         if mutant::on(Mutant::ForgetRequest) {
             return;
         }
-        if self.outcomes.insert(request, outcome).is_none() {
-            self.order.push_back((now_ms, request));
+        if self.outcomes.insert(request, outcome.into()).is_some() {
+            return;
         }
-        while self.surplus(now_ms)
+        // Before there is one more: the list would double at its very end.
+        while self.is_full(now_ms)
             && let Some((_, old)) = self.order.pop_front()
         {
             self.outcomes.remove(&old);
         }
+        self.order.push_back((now_ms, request));
     }
 
-    /// Whether the oldest one may be forgotten.
-    fn surplus(&self, now_ms: u64) -> bool {
+    /// Whether the oldest one goes for a new one.
+    fn is_full(&self, now_ms: u64) -> bool {
         let old = |(at, _): &(u64, u128)| at.saturating_add(REMEMBERED_MS) < now_ms;
-        self.order.len() > MOST || (self.order.len() > FEWEST && self.order.front().is_some_and(old))
+        self.order.len() >= MOST || (self.order.len() >= FEWEST && self.order.front().is_some_and(old))
     }
 }
 
@@ -91,5 +121,20 @@ mod tests {
         // The same one again is no new one.
         fill(&mut r, 5, flood - 1..flood);
         assert!(r.get(1000).is_some());
+    }
+
+    #[test]
+    fn a_snapshot_holds_outcomes_as_they_were_given() {
+        let refused = || Refusal::new(model::Code::Conflict, "no", "yes");
+        let outcomes: [Outcome; 3] = [Ok((7, Applied::Done)), Ok((8, Applied::Block(1))), Err(refused())];
+        let mut r = Requests::default();
+        for (id, outcome) in (1..).zip(outcomes.clone()) {
+            r.put(5, id, outcome);
+        }
+        let plain: BTreeMap<u128, Outcome> = (1..).zip(outcomes).collect();
+        let octets = postcard::to_stdvec(&(&r.order, &plain)).unwrap();
+        assert_eq!(postcard::to_stdvec(&r).unwrap(), octets);
+        assert_eq!(postcard::from_bytes::<Requests>(&octets).unwrap(), r);
+        assert_eq!(r.get(2), Some(Ok((8, Applied::Block(1)))));
     }
 }
