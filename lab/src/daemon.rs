@@ -104,7 +104,9 @@ impl Host {
     ///
     /// When it cannot be started.
     pub fn start_runner(&self) -> anyhow::Result<()> {
-        let runner = self.door.spawn("netd-run", &["netd-run"], &[])?;
+        // Hosts share this machine's files: each has its own logs.
+        let logs = self.folder().join("log").display().to_string();
+        let runner = self.door.spawn("netd-run", &["netd-run", "--log-dir", &logs], &[])?;
         self.daemons()?.runner = Some(runner);
         Ok(())
     }

@@ -57,6 +57,17 @@ pub struct Service {
     pub ports: BTreeSet<Port>,
     /// Endpoints that are ready or draining.
     pub backends: BTreeMap<BackendId, Backend>,
+    /// Backends at which published ports lead to another port than [`Port::target`], or nowhere (none): their tasks were
+    /// made before a change that has not reached them. The others are not named.
+    pub others: BTreeMap<BackendId, BTreeMap<Port, Option<u16>>>,
+}
+
+impl Service {
+    /// The port that a published one leads to at a backend; none: nowhere.
+    pub fn target(&self, id: &BackendId, port: &Port) -> Option<u16> {
+        let other = self.others.get(id).and_then(|o| o.get(port));
+        other.copied().unwrap_or(Some(port.target))
+    }
 }
 
 /// A published port.

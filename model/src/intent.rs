@@ -10,7 +10,7 @@ use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{Name, NodeId, Vni},
+    ids::{Name, NodeId, Proto, Vni},
     settings::ClusterSettings,
     shared::Shared,
     spec::{PortSpec, Resources, ServiceSpec},
@@ -218,6 +218,31 @@ impl Service {
             Some(p) => (&p.spec, p.generation),
             None => (&self.spec, self.generation),
         }
+    }
+
+    /// The port of a slot's task that a published one leads to: while a change is carried out, of slots that it has not
+    /// reached what it was. None: such a task was made before the port was published, and need not know it.
+    pub fn target(&self, slot: Option<u32>, port: &PublishedPort) -> Option<u16> {
+        match slot.map(|slot| self.template(slot)) {
+            Some((spec, generation)) => self.target_of(generation, &spec.publish, port),
+            None => Some(port.spec.target),
+        }
+    }
+
+    /// The same of a task of a generation, with what was published then.
+    pub fn target_of(&self, generation: u64, publish: &[PortSpec], port: &PublishedPort) -> Option<u16> {
+        if generation == self.generation {
+            return Some(port.spec.target);
+        }
+        let mut known = publish.iter();
+        let known = known.find(|p| **p == port.asked() || p.same_place(&port.spec));
+        known.map(|p| p.target)
+    }
+
+    /// Ports that a slot's task listens on once it is ready.
+    pub fn listened(&self, slot: Option<u32>) -> impl Iterator<Item = (Proto, u16)> + '_ {
+        let ports = self.ports.values();
+        ports.filter_map(move |p| Some((p.spec.proto, self.target(slot, p)?)))
     }
 
     /// Every network that a task of it may be on: those asked for, and those of tasks that are to be replaced.
@@ -575,6 +600,75 @@ impl Intent {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_published_port_leads_where_a_task_was_made_for() {
+        let published = |text: &str, port: u16| {
+            let asked: PortSpec = text.parse().unwrap();
+            let spec = PortSpec {
+                published: port,
+                ..asked
+            };
+            let auto = asked.is_auto();
+            PublishedPort { spec, auto, mark: 1 }
+        };
+        let spec = |ports: &[&str]| ServiceSpec {
+            publish: ports.iter().map(|p| p.parse().unwrap()).collect(),
+            ..ServiceSpec::default()
+        };
+        let pending = |generation, slots, ports: &[&str]| Pending {
+            spec: Box::new(spec(ports)),
+            generation,
+            slots: SlotSet(vec![slots]),
+        };
+        let s = Service {
+            spec: spec(&["80:9090", "443", "auto:70"]),
+            generation: 9,
+            rollout: Some(Rollout {
+                state: RolloutState::Updating,
+                pending: vec![
+                    pending(7, (1, 2), &["80:8080", "auto:70"]),
+                    pending(8, (3, 3), &["80:7070,mode=host", "443", "auto:71"]),
+                ],
+                surge: SlotSet::default(),
+                message: String::new(),
+            }),
+            ..Service::default()
+        };
+        let ports = [
+            published("80:9090", 80),
+            published("443", 443),
+            published("auto:70", 30_000),
+        ];
+        for (slot, want) in [
+            (Some(1), [Some(8080), None, Some(70)]),
+            (Some(3), [None, Some(443), None]),
+            (Some(4), [Some(9090), Some(443), Some(70)]),
+            (None, [Some(9090), Some(443), Some(70)]),
+        ] {
+            assert_eq!(ports.map(|p| s.target(slot, &p)), want, "{slot:?}");
+        }
+    }
+
+    #[test]
+    fn a_task_is_replaced_when_a_port_leads_elsewhere() {
+        let with = |ports: &[&str]| ServiceSpec {
+            publish: ports.iter().map(|p| p.parse().unwrap()).collect(),
+            ..ServiceSpec::default()
+        };
+        let one = with(&["80:8080", "53/udp"]);
+        assert!(one.replaces(&with(&["80:9090", "53/udp"])));
+        // What comes and goes does so around the tasks.
+        for around in [
+            &["80:8080"][..],
+            &["80:8080", "53/udp", "81:9090", "auto:70"],
+            &["81:9090"],
+            &["80:8080,mode=host"],
+            &["192.0.2.1:80:9090"],
+        ] {
+            assert!(!one.replaces(&with(around)), "{around:?}");
+        }
+    }
 
     #[test]
     fn a_set_of_slots_from_outside_is_one_or_is_refused() {

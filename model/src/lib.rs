@@ -13,6 +13,7 @@ pub mod row;
 pub mod settings;
 pub mod shared;
 pub mod spec;
+pub mod stamps;
 
 pub use error::{ApiError, Code};
 pub use ids::{BadValue, Device, EndpointId, Mac, Name, NodeId, Proto, Vni};

@@ -218,7 +218,7 @@ async fn empty(cx: &Context, nodes: &[String], args: &WaitArgs, progress: &mut P
 async fn homeless(cx: &Context) -> Vec<String> {
     let services: Vec<ServiceView> = cx.client.get("/v1/services").await.unwrap_or_default();
     let told = services.iter();
-    told.filter_map(|s| Some(format!("{}: {}", s.name, s.service.problem.as_ref()?)))
+    told.filter_map(|s| Some(format!("{}: {}", s.name, s.trouble()?)))
         .collect()
 }
 

@@ -185,6 +185,7 @@ pub(crate) fn service() -> ServiceView {
             backend(1, EndpointState::Ready, None),
             backend(2, EndpointState::Draining, Some("draining")),
         ],
+        stuck: None,
     }
 }
 

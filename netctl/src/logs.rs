@@ -12,6 +12,7 @@ use crate::{
     Run,
     cli::Context,
     output::{self, Format},
+    when,
 };
 
 /// Between two questions while a log is followed.
@@ -25,12 +26,23 @@ pub(crate) struct LogArgs {
     /// Only so many of the last lines of each task.
     #[arg(short = 'n', long, value_name = "N")]
     tail: Option<u64>,
+    /// Only what was written since then: 10m for the last ten minutes, or 2026-11-28T19:03:11Z (by each node's clock).
+    #[arg(long, value_name = "TIME", value_parser = since)]
+    since: Option<u64>,
+    /// Begin each line with the time at which it was written (RFC 3339, UTC; - when it is not known).
+    #[arg(short, long)]
+    timestamps: bool,
+}
+
+fn since(text: &str) -> Result<u64, String> {
+    when::since(text, when::now_ms())
 }
 
 /// Prints a line each; `-o json`: an object each.
 pub(crate) async fn run(cx: &Context, path: &str, args: &LogArgs) -> Run {
     let mut ask = LogsAsk {
         tail: args.tail,
+        since_ms: args.since,
         follow: args.follow,
         ..LogsAsk::default()
     };
@@ -49,7 +61,7 @@ pub(crate) async fn run(cx: &Context, path: &str, args: &LogArgs) -> Run {
         };
         let mut text = String::new();
         for line in &piece.lines {
-            text.push_str(&shown(cx.out.format, line)?);
+            text.push_str(&shown(cx.out.format, args.timestamps, line)?);
         }
         if !text.is_empty() {
             output::stdout(&text)?;
@@ -75,17 +87,19 @@ fn note(told: &mut BTreeSet<String>, what: &str) {
     }
 }
 
-/// `web.1@host | text`
-fn shown(format: Format, line: &LogLine) -> Result<String, ApiError> {
+/// `2026-11-28T19:03:11.042Z web.1@host | text`
+fn shown(format: Format, timestamps: bool, line: &LogLine) -> Result<String, ApiError> {
+    let at = line.at_ms.map_or("-".to_owned(), when::rfc3339);
+    let at = if timestamps { format!("{at} ") } else { String::new() };
     match format {
         Format::Json => output::line(line),
-        Format::Name => Ok(format!("{}\n", line.line)),
+        Format::Name => Ok(format!("{at}{}\n", line.line)),
         Format::Table | Format::Wide => {
             let host = match line.hostname.is_empty() {
                 true => line.node.to_string(),
                 false => line.hostname.clone(),
             };
-            Ok(format!("{}@{host} | {}\n", line.task, line.line))
+            Ok(format!("{at}{}@{host} | {}\n", line.task, line.line))
         }
     }
 }
@@ -100,16 +114,21 @@ mod tests {
             task: "web.1".parse().unwrap(),
             node: model::NodeId(2),
             hostname: "beta".into(),
+            at_ms: Some(1_795_892_591_042),
             line: "GET / 200".into(),
         };
-        assert_eq!(shown(Format::Table, &line).unwrap(), "web.1@beta | GET / 200\n");
-        assert_eq!(shown(Format::Name, &line).unwrap(), "GET / 200\n");
-        let json = shown(Format::Json, &line).unwrap();
+        assert_eq!(shown(Format::Table, false, &line).unwrap(), "web.1@beta | GET / 200\n");
+        assert_eq!(shown(Format::Name, false, &line).unwrap(), "GET / 200\n");
+        let json = shown(Format::Json, false, &line).unwrap();
         assert!(
             json.starts_with('{') && json.ends_with("}\n") && json.lines().count() == 1,
             "{json}"
         );
+        let stamped = "2026-11-28T19:03:11.042Z web.1@beta | GET / 200\n";
+        assert_eq!(shown(Format::Table, true, &line).unwrap(), stamped);
+        line.at_ms = None;
+        assert_eq!(shown(Format::Name, true, &line).unwrap(), "- GET / 200\n");
         line.hostname.clear();
-        assert_eq!(shown(Format::Wide, &line).unwrap(), "web.1@n2 | GET / 200\n");
+        assert_eq!(shown(Format::Wide, false, &line).unwrap(), "web.1@n2 | GET / 200\n");
     }
 }

@@ -1,7 +1,7 @@
 //! `netctl`: the command that people type. It asks netd on its Unix socket and waits until what was asked for is true.
 //!
 //! A file per noun; each builds requests, and tables from the answers. What all share: [`cli`] (options), [`output`]
-//! (tables, JSON, colours), [`progress`] and [`wait`] (until every living node has it).
+//! (tables, JSON, colours), [`progress`] and [`wait`] (until every living node has it), [`when`] (times).
 #![allow(clippy::disallowed_methods, reason = "a shell may ask the clock")]
 
 mod availability;
@@ -22,6 +22,7 @@ mod settings;
 mod status;
 mod task;
 mod wait;
+mod when;
 
 #[cfg(test)]
 mod fixture;

@@ -184,7 +184,7 @@ fn problems(text: &mut String, s: &Status, out: Output) {
     all.extend(
         s.services
             .iter()
-            .filter_map(|v| Some(format!("{}: {}", v.name, v.service.problem.as_ref()?))),
+            .filter_map(|v| Some(format!("{}: {}", v.name, v.trouble()?))),
     );
     if !all.is_empty() {
         text.push_str("\nproblems\n");

@@ -106,7 +106,7 @@ pub(crate) fn judge_service(service: &ServiceView, tasks: &[TaskView]) -> Servic
         endpoints.len()
     };
     let mut lag: Vec<String> = Vec::new();
-    lag.extend(service.service.problem.clone());
+    lag.extend(service.trouble());
     for t in tasks {
         let runs = t.state <= TaskState::Running;
         if t.desired && !matches!(t.state, TaskState::Running | TaskState::Complete) {
@@ -320,16 +320,17 @@ pub(crate) fn judge_rollout(view: &ServiceView, aim: Aim) -> RolloutVerdict {
         return verdict(true, None, String::new());
     };
     let pending: u32 = r.pending.iter().map(|p| p.slots.len()).sum();
-    let all = view.service.spec.replicas.max(pending);
+    let all = view.wanted.max(pending);
     let why = match r.message.is_empty() {
         true => String::new(),
         false => format!(": {}", r.message),
     };
     let count = format!("{} of {all} tasks", all - pending);
     let back = format!("{name}: {count} are what they were");
+    let stuck = view.stuck.as_ref().map(|s| format!("; {s}")).unwrap_or_default();
     match (r.state, aim) {
-        (RolloutState::Updating, _) => verdict(false, None, format!("{name}: {count} are updated")),
-        (RolloutState::RollbackStarted, _) => verdict(false, None, format!("{back}{why}")),
+        (RolloutState::Updating, _) => verdict(false, None, format!("{name}: {count} are updated{stuck}")),
+        (RolloutState::RollbackStarted, _) => verdict(false, None, format!("{back}{why}{stuck}")),
         (RolloutState::Completed, _) | (RolloutState::RollbackCompleted, Aim::Rollback) => {
             verdict(true, None, String::new())
         }
@@ -507,6 +508,33 @@ mod tests {
         assert_eq!((v.ready, v.wanted), (1, 1));
         service.backends.clear();
         assert!(judge_service(&service, &[]).done);
+    }
+
+    #[test]
+    fn a_change_of_a_global_service_counts_nodes() {
+        let mut service = fixture::service();
+        service.service.spec.mode = Mode::Global;
+        service.service.spec.replicas = 1;
+        service.wanted = 3;
+        service.service.rollout = Some(model::intent::Rollout {
+            state: RolloutState::Updating,
+            pending: vec![model::intent::Pending {
+                spec: Box::default(),
+                generation: 39,
+                slots: model::intent::SlotSet(vec![(2, 2)]),
+            }],
+            surge: Default::default(),
+            message: String::new(),
+        });
+        let v = judge_rollout(&service, Aim::Update);
+        assert_eq!(v.line, "web: 2 of 3 tasks are updated");
+        service.stuck = Some("the update is held up: the disk is full".into());
+        let v = judge_rollout(&service, Aim::Update);
+        assert_eq!(
+            v.line,
+            "web: 2 of 3 tasks are updated; the update is held up: the disk is full"
+        );
+        assert!(!v.done && v.failed.is_none(), "it is tried again");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use std::{
 };
 
 use model::{
-    EndpointId, EndpointState, Intent, Mac, Name, NodeId, Proto, Vni,
-    intent::{BLOCK, Network},
+    EndpointId, EndpointState, Intent, Mac, Name, NodeId, PortSpec, Proto, Vni,
+    intent::{BLOCK, Network, PublishedPort, Service},
 };
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +46,9 @@ pub struct Endpoint {
     /// Whether its task runs, as its runner told last; none: nothing was told. Not kept.
     #[serde(skip)]
     pub running: Option<bool>,
+    /// What its task was made for. Not kept: after a restart it is what the log says that it should be.
+    #[serde(skip)]
+    pub made: Option<Made>,
     /// What listens in the namespace, as last seen. Not kept.
     #[serde(skip)]
     pub listening: BTreeSet<(Proto, u16)>,
@@ -55,6 +58,23 @@ pub struct Endpoint {
     /// What is wrong with it. Not kept.
     #[serde(skip)]
     pub problem: Option<String>,
+}
+
+/// What a task was made for. The log tells which slots a change has not reached, but not which it has reached and not
+/// replaced yet: these go on as they are until they end, and their endpoints with them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Made {
+    generation: u64,
+    publish: Vec<PortSpec>,
+}
+
+impl Made {
+    /// For what a slot should run now.
+    pub fn now(intent: &Intent, service: Option<&Name>, slot: Option<u32>) -> Option<Made> {
+        let (spec, generation) = intent.services.get(service?)?.template(slot?);
+        let publish = spec.publish.clone();
+        Some(Made { generation, publish })
+    }
 }
 
 /// MAC of an endpoint: locally administered, and the IPv4 address, so unique within its network.
@@ -130,6 +150,17 @@ impl Endpoints {
     pub fn note(&mut self, id: &EndpointId, change: impl FnOnce(&mut Endpoint)) {
         if let Some(e) = self.kept.endpoints.get_mut(id) {
             change(e);
+        }
+    }
+
+    /// Takes notice of a newer intent: what is published around a task, it was made for too.
+    pub fn follow(&mut self, intent: &Intent) {
+        for e in self.kept.endpoints.values_mut() {
+            let now = Made::now(intent, e.service.as_ref(), e.slot);
+            let same = |now: &Made| e.made.as_ref().is_none_or(|made| made.generation == now.generation);
+            if let Some(now) = now.filter(same) {
+                e.made = Some(now);
+            }
         }
     }
 
@@ -267,15 +298,25 @@ impl Endpoint {
         self.running != Some(false) && (!asks || self.healthy.unwrap_or(self.slot.is_none()))
     }
 
-    /// Whether every published port of its service is listened on.
+    /// Whether every published port of its service that it was made for is listened on.
     pub fn listens(&self, intent: &Intent) -> bool {
         let service = self.service.as_ref().and_then(|s| intent.services.get(s));
-        let missing = service.is_some_and(|s| {
-            s.ports
+        let listens = |s: &Service| {
+            let mut asked = s
+                .ports
                 .values()
-                .any(|p| !self.listening.contains(&(p.spec.proto, p.spec.target)))
-        });
-        !missing
+                .filter_map(|p| Some((p.spec.proto, self.target(s, p)?)));
+            asked.all(|port| self.listening.contains(&port))
+        };
+        service.is_none_or(listens)
+    }
+
+    /// The port that a published one of its service leads to here ([`Service::target`]).
+    pub fn target(&self, service: &Service, port: &PublishedPort) -> Option<u16> {
+        match &self.made {
+            Some(made) => service.target_of(made.generation, &made.publish, port),
+            None => service.target(self.slot, port),
+        }
     }
 }
 
@@ -313,6 +354,7 @@ mod tests {
             draining: false,
             healthy: None,
             running: None,
+            made: None,
             listening: BTreeSet::new(),
             attached: true,
             problem: None,
@@ -365,6 +407,84 @@ mod tests {
         assert_eq!(again.remove(&id("web.1")).unwrap().len(), 2);
         assert_eq!(again.all().keys().collect::<Vec<_>>(), [&id("web.10")]);
         assert!(again.remove(&id("web.1")).unwrap().is_empty());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_task_is_ready_on_the_ports_that_it_was_made_for() {
+        use model::intent::{Pending, Rollout, RolloutState, SlotSet};
+        let (mut intent, vni) = intent();
+        let ports = |text: &[&str]| {
+            text.iter()
+                .map(|p| p.parse().unwrap())
+                .collect::<Vec<model::PortSpec>>()
+        };
+        let mut service = Service {
+            generation: 2,
+            ..Service::default()
+        };
+        service.spec.publish = ports(&["80:9090", "443"]);
+        for spec in &service.spec.publish {
+            let port = PublishedPort {
+                spec: *spec,
+                auto: false,
+                mark: 1,
+            };
+            service.ports.insert(spec.key(), port);
+        }
+        let mut before = service.spec.clone();
+        before.publish = ports(&["80:8080"]);
+        service.rollout = Some(Rollout {
+            state: RolloutState::Updating,
+            pending: vec![Pending {
+                spec: Box::new(before),
+                generation: 1,
+                slots: SlotSet(vec![(1, 1)]),
+            }],
+            surge: SlotSet::default(),
+            message: String::new(),
+        });
+        let web: Name = "web".parse().unwrap();
+        intent.services.insert(web.clone(), service);
+        let listens = |slot, on: &[u16]| {
+            let listening = on.iter().map(|p| (Proto::Tcp, *p)).collect();
+            let e = Endpoint {
+                service: Some(web.clone()),
+                slot,
+                listening,
+                ..endpoint(vni, 32)
+            };
+            e.listens(&intent)
+        };
+        assert!(
+            listens(Some(1), &[8080]) && !listens(Some(1), &[9090, 443]),
+            "not reached yet"
+        );
+        assert!(listens(Some(2), &[9090, 443]) && !listens(Some(2), &[8080, 443]));
+        assert!(listens(None, &[9090, 443]) && !listens(None, &[8080]));
+
+        // The change has come as far as the slot, and its task is not replaced yet.
+        let dir = std::env::temp_dir().join(format!("netd-endpoints-made-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let mut t = Endpoints::open(&dir).unwrap();
+        let id: EndpointId = "web.1".parse().unwrap();
+        let task = Endpoint {
+            service: Some(web.clone()),
+            slot: Some(1),
+            listening: BTreeSet::from([(Proto::Tcp, 8080)]),
+            ..endpoint(vni, 32)
+        };
+        t.put([(id.clone(), task)].into()).unwrap();
+        let ready = |t: &Endpoints, i: &Intent| t.get(&id).map(|e| e.listens(i));
+        t.follow(&intent);
+        assert_eq!(ready(&t, &intent), Some(true));
+        if let Some(s) = intent.services.get_mut(&web) {
+            s.rollout = None;
+        }
+        t.follow(&intent);
+        assert_eq!(ready(&t, &intent), Some(true), "its endpoint ends with it");
+        t.note(&id, |e| e.made = None);
+        assert_eq!(ready(&t, &intent), Some(false));
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

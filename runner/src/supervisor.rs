@@ -1,6 +1,11 @@
 //! Carries out what the tasks' machines say: asks netd, starts and ends processes, and feeds back what happened.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use kernel::netns::{Netns, NetnsId, Process, ProcessError};
@@ -34,8 +39,8 @@ const QUEUE: usize = 1024;
 /// Pause between two looks for what a leader left behind: the kernel tells the end of a process, not of a group.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Pause between two looks at the size of the logs.
-const TRIM: Duration = Duration::from_secs(30);
+/// Pause between two looks at the size of the logs, and at what tasks have left.
+const TEND: Duration = Duration::from_secs(30);
 
 /// How long the last reports may take when tasks were stopped with us.
 const FLUSH: Duration = Duration::from_secs(2);
@@ -130,10 +135,10 @@ impl Supervisor {
     pub(crate) async fn run(&mut self) {
         tokio::spawn(watch(self.client.clone(), self.sender.clone()));
         tokio::spawn(self.reports.clone().run(self.client.clone()));
-        let mut trim = tokio::time::interval(TRIM);
+        let mut tend = tokio::time::interval(TEND);
         loop {
             tokio::select! {
-                _ = trim.tick() => self.trim_logs(),
+                _ = tend.tick() => self.tend_logs(),
                 () = self.step() => {}
             }
         }
@@ -197,16 +202,10 @@ impl Supervisor {
         }
     }
 
-    fn trim_logs(&self) {
+    fn tend_logs(&self) {
         let logs = self.logs.clone();
-        let ids: Vec<EndpointId> = self.slots.keys().cloned().collect();
-        tokio::task::spawn_blocking(move || {
-            for id in ids {
-                if let Err(e) = logs.trim(&id) {
-                    tracing::warn!("{id}: its log cannot be cut: {e}");
-                }
-            }
-        });
+        let living: BTreeSet<EndpointId> = self.slots.keys().cloned().collect();
+        tokio::task::spawn_blocking(move || logs.tend(&living));
     }
 
     fn take(&mut self, message: Message) {
@@ -361,6 +360,7 @@ impl Supervisor {
         match &found {
             Some(p) => {
                 tracing::info!(pid = p.pid(), "{id}: found running");
+                self.logs.begin(&id);
                 watch_process(id.clone(), p, self.sender.clone());
             }
             None => {
@@ -481,6 +481,7 @@ impl Supervisor {
             }
             Action::Forget => {
                 self.store.forget(&id);
+                self.logs.end(&id);
                 self.slots.remove(&id);
             }
         }
@@ -523,9 +524,8 @@ impl Supervisor {
         tokio::spawn(async move {
             let (name, log) = (id.clone(), logs.path(&id));
             let started = tokio::task::spawn_blocking(move || {
-                if let Err(e) = logs.trim(&name) {
-                    tracing::warn!("{name}: its log cannot be cut: {e}");
-                }
+                logs.begin(&name);
+                logs.trim(&name);
                 let resolv_conf = store.save_resolv_conf(&name, &text).map_err(|source| {
                     let path = store.resolv_conf(&name);
                     ProcessError::ResolvConf { path, source }

@@ -3,6 +3,7 @@
 //! Each file in `tests/` is one lab and one story. A step that falls short ends the test with the last lines of every
 //! daemon's log.
 
+pub mod load;
 pub mod managers;
 
 use std::collections::BTreeSet;

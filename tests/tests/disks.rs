@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::{DaemonOptions, Options, eventually};
+use model::api::ServiceView;
+use model::intent::RolloutState;
 use tests::managers::{SETTLED, http, http_within, socket};
 use tests::{in_lab, in_lab_with, status};
 
@@ -20,6 +22,15 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
         n1.start_netd()?;
         n1.netctl(&format!("cluster init --advertise-addr {}", n1.v4()))?.ok()?;
         n1.netctl("network create kept")?.ok()?;
+        n1.start_runner()?;
+        n1.netctl("service create web --replicas 2 --update-delay 2s -- sleep 1000")?
+            .ok()?;
+        n1.netctl("service update web --detach -- sleep 1001")?.ok()?;
+        let change = || -> anyhow::Result<(RolloutState, String)> {
+            let web: ServiceView = n1.netctl("service inspect web -o json")?.json()?;
+            let rollout = web.service.rollout.context("no change is under way")?;
+            Ok((rollout.state, web.stuck.unwrap_or_default()))
+        };
 
         // 1. Full: nothing is changed, all is shown, and it is said.
         let at = socket(n1);
@@ -36,6 +47,14 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
         ensure!(seen.networks.iter().any(|n| n.name.as_str() == "kept"), "reads go on");
         let members = n1.netctl("cluster members")?.ok()?;
         ensure!(members.stderr.contains("full"), "{}", members.stderr);
+        // What goes on by itself is told where it is looked for.
+        eventually("the update to be held up, and said to be", SETTLED, || {
+            let (state, why) = change()?;
+            ensure!(state == RolloutState::Updating, "{state:?}");
+            Ok(why.contains("the update is held up") && why.contains("full"))
+        })?;
+        let listed = n1.netctl("service ls")?.ok()?.stdout;
+        ensure!(listed.contains("the update is held up"), "{listed}");
         // Room again: nothing needs to be started.
         n1.sh(&format!("mount -o remount,size=200m {raft}"))?.ok()?;
         eventually("changes to be taken again", SETTLED, || {
@@ -43,6 +62,9 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
         })?;
         eventually("status to be clean", SETTLED, || {
             Ok(!status(n1)?.problems.iter().any(|p| p.contains("full")))
+        })?;
+        eventually("the update to go on to its end", SETTLED, || {
+            Ok(change()? == (RolloutState::Completed, String::new()))
         })?;
 
         // 2. A sync fails: nothing is acknowledged, and the daemon ends at once.

@@ -158,7 +158,26 @@ fn logs(n1: &Host, n2: &Host) -> anyhow::Result<()> {
     n2.kill_process(pid)?;
     follow.line("web.2@n2 | here: n2", Duration::from_secs(10))?;
     follow.kill();
-    becomes(n1, SERVICE, 2, Duration::from_secs(10))
+    becomes(n1, SERVICE, 2, Duration::from_secs(10))?;
+
+    // Each line has its time, and what was said since then is found by it.
+    let stamped = n1.netctl("task logs web.2 --timestamps -q")?.ok()?.stdout;
+    let lines: Vec<(&str, &str)> = stamped.lines().filter_map(|l| l.split_once(' ')).collect();
+    ensure!(lines.len() >= 4 && lines.is_sorted_by_key(|l| l.0), "{stamped}");
+    ensure!(lines.iter().all(|(at, _)| at.ends_with('Z')), "{stamped}");
+    let (at, _) = *lines.iter().rev().find(|l| l.1 == "here: n2").context("no start")?;
+    let since = n1.netctl(&format!("task logs web.2 --since {at} -q"))?.ok()?.stdout;
+    ensure!(
+        since == "here: n2\nready: web-2/web.2 on port 80\n",
+        "since {at}: {since:?} of {stamped}"
+    );
+    let young = n2.netctl("service logs web --since 1h")?.ok()?.stdout;
+    ensure!(young.lines().count() > lines.len(), "{young}");
+    let none = n2.netctl("service logs web --since 2100-01-01")?.ok()?.stdout;
+    ensure!(none.is_empty(), "{none}");
+    let bad = n1.netctl("service logs web --since yesterday")?;
+    ensure!(bad.code == 2 && bad.stderr.contains("try: 10m"), "{bad:?}");
+    Ok(())
 }
 
 fn lists(n1: &Host, n2: &Host) -> anyhow::Result<()> {

@@ -4,19 +4,11 @@
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::wire::{Held, Tally};
-use lab::{Host, Lab, Process, eventually};
+use lab::{Host, Lab, eventually};
 use model::api::{NodeView, ServiceView, TaskState};
 use model::intent::RolloutState;
+use tests::load::{Load, command, releases};
 use tests::{SERVICE, in_cluster, running, tasks};
-
-/// Requests a second of short connections.
-const RATE: &str = "500";
-
-/// What the tasks run: the lab's server under a name that tells the release.
-fn command(host: &Host, release: &str) -> String {
-    format!("{} serve --port 80 --task {release}", host.tool())
-}
 
 fn create(lab: &Lab, replicas: u32, flags: &str) -> anyhow::Result<()> {
     let n1 = lab.host("n1")?;
@@ -29,99 +21,8 @@ fn create(lab: &Lab, replicas: u32, flags: &str) -> anyhow::Result<()> {
     running(n1, replicas as usize)
 }
 
-/// Clients with short and with long connections, until they are told to stop by their own clock.
-struct Load {
-    short: Process,
-    long: Process,
-}
-
-impl Load {
-    fn start(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
-        let seconds = seconds.to_string();
-        let mut short = client.spawn(
-            &format!("{name}-short"),
-            &[
-                "lab-tool",
-                "tally",
-                "--to",
-                to,
-                "--rate",
-                RATE,
-                "--duration",
-                &seconds,
-                "--announce",
-            ],
-        )?;
-        let mut long = client.spawn(
-            &format!("{name}-long"),
-            &[
-                "lab-tool",
-                "hold",
-                "--to",
-                to,
-                "--duration",
-                &seconds,
-                "--life",
-                "2",
-                "--announce",
-            ],
-        )?;
-        short.line("ready", Duration::from_secs(10))?;
-        long.line("ready", Duration::from_secs(10))?;
-        Ok(Load { short, long })
-    }
-
-    /// Whether it still runs: what is to happen under it must happen before it ends.
-    fn runs(&mut self) -> bool {
-        self.short.ended().is_none() && self.long.ended().is_none()
-    }
-
-    /// Nothing has failed.
-    fn unharmed(mut self, what: &str) -> anyhow::Result<()> {
-        let short: Tally = report(&mut self.short)?;
-        let long: Held = report(&mut self.long)?;
-        println!(
-            "{what}: short {short}, longest gap {} ms; long {long:?}",
-            short.longest_gap_ms
-        );
-        ensure!(
-            short.errors() == 0 && short.tried > 0,
-            "{what}: short connections: {short}"
-        );
-        ensure!(
-            long.errors() == 0 && long.requests > 0,
-            "{what}: long connections: {long:?}"
-        );
-        ensure!(
-            long.cut == 0,
-            "{what}: long connections were cut within the drain timeout: {long:?}"
-        );
-        Ok(())
-    }
-}
-
-/// What a client printed last.
-fn report<T: serde::de::DeserializeOwned>(process: &mut Process) -> anyhow::Result<T> {
-    let done = process.wait(Duration::from_secs(90))?.ok()?;
-    let line = done.stdout.lines().last().unwrap_or_default();
-    serde_json::from_str(line).with_context(|| format!("not a report: {}", done.all()))
-}
-
 fn inspect(host: &Host) -> anyhow::Result<ServiceView> {
     host.netctl(&format!("service inspect {SERVICE} -o json"))?.json()
-}
-
-/// Which releases answer.
-fn releases(client: &Host, to: &str) -> anyhow::Result<Vec<String>> {
-    let seen = tests::all_answered(client, None, &format!("--to {to} -n 60"))?;
-    let mut names: Vec<String> = seen
-        .answered
-        .keys()
-        .filter_map(|who| Some(who.split_once('/')?.1.to_owned()))
-        .collect();
-    names.sort_unstable();
-    names.dedup();
-    Ok(names)
 }
 
 fn update_under_load(name: &str, order: &str) {
@@ -291,6 +192,54 @@ fn everything_can_be_changed_in_the_middle() {
             ])
             .context("curl")?;
         ensure!(sent.stdout.contains("changed meanwhile"), "{sent:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_changed_target_loses_nothing() {
+    in_cluster("roll-target", 3, |lab| {
+        let (n1, client) = (lab.host("n1")?, lab.client()?);
+        n1.netctl("network create app --subnet 10.77.0.0/16 --ipv6")?.ok()?;
+        let release = |name: &str, port: u16| format!("{} serve --port {port} --task {name}", n1.tool());
+        let line = format!(
+            "service create {SERVICE} --network app --replicas 6 --publish 80:8080 --drain-timeout 8s -- {}",
+            release("one", 8080)
+        );
+        n1.netctl(&line)?.ok()?;
+        running(n1, 6)?;
+        let to = n1.at(80);
+        ensure!(releases(client, &to)? == ["one"], "the first release answers");
+        let mut load = Load::start(client, "target", &to, 60)?;
+        for (order, name, from, port) in [("stop-first", "two", 8080, 9090), ("start-first", "three", 9090, 7070)] {
+            let line = format!(
+                "service update {SERVICE} --update-order {order} --update-parallelism 2 --update-monitor 500ms \
+                 --publish-rm 80:{from} --publish-add 80:{port} -- {}",
+                release(name, port)
+            );
+            n1.netctl(&line)?.ok()?;
+            for node in lab.nodes() {
+                ensure!(
+                    releases(client, &node.at(80))? == [name],
+                    "{name} answers alone on {}",
+                    node.name()
+                );
+            }
+        }
+        ensure!(load.runs(), "the load ended before the updates did: nothing is proved");
+        load.unharmed("a changed target")?;
+
+        // A target that nobody listens on is a release that fails: those that serve go on.
+        let told = n1.netctl(&format!(
+            "service update {SERVICE} --update-order start-first --publish-rm 80:7070 --publish-add 80:1 --timeout 3s"
+        ))?;
+        ensure!(told.code == 3, "{told:?}");
+        ensure!(
+            releases(client, &to)? == ["three"],
+            "who was not reached is asked where it listens"
+        );
+        n1.netctl(&format!("service rollback {SERVICE}"))?.ok()?;
+        ensure!(releases(client, &to)? == ["three"], "back");
         Ok(())
     });
 }

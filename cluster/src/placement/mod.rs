@@ -11,7 +11,8 @@
 //! 6. *host ports*: free of other services, or what runs there moves; one slot a node.
 //! 7. *slots*: `max_per_node` of this service (what is above it moves), `max_tasks` of the node (for new slots).
 //! 8. *after*: each service named there is placed. Looked at for new slots.
-//! 9. *reservations*: the node has told its capacity, and enough is left. Looked at for new slots.
+//! 9. *reservations*: the node has told its capacity, and enough is left, also by what goes on there until it runs
+//!    elsewhere. Looked at for new slots.
 //!
 //! **Strategies** choose among what is left. *Spread*: the node with the fewest tasks of this service, then the fewest in
 //! all, then the lowest id. *Binpack*: the fullest with room: by its reserved share, then its tasks, then the lowest id.
@@ -84,7 +85,7 @@ pub struct Host<'a> {
     pub id: NodeId,
     /// As the log knows it.
     pub node: &'a Node,
-    /// Tasks of other services on it.
+    /// Tasks of other services on it, and of this one those that go on there until they run elsewhere.
     pub others: Load,
     /// Restarts of this service there are used up for now.
     pub avoid: bool,

@@ -12,13 +12,19 @@ use model::{
 use super::State;
 use crate::placement::slots::{all, common, drop_highest, minus, take_lowest, union};
 
-/// A placement in which slots that go on somewhere and have no place are placed there: they keep their numbers.
-pub(super) fn with_homeless(placed: &Placed, leaving: &Placed) -> Placed {
+/// A placement in which slots that go on somewhere and have no place, or one on a dead node, are placed there: they keep
+/// their numbers.
+pub(super) fn with_homeless(placed: &Placed, leaving: &Placed, alive: impl Fn(&NodeId) -> bool) -> Placed {
     let mut out = placed.clone();
     if leaving.is_empty() {
         return out;
     }
-    let mut known = all(placed.values());
+    let runs = all(leaving.iter().filter(|(node, _)| alive(node)).map(|(_, slots)| slots));
+    for (_, slots) in out.iter_mut().filter(|(node, _)| !runs.is_empty() && !alive(node)) {
+        *slots = minus(slots, &runs);
+    }
+    out.retain(|_, slots| !slots.is_empty());
+    let mut known = all(out.values());
     for (node, slots) in leaving {
         let homeless = minus(slots, &known);
         if !homeless.is_empty() {
@@ -28,6 +34,13 @@ pub(super) fn with_homeless(placed: &Placed, leaving: &Placed) -> Placed {
         }
     }
     out
+}
+
+/// Slots that go on somewhere and are placed elsewhere.
+pub(super) fn apart(leaving: &Placed, placed: &Placed) -> Placed {
+    let here = |node| placed.get(node).cloned().unwrap_or_default();
+    let all = leaving.iter().map(|(node, slots)| (*node, minus(slots, &here(node))));
+    all.filter(|(_, slots)| !slots.is_empty()).collect()
 }
 
 /// Takes `which` out of a placement.

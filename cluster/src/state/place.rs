@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use model::{
-    Name, NodeId, PublishMode,
+    Name, NodeId, PublishMode, Shared,
     intent::{Placed, Rollout, Service, SlotSet},
     spec::{Mode, Resources},
 };
@@ -24,20 +24,22 @@ struct Outcome {
 }
 
 impl State {
-    /// Every node as `service`'s placement sees it, by id; `extra` are slots of its own that are placed apart. All maps
-    /// are walked once: a million tasks are a few thousand steps here.
-    fn hosts(&self, name: &Name, before: &Placed, extra: &Placed, each: Resources) -> Vec<Host<'_>> {
-        let mut placed = before.iter().peekable();
+    /// Every node as `service`'s placement sees it, by id; `beside` are slots of its own that have room there whatever
+    /// is placed: those placed apart, and those that go on there until they run elsewhere. All maps are walked once: a
+    /// million tasks are a few thousand steps here.
+    fn hosts(&self, name: &Name, own: [&Placed; 2], beside: &Placed, each: Resources) -> Vec<Host<'_>> {
+        let mut own = own.map(|placed| placed.iter().peekable());
         let mut loads = self.loads.iter().peekable();
         let nodes = self.intent.nodes.iter();
         nodes
             .map(|(id, node)| {
-                while placed.next_if(|p| p.0 < id).is_some() {}
                 while loads.next_if(|l| l.0 < id).is_some() {}
-                let mine = placed.next_if(|p| p.0 == id).map_or(0, |p| p.1.len());
                 let mut others = loads.next_if(|l| l.0 == id).map_or(Load::default(), |l| *l.1);
-                others.sub(mine, each);
-                others.add(extra.get(id).map_or(0, SlotSet::len), each);
+                for placed in &mut own {
+                    while placed.next_if(|p| p.0 < id).is_some() {}
+                    others.sub(placed.next_if(|p| p.0 == id).map_or(0, |p| p.1.len()), each);
+                }
+                others.add(beside.get(id).map_or(0, SlotSet::len), each);
                 Host {
                     id: *id,
                     node,
@@ -118,7 +120,8 @@ impl State {
             Mode::Replicated => slots::minus(&asked_for, &high),
             Mode::Global => slots::common(&asked_for, &high),
         };
-        let mut placed = orderly::with_homeless(&before, &left);
+        let alive = |id: &NodeId| self.intent.nodes.get(id).is_some_and(|n| !n.down);
+        let mut placed = orderly::with_homeless(&before, &left, alive);
         let mut extra = orderly::take(&mut placed, &asked_for);
         let mut extra = orderly::take(&mut extra, &surge);
         if ask.mode == Mode::Replicated {
@@ -126,7 +129,10 @@ impl State {
         }
         surge = slots::minus(&surge, &slots::all(placed.values()));
         let each = service.spec.placement.reserve;
-        let plan = how(&placed, &self.hosts(name, &before, &extra, each), &ask);
+        let own = [&*before, &*left];
+        let mut beside = orderly::apart(&left, &placed);
+        orderly::join(&mut beside, extra.clone());
+        let plan = how(&placed, &self.hosts(name, own, &beside, each), &ask);
         let problem = placement::problem(&plan, &ask);
         let moved = plan.moves.iter().filter(|m| m.to.is_some_and(|to| to != m.from));
         let moved = moved.map(|m| m.slots.len()).sum();
@@ -136,8 +142,17 @@ impl State {
             Mode::Global => 0,
         };
         let mut placed = plan.placed;
+        let going = |placed: &Placed| match mutant::on(Mutant::CutMoved) {
+            true => BTreeMap::new(),
+            false => {
+                let apart = slots::minus(&asked_for, &slots::all(placed.values()));
+                orderly::leaving(&before, &left, placed, &apart, missing, alive)
+            }
+        };
         if !surge.is_empty() {
-            let hosts = self.hosts(name, &before, &Placed::new(), each);
+            let mut all = placed.clone();
+            orderly::join(&mut all, extra.clone());
+            let hosts = self.hosts(name, own, &going(&all), each);
             match ask.mode {
                 Mode::Replicated => place_surge(&mut placed, extra, &surge, &hosts, &ask),
                 Mode::Global => place_fixed(&mut placed, &extra, &surge, &hosts, &ask),
@@ -149,17 +164,11 @@ impl State {
         {
             *last = slots;
         }
-        let alive = |id: &NodeId| self.intent.nodes.get(id).is_some_and(|n| !n.down);
-        let leaving = match mutant::on(Mutant::CutMoved) {
-            true => BTreeMap::new(),
-            false => {
-                let apart = slots::minus(&asked_for, &slots::all(placed.values()));
-                orderly::leaving(&before, &left, &placed, &apart, missing, alive)
-            }
-        };
+        let leaving = going(&placed);
         let gained = placed.keys().any(|id| !before.contains_key(id));
         let said = service.problem != problem;
         self.count(&before, &placed, each);
+        self.count(&left, &leaving, each);
         self.keep_placed(index, name, placed, leaving, &surge);
         if said && let Some(s) = self.change(index).services.get_mut(name) {
             s.problem = problem;
@@ -182,8 +191,10 @@ impl State {
         orderly::take(&mut placed, &dropped);
         self.count(&before, &placed, self.reserve(name));
         // One that was on the move goes on at its old place no more either: it would come back as one that was asked for.
-        let mut left = self.intent.leaving.get(name).map(|l| (**l).clone()).unwrap_or_default();
+        let before = self.intent.leaving.get(name).cloned().unwrap_or_default();
+        let mut left = (*before).clone();
         orderly::take(&mut left, &dropped);
+        self.count(&before, &left, self.reserve(name));
         orderly::put(self, index, |i| &i.placements, |i| &mut i.placements, name, placed);
         orderly::put(self, index, |i| &i.leaving, |i| &mut i.leaving, name, left);
     }
@@ -243,6 +254,13 @@ impl State {
         self.place_all(index, names);
     }
 
+    /// After something has ended on a node: places what had no node until now.
+    pub(super) fn place_waiting(&mut self, index: u64) {
+        let services = self.intent.services.iter().filter(|(_, s)| s.problem.is_some());
+        let names: Vec<Name> = services.map(|(name, _)| name.clone()).collect();
+        self.place_all(index, names);
+    }
+
     /// Places what had no node until now, and what belongs on every node.
     pub(super) fn place_missing(&mut self, index: u64) {
         let short = self.short();
@@ -289,13 +307,19 @@ impl State {
         }
     }
 
+    /// Where a service's tasks are: where they are placed, and where they go on until then.
+    fn there(&self, name: &Name) -> Vec<Shared<Placed>> {
+        let maps = [&self.intent.placements, &self.intent.leaving];
+        maps.into_iter().filter_map(|m| m.get(name).cloned()).collect()
+    }
+
     /// Counts what a service's tasks reserve as something else from now on.
     pub(super) fn weigh(&mut self, name: &Name, old: Resources, new: Resources) {
         if old == new {
             return;
         }
-        if let Some(placed) = self.intent.placements.get(name).cloned() {
-            let nothing = Placed::new();
+        let nothing = Placed::new();
+        for placed in self.there(name) {
             self.count(&placed, &nothing, old);
             self.count(&nothing, &placed, new);
         }
@@ -303,11 +327,10 @@ impl State {
 
     /// Takes a service's tasks away.
     pub(super) fn unplace(&mut self, index: u64, name: &Name) {
-        if let Some(placed) = self.intent.placements.get(name).cloned() {
-            let each = self.reserve(name);
-            self.count(&placed, &Placed::new(), each);
+        let (each, nothing) = (self.reserve(name), Placed::new);
+        for placed in self.there(name) {
+            self.count(&placed, &nothing(), each);
         }
-        let nothing = Placed::new;
         orderly::put(self, index, |i| &i.placements, |i| &mut i.placements, name, nothing());
         orderly::put(self, index, |i| &i.leaving, |i| &mut i.leaving, name, nothing());
     }
@@ -316,7 +339,7 @@ impl State {
     pub(super) fn derive(&mut self) {
         self.loads.clear();
         let intent = self.intent();
-        for (name, placed) in &intent.placements {
+        for (name, placed) in intent.placements.iter().chain(&intent.leaving) {
             self.count(&Placed::new(), placed, self.reserve(name));
         }
         self.ports.clear();

@@ -132,8 +132,8 @@ mod tests {
             r.put(5, id, outcome);
         }
         let plain: BTreeMap<u128, Outcome> = (1..).zip(outcomes).collect();
-        let octets = postcard::to_stdvec(&(&r.order, &plain)).unwrap();
-        assert_eq!(postcard::to_stdvec(&r).unwrap(), octets);
+        let octets = postcard::to_extend(&(&r.order, &plain), Vec::new()).unwrap();
+        assert_eq!(postcard::to_extend(&r, Vec::new()).unwrap(), octets);
         assert_eq!(postcard::from_bytes::<Requests>(&octets).unwrap(), r);
         assert_eq!(r.get(2), Some(Ok((8, Applied::Block(1)))));
     }

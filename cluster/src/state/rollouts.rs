@@ -8,7 +8,7 @@ use model::{
     intent::{Pending, Rollout, RolloutState, Service, SlotSet},
 };
 
-use super::{Applied, Refusal, RolloutEnd, State};
+use super::{Applied, Refusal, RolloutEnd, State, orderly};
 use crate::placement::slots::{all, minus};
 
 /// Most kinds of tasks that wait for one rollout: as many changes in the middle of others, at most.
@@ -176,8 +176,12 @@ impl State {
         if let Some(s) = self.change(index).services.get_mut(name) {
             s.rollout = Some(rollout);
         }
+        let freed = !dropped.is_empty();
         self.drop_surge(index, name, dropped);
         self.place(index, name);
+        if freed {
+            self.place_waiting(index);
+        }
         Ok(Applied::Done)
     }
 
@@ -227,9 +231,13 @@ impl State {
                 r.message = message;
             }
         }
+        let freed = !dropped.is_empty();
         self.drop_surge(index, name, dropped);
         self.place(index, name);
         self.release_unused(index, name);
+        if freed {
+            self.place_waiting(index);
+        }
         Ok(Applied::Done)
     }
 
@@ -251,14 +259,13 @@ impl State {
         if kept == *has {
             return Ok(Applied::Unchanged);
         }
-        let all = &mut self.change(index).leaving;
-        if let Some(left) = all.get_mut(name) {
-            match kept.is_empty() {
-                true => left.remove(&node),
-                false => left.insert(node, kept),
-            };
-        }
-        all.retain(|_, left| !left.is_empty());
+        let before = going.cloned().unwrap_or_default();
+        let mut left = (*before).clone();
+        left.insert(node, kept);
+        self.count(&before, &left, self.reserve(name));
+        orderly::put(self, index, |i| &i.leaving, |i| &mut i.leaving, name, left);
+        // What it held there is what others may wait for.
+        self.place_waiting(index);
         Ok(Applied::Done)
     }
 }

@@ -14,6 +14,9 @@ pub struct LogsAsk {
     /// So many of the last lines of each task; none: from the beginning, as far as it is kept. Of a task that `after` knows
     /// it counts no more.
     pub tail: Option<u64>,
+    /// Only lines written at this time or later, ms since 1970 by each node's clock; none: all. Of lines of which no time
+    /// is known the last write to their log decides. Of a task that `after` knows it counts no more.
+    pub since_ms: Option<u64>,
     /// What an earlier answer said: what comes behind it is asked for.
     pub after: LogCursor,
     /// A last line that has no end yet is left for later.
@@ -54,6 +57,9 @@ pub struct LogLine {
     pub node: NodeId,
     /// Its host name.
     pub hostname: String,
+    /// When it was written, ms since 1970 by its node's clock, to some milliseconds; none: not known.
+    #[serde(default)]
+    pub at_ms: Option<u64>,
     /// Text, without its end; what is no UTF-8 is replaced.
     pub line: String,
 }

@@ -49,6 +49,21 @@ pub struct ServiceView {
     pub ready: u32,
     /// Endpoints.
     pub backends: Vec<BackendView>,
+    /// Why its change, or a move of its tasks, does not get on at present: the log did not take the next step, which is
+    /// tried again. None too where no leader is reached.
+    #[serde(default)]
+    pub stuck: Option<String>,
+}
+
+impl ServiceView {
+    /// What is wrong with it, for people; none: nothing.
+    pub fn trouble(&self) -> Option<String> {
+        let both: Vec<&str> = [&self.service.problem, &self.stuck]
+            .into_iter()
+            .filter_map(Option::as_deref)
+            .collect();
+        (!both.is_empty()).then(|| both.join("; "))
+    }
 }
 
 /// A backend as this node sees it.

@@ -173,6 +173,13 @@ impl PortSpec {
         self.published == 0
     }
 
+    /// Whether both are published at the same place in the same way, wherever they lead to. Of those that the log chooses
+    /// nothing is known of that.
+    pub fn same_place(&self, other: &PortSpec) -> bool {
+        let place = |p: &PortSpec| (p.published, p.proto, p.on, p.mode);
+        !self.is_auto() && place(self) == place(other)
+    }
+
     /// Whether both claim one port of one address, on nodes where both are.
     pub fn meets(&self, other: &PortSpec) -> bool {
         (self.published, self.proto) == (other.published, other.proto) && self.on.meets(other.on)

@@ -79,10 +79,15 @@ impl ServiceSpec {
     pub const MAX_REPLICAS: u32 = 1_000_000;
 
     /// Whether a task that runs for `self` must be replaced to serve `new`: what its process or its endpoints were made
-    /// from differs. Replicas, ports of the mesh, placement and the rules of updates and restarts change around it.
+    /// from differs, or the port of it that a published one leads to. Replicas, published ports that come and go, placement
+    /// and the rules of updates and restarts change around it.
     pub fn replaces(&self, new: &ServiceSpec) -> bool {
         let made_from = |s: &ServiceSpec| (s.command.clone(), s.env.clone(), s.hostname.clone(), s.networks.clone());
-        made_from(self) != made_from(new)
+        let leads_elsewhere = |p: &PortSpec| {
+            let mut there = new.publish.iter().filter(|q| p.same_place(q));
+            there.any(|q| q.target != p.target)
+        };
+        made_from(self) != made_from(new) || self.publish.iter().any(leads_elsewhere)
     }
 }
 

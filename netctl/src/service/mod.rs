@@ -317,7 +317,7 @@ fn table(services: &[ServiceView]) -> Table {
             cell(ports.join(",")),
             cell(networks.join(",")),
             change_cell(&s.service),
-            Cell::toned(s.service.problem.as_deref().unwrap_or_default(), Tone::Bad),
+            Cell::toned(s.trouble().unwrap_or_default(), Tone::Bad),
             cell(s.service.spec.command.join(" ")),
         ];
         table.row(&s.name, cells, s);

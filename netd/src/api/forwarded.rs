@@ -47,6 +47,8 @@ async fn answer(c: &Cluster, path: &str) -> Result<String, ApiError> {
     {
         let name: Name = name.parse()?;
         serde_json::to_string(&m.tasks(&name, &c.facts()))
+    } else if path == super::services::STUCK {
+        serde_json::to_string(&m.stuck())
     } else if let Some(logs) = super::tasks::gathered(c, &m, path).await {
         serde_json::to_string(&logs?)
     } else if let Some(which) = super::tasks::Which::parse(path) {

@@ -1,13 +1,13 @@
 //! `/v1/services`
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::extract::{Path, State};
-use cluster::state::Command;
+use cluster::{rollout::Rollouts, state::Command};
 use model::{
-    Code, Name, NodeId, ServiceSpec,
+    Code, Intent, Name, NodeId, ServiceSpec,
     api::{Changed, Logs, LogsAsk, Replace, Scale, ServiceView, TaskView},
-    intent::SlotSet,
+    intent::{Service, SlotSet},
     row::Datapath,
     spec::{Lb, Mode},
 };
@@ -16,12 +16,26 @@ use super::{
     Shared,
     answer::{Answer, Body, Fail, segment},
 };
-use crate::daemon::Cluster;
+use crate::{daemon::Cluster, gossip::Facts};
 
-pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
-    let (intent, facts) = (c.intent(), c.facts());
+/// A worker asks this of a manager.
+pub(super) const STUCK: &str = "stuck";
+
+/// Why changes and moves of some services do not get on: what the leader's memory alone holds.
+async fn stuck<'n>(c: &Cluster, intent: &Intent, names: impl Iterator<Item = &'n Name>) -> BTreeMap<Name, String> {
+    let moves = |(name, s): (&Name, &Service)| Rollouts::concerns(s, intent.leaving.contains_key(name));
+    let mut known = names.filter_map(|n| intent.services.get_key_value(n));
+    // Most often there is nothing to ask for.
+    match (known.any(moves), c.leading()) {
+        (false, _) => BTreeMap::new(),
+        (true, Some(m)) => m.stuck(),
+        (true, None) => c.ask_manager(STUCK).await.unwrap_or_default(),
+    }
+}
+
+fn view(intent: &Intent, facts: &Facts, name: &Name, stuck: &BTreeMap<Name, String>) -> Option<ServiceView> {
     let service = intent.services.get(name)?.clone();
-    let backends = crate::view::backends(&intent, &facts, name);
+    let backends = crate::view::backends(intent, facts, name);
     let placed = intent
         .placements
         .get(name)
@@ -44,11 +58,15 @@ pub(super) fn view(c: &Cluster, name: &Name) -> Option<ServiceView> {
         wanted,
         ready,
         backends,
+        stuck: stuck.get(name).cloned(),
     })
 }
 
-pub(super) fn views(c: &Cluster) -> Vec<ServiceView> {
-    c.intent().services.keys().filter_map(|n| view(c, n)).collect()
+pub(super) async fn views(c: &Cluster) -> Vec<ServiceView> {
+    let (intent, facts) = (c.intent(), c.facts());
+    let stuck = stuck(c, &intent, intent.services.keys()).await;
+    let all = intent.services.keys();
+    all.filter_map(|n| view(&intent, &facts, n, &stuck)).collect()
 }
 
 fn unknown(c: &Cluster, name: &Name) -> Fail {
@@ -66,13 +84,16 @@ fn unknown(c: &Cluster, name: &Name) -> Fail {
 }
 
 pub(super) async fn list(State(d): State<Shared>) -> Result<Answer<Vec<ServiceView>>, Fail> {
-    Ok(Answer(views(&*d.cluster()?)))
+    Ok(Answer(views(&*d.cluster()?).await))
 }
 
 pub(super) async fn one(State(d): State<Shared>, path: Path<String>) -> Result<Answer<ServiceView>, Fail> {
     let name: Name = segment(path)?;
     let c = d.cluster()?;
-    view(&c, &name).map(Answer).ok_or_else(|| unknown(&c, &name))
+    let (intent, facts) = (c.intent(), c.facts());
+    let stuck = stuck(&c, &intent, [&name].into_iter()).await;
+    let view = view(&intent, &facts, &name, &stuck);
+    view.map(Answer).ok_or_else(|| unknown(&c, &name))
 }
 
 /// What is asked for and would not be done on some node is refused: the log does not know data paths.

@@ -78,7 +78,7 @@ pub(super) async fn status(State(d): State<Shared>) -> Result<Answer<Status>, Fa
         converged,
         nodes: nodes::views(&c).await,
         networks: networks::views(&c),
-        services: services::views(&c),
+        services: services::views(&c).await,
         taken: c.taken(),
         writes: reconciled.writes,
         counters: c.counters().await,

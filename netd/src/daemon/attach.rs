@@ -16,7 +16,7 @@ use model::{
 };
 
 use super::{Cluster, internal};
-use crate::endpoints::{Endpoint, NoAddress, endpoint_mac};
+use crate::endpoints::{Endpoint, Made, NoAddress, endpoint_mac};
 
 /// Longest wait for the kernel to hold a new endpoint.
 const ATTACH: Duration = Duration::from_secs(10);
@@ -140,6 +140,7 @@ impl Cluster {
                     draining: false,
                     healthy: None,
                     running: self.task_runs(&id),
+                    made: Made::now(&self.intent(), req.service.as_ref(), req.slot),
                     listening: Default::default(),
                     attached: false,
                     problem: None,

@@ -101,9 +101,16 @@ impl Cluster {
                 let _ = tell.send(answer);
                 continue;
             }
-            if let Ask::Logs { from, max, follow } = ask {
+            if let Ask::Logs {
+                from,
+                since_ms,
+                max,
+                follow,
+            } = ask
+            {
+                let limits = logs::Limits { since_ms, max, follow };
                 // It may take a while: the next question does not wait for it.
-                tokio::spawn(read_logs(self.log_paths(from), max, follow, tell));
+                tokio::spawn(read_logs(self.log_paths(from), limits, tell));
                 continue;
             }
             let found = tokio::task::spawn_blocking(move || match ask {
@@ -160,16 +167,18 @@ impl Cluster {
 
 async fn read_logs(
     wanted: Vec<(EndpointId, LogFrom, Option<PathBuf>)>,
-    max: usize,
-    follow: bool,
+    limits: logs::Limits,
     tell: oneshot::Sender<Answer>,
 ) {
-    let each = max / wanted.len().max(1);
+    let each = logs::Limits {
+        max: limits.max / wanted.len().max(1),
+        ..limits
+    };
     let read = tokio::task::spawn_blocking(move || {
         let (mut parts, mut problems) = (BTreeMap::new(), BTreeMap::new());
         for (id, from, path) in wanted {
             let part = match path {
-                Some(path) => logs::read(&path, from, each, follow).map_err(|e| format!("{}: {e}", path.display())),
+                Some(path) => logs::read(&path, from, each).map_err(|e| format!("{}: {e}", path.display())),
                 None => Err("its runner has told of no log".to_owned()),
             };
             match part {

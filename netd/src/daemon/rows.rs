@@ -83,6 +83,7 @@ impl Cluster {
             let now = intent.borrow_and_update().clone();
             endpoints.mark_unchanged();
             reconciled.mark_unchanged();
+            self.endpoints().follow(&now);
             self.look_who_listens().await;
             self.publish_all();
             let again = {

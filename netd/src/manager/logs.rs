@@ -59,6 +59,7 @@ impl Manager {
             };
             let question = Ask::Logs {
                 from: ids.iter().map(|id| (id.clone(), from(id))).collect(),
+                since_ms: ask.since_ms,
                 max: each,
                 follow: ask.follow,
             };
@@ -95,7 +96,8 @@ impl Manager {
                     task: task.clone(),
                     node,
                     hostname: hostname.clone(),
-                    line,
+                    at_ms: line.at_ms,
+                    line: line.text,
                 }));
             }
         }

@@ -3,14 +3,15 @@
 
 use std::{
     collections::BTreeMap,
-    sync::Weak,
+    sync::{Mutex, MutexGuard, Weak},
     time::{Duration, Instant},
 };
 
 use cluster::rollout::{Place, Rollouts, Seen};
 use model::{
-    EndpointId, EndpointState, Intent, Name, NodeId, RowBody,
+    ApiError, EndpointId, EndpointState, Intent, Name, NodeId, RowBody,
     api::{NodeHealth, TaskStatus},
+    intent::Service,
 };
 use tokio::time::sleep_until;
 
@@ -48,14 +49,17 @@ pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
         if *leader.borrow_and_update() != Leader::Me {
             // Who leads next goes on from what is.
             rollouts = Rollouts::default();
+            m.stuck.lock().clear();
             continue;
         }
         let intent = intents.borrow_and_update().clone();
         let (known, now) = (c.facts(), began.elapsed());
         rollouts.retain(&intent.services);
+        m.stuck.lock().retain(|name, _| intent.services.contains_key(name));
         for (name, service) in &intent.services {
             if !Rollouts::concerns(service, intent.leaving.contains_key(name)) {
                 rollouts.forget(name);
+                m.stuck.lock().remove(name);
                 continue;
             }
             let places = places(&m, c.me, &intent, &known, name);
@@ -63,8 +67,9 @@ pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
             due = [due, step.next].into_iter().flatten().min();
             for command in step.commands {
                 tracing::info!(service = %name, ?command, "rolling");
-                if let Err(e) = m.propose(command).await {
-                    tracing::warn!(service = %name, "a rollout cannot be carried on: {}", e.message);
+                let outcome = m.propose(command).await;
+                m.stuck.note(name, service, outcome.as_ref().err());
+                if outcome.is_err() {
                     rollouts.forget(name);
                     due = Some(due.map_or(now + AGAIN, |at| at.min(now + AGAIN)));
                     break;
@@ -73,6 +78,40 @@ pub(super) async fn run(m: Weak<Manager>, c: Weak<Cluster>) {
         }
         drop((m, c));
         tokio::time::sleep(ROUNDS_APART).await;
+    }
+}
+
+/// Services whose next step the log did not take, and why.
+#[derive(Default)]
+pub(super) struct Stuck(Mutex<BTreeMap<Name, String>>);
+
+impl Stuck {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Name, String>> {
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A step was tried.
+    fn note(&self, name: &Name, service: &Service, failed: Option<&ApiError>) {
+        let Some(e) = failed else {
+            self.lock().remove(name);
+            return;
+        };
+        let moving = service.rollout.as_ref().filter(|r| r.is_moving());
+        let what = match moving.map(|r| r.is_rollback()) {
+            Some(false) => "the update",
+            Some(true) => "the rollback",
+            None => "a move of its tasks",
+        };
+        let why = format!("{what} is held up: {}; try: {}", e.message, e.hint);
+        tracing::warn!(service = %name, "{why}");
+        self.lock().insert(name.clone(), why);
+    }
+}
+
+impl Manager {
+    /// Services whose change, or a move of whose tasks, does not get on, and why.
+    pub fn stuck(&self) -> BTreeMap<Name, String> {
+        self.stuck.lock().clone()
     }
 }
 

@@ -194,6 +194,9 @@ pub enum Ask {
     Logs {
         /// From where, each.
         from: BTreeMap<EndpointId, LogFrom>,
+        /// Of those that are not read on: only what was written at this time or later, ms since 1970.
+        #[serde(default)]
+        since_ms: Option<u64>,
         /// Octets in all, about.
         max: usize,
         /// A last line that has no end yet is left for later.

@@ -7,8 +7,8 @@ use std::{
 
 use mesh::{Backend, BackendId, BackendState, Place, Port};
 use model::{
-    EndpointId, EndpointState, Intent, NodeId, On, PublishMode,
-    intent::{PublishedPort, Vip},
+    EndpointId, EndpointState, Intent, NodeId, On, Proto, PublishMode,
+    intent::{PublishedPort, Service, Vip},
     spec::Lb,
 };
 
@@ -37,7 +37,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
                     .collect(),
                 lb: service.spec.lb,
                 ports,
-                backends: BTreeMap::new(),
+                ..mesh::Service::default()
             },
         );
     }
@@ -68,13 +68,14 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             state,
             weight: weight(intent, e.node),
         };
-        wanted.backends.insert(
-            BackendId {
-                node: e.node,
-                endpoint: e.id.clone(),
-            },
-            backend,
-        );
+        let id = BackendId {
+            node: e.node,
+            endpoint: e.id.clone(),
+        };
+        let target = |p: &PublishedPort| service.target(e.row.slot, p);
+        let others = others(service, here, target, |port| e.row.listening.contains(&port));
+        wanted.others.extend(others.map(|o| (id.clone(), o)));
+        wanted.backends.insert(id, backend);
     }
     for (id, e) in own {
         let Some(service) = e.service.as_ref().and_then(|s| intent.services.get(s)) else {
@@ -91,6 +92,13 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             node: here.me,
             endpoint: id.clone(),
         };
+        // Of our own endpoints we know better than the row.
+        let target = |p: &PublishedPort| e.target(service, p);
+        let others = others(service, here, target, |port| e.listening.contains(&port));
+        match others {
+            Some(o) => drop(wanted.others.insert(key.clone(), o)),
+            None => drop(wanted.others.remove(&key)),
+        }
         wanted.backends.entry(key).or_insert_with(|| Backend {
             vni: e.vni,
             v4: Some(network.v4(e.offset)),
@@ -118,6 +126,23 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
 fn weight(intent: &Intent, node: NodeId) -> u16 {
     let label = intent.nodes.get(&node).and_then(|n| n.labels.get(Lb::WEIGHT));
     label.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Where published ports lead at a task that a change of its service has not reached: to what it was made for, and for
+/// ports that came since, to what it happens to listen on. None: where they lead everywhere.
+fn others(
+    service: &Service,
+    here: &Here,
+    target: impl Fn(&PublishedPort) -> Option<u16>,
+    listens: impl Fn((Proto, u16)) -> bool,
+) -> Option<BTreeMap<Port, Option<u16>>> {
+    let other = |p: &PublishedPort| {
+        let now = p.spec.target;
+        let at = target(p).or_else(|| listens((p.spec.proto, now)).then_some(now));
+        (at != Some(now)).then(|| (port(p, here), at))
+    };
+    let all: BTreeMap<Port, Option<u16>> = service.ports.values().filter_map(other).collect();
+    (!all.is_empty()).then_some(all)
 }
 
 /// A published port, with the addresses of this host that are meant.
@@ -157,10 +182,7 @@ fn place(facts: &Facts, here: &Here, e: Seen<'_>) -> Option<Place> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use model::{
-        NodeId, Vni,
-        intent::{Network, Service},
-    };
+    use model::{Vni, intent::Network};
 
     use super::*;
 
@@ -196,6 +218,7 @@ mod tests {
             draining: false,
             healthy: None,
             running: None,
+            made: None,
             listening: Default::default(),
             attached: false,
             problem: None,
@@ -219,5 +242,61 @@ mod tests {
         let wanted = mesh_wanted(&intent, &Facts::default(), &here, &own);
         let states: Vec<BackendState> = wanted.services[&7].backends.values().map(|b| b.state).collect();
         assert_eq!(states, [BackendState::Draining], "known, but takes no new flows");
+    }
+
+    #[test]
+    fn where_ports_lead_at_a_task_that_a_change_has_not_reached() {
+        use model::intent::{Pending, Rollout, RolloutState, SlotSet};
+        let here = Here {
+            me: NodeId(1),
+            vtep: Ipv4Addr::new(198, 18, 0, 1),
+            vxlan_port: 4789,
+            underlay_mtu: 1500,
+            uplinks: Default::default(),
+            direct: true,
+            addresses: Default::default(),
+            devices: Default::default(),
+            ifindex: BTreeMap::new(),
+        };
+        let mut service = Service {
+            generation: 2,
+            ..Service::default()
+        };
+        service.spec.publish = vec!["80:9090".parse().unwrap(), "443".parse().unwrap()];
+        for spec in &service.spec.publish {
+            let port = PublishedPort {
+                spec: *spec,
+                auto: false,
+                mark: 1,
+            };
+            service.ports.insert(spec.key(), port);
+        }
+        let mut before = service.spec.clone();
+        before.publish = vec!["80:8080".parse().unwrap()];
+        service.rollout = Some(Rollout {
+            state: RolloutState::Updating,
+            pending: vec![Pending {
+                spec: Box::new(before),
+                generation: 1,
+                slots: SlotSet(vec![(1, 1)]),
+            }],
+            surge: SlotSet::default(),
+            message: String::new(),
+        });
+        let told = |slot, on: &[u16]| {
+            let target = |p: &PublishedPort| service.target(slot, p);
+            let all = others(&service, &here, target, |(_, port)| on.contains(&port));
+            let flat = all.into_iter().flatten();
+            flat.map(|(p, at)| (p.published, at)).collect::<Vec<_>>()
+        };
+        assert_eq!(told(Some(1), &[8080]), [(80, Some(8080)), (443, None)]);
+        assert_eq!(
+            told(Some(1), &[8080, 443]),
+            [(80, Some(8080))],
+            "it happens to listen there"
+        );
+        for slot in [Some(2), None] {
+            assert_eq!(told(slot, &[]), []);
+        }
     }
 }

@@ -71,9 +71,9 @@ pub fn out_because(intent: &Intent, facts: &Facts, e: Seen<'_>) -> Option<String
             let service = e.row.service.as_ref().and_then(|s| intent.services.get(s));
             let silent: Vec<String> = service
                 .into_iter()
-                .flat_map(|s| s.ports.values())
-                .filter(|p| !e.row.listening.contains(&(p.spec.proto, p.spec.target)))
-                .map(|p| format!("{}/{}", p.spec.target, p.spec.proto))
+                .flat_map(|s| s.listened(e.row.slot))
+                .filter(|port| !e.row.listening.contains(port))
+                .map(|(proto, port)| format!("{port}/{proto}"))
                 .collect();
             Some(if silent.is_empty() {
                 "starting".to_owned()

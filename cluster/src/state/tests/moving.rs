@@ -19,7 +19,7 @@ fn zone(node: u64, zone: &str) -> Command {
 }
 
 impl Log {
-    fn left(&self, s: &str) -> String {
+    pub(super) fn left(&self, s: &str) -> String {
         let left = self.state.intent.leaving.get(&name(s));
         let parts = left.into_iter().flatten().map(|(n, s)| format!("{n}={:?}", s.0));
         parts.collect::<Vec<_>>().join(" ")

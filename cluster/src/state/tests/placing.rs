@@ -125,6 +125,122 @@ fn machines_are_told_and_reserved() {
     assert_eq!(log.state.load(NodeId(2)), Default::default());
 }
 
+fn release(s: &str, node: u64, slots: (u32, u32)) -> Command {
+    Command::Release {
+        service: name(s),
+        node: NodeId(node),
+        slots: model::intent::SlotSet(vec![slots]),
+    }
+}
+
+#[test]
+fn what_goes_on_reserves_until_it_ends() {
+    let mut log = Log::new(1);
+    for node in [1, 2] {
+        log.ok(machine(node, 1000));
+    }
+    let reserve = |cpu_milli| move |s: &mut model::ServiceSpec| s.placement.reserve.cpu_milli = cpu_milli;
+    log.ok(with("web", 2, reserve(500)));
+    log.ok(availability(2, Availability::Drain));
+    log.ok(availability(2, Availability::Active));
+    assert_eq!(
+        (log.placed("web").as_str(), log.left("web").as_str()),
+        ("n1=[(1, 2)]", "n2=[(2, 2)]")
+    );
+    assert_eq!(log.state.load(NodeId(2)).reserved.cpu_milli, 500);
+    log.ok(with("next", 1, reserve(1000)));
+    assert_eq!(
+        log.placed("next"),
+        "",
+        "half of n2 is in use until web.2 runs elsewhere"
+    );
+    assert!(
+        log.problem("next").contains("CPU excluded 2"),
+        "{}",
+        log.problem("next")
+    );
+    // As soon as it ends there, who waits gets the room.
+    log.ok(release("web", 2, (2, 2)));
+    assert_eq!(
+        (log.placed("next").as_str(), log.problem("next").as_str()),
+        ("n2=[(1, 1)]", "")
+    );
+}
+
+#[test]
+fn a_service_does_not_take_the_room_of_its_own_tasks_twice() {
+    let mut log = Log::new(1);
+    for node in [1, 2] {
+        log.ok(machine(node, 1000));
+    }
+    log.ok(with("web", 2, |s| s.placement.reserve.cpu_milli = 500));
+    log.ok(availability(2, Availability::Drain));
+    log.ok(availability(2, Availability::Active));
+    log.ok(scale("web", 4));
+    assert_eq!(log.placed("web"), "n1=[(1, 2)] n2=[(3, 3)]", "web.2 goes on on n2");
+    log.ok(release("web", 2, (2, 2)));
+    assert_eq!(
+        (log.placed("web").as_str(), log.problem("web").as_str()),
+        ("n1=[(1, 2)] n2=[(3, 4)]", "")
+    );
+}
+
+#[test]
+fn what_goes_on_stays_where_it_runs_when_its_new_node_dies() {
+    let mut log = Log::new(1);
+    for node in [1, 2] {
+        log.ok(machine(node, 1000));
+    }
+    let reserve = |s: &mut model::ServiceSpec| s.placement.reserve.cpu_milli = 500;
+    log.ok(with("web", 2, reserve));
+    log.ok(availability(2, Availability::Drain));
+    log.ok(release("web", 2, (2, 2)));
+    log.ok(availability(2, Availability::Active));
+    log.ok(Command::Rebalance {
+        service: name("web"),
+        budget: 1,
+    });
+    assert_eq!(
+        (log.placed("web").as_str(), log.left("web").as_str()),
+        ("n1=[(1, 1)] n2=[(2, 2)]", "n1=[(2, 2)]")
+    );
+    // n1 is full of the two, and they are where they are.
+    log.ok(Command::SetNodeDown {
+        node: NodeId(2),
+        down: true,
+    });
+    assert_eq!(
+        (log.placed("web").as_str(), log.left("web").as_str()),
+        ("n1=[(1, 2)]", "")
+    );
+    assert_eq!(log.problem("web"), "");
+    assert_eq!(log.state.load(NodeId(1)).reserved.cpu_milli, 1000);
+}
+
+#[test]
+fn a_port_of_a_node_that_becomes_free_is_for_who_waits() {
+    let mut log = Log::new(1);
+    let port = |s: &mut model::ServiceSpec| s.publish = vec!["80,mode=host".parse().unwrap()];
+    log.ok(with("a", 1, port));
+    log.ok(availability(1, Availability::Drain));
+    log.ok(availability(1, Availability::Active));
+    assert_eq!(
+        (log.placed("a").as_str(), log.left("a").as_str()),
+        ("n2=[(1, 1)]", "n1=[(1, 1)]")
+    );
+    log.ok(with("b", 1, port));
+    assert!(
+        log.problem("b").contains("host ports 80/tcp excluded 2"),
+        "{}",
+        log.problem("b")
+    );
+    log.ok(release("a", 1, (1, 1)));
+    assert_eq!(
+        (log.placed("b").as_str(), log.problem("b").as_str()),
+        ("n1=[(1, 1)]", "")
+    );
+}
+
 #[test]
 fn a_global_service_follows_the_nodes() {
     let mut log = Log::new(1);

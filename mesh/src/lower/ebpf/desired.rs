@@ -148,8 +148,9 @@ impl Desired {
     fn take_service(&mut self, wanted: &Wanted, index: u32, service: &Service, backends: &[(&BackendId, &Backend)]) {
         // The distinct sets of this service; most have one, used by all of its keys.
         let mut sets: BTreeMap<Vec<CellKey>, usize> = BTreeMap::new();
+        // On several addresses of a node a port is one and the same on VIPs.
         let of_mesh = service.ports.iter().filter(|p| !p.host);
-        let ports: BTreeSet<(u16, u16, u16)> = of_mesh.map(numbers).collect();
+        let ports: BTreeMap<(u16, u16), &Port> = of_mesh.map(|p| (numbers(p), p)).collect();
         self.take_doors(wanted, index, service, backends, &mut sets);
         for (vni, vip) in &service.vips {
             let addresses = [
@@ -157,43 +158,48 @@ impl Desired {
                 vip.v6.map(|a| (IpAddr::V6(a), Family::V6)),
             ];
             for (ip, family) in addresses.into_iter().flatten() {
-                let set = self.set(
-                    index,
-                    &mut sets,
-                    backends.iter().filter(|(_, b)| b.vni == *vni && has(b, family)),
-                );
-                for (port, proto, tport) in ports.iter().chain([&(0, 0, 0)]) {
+                let there = backends.iter().filter(|(_, b)| b.vni == *vni && has(b, family));
+                let there: Vec<_> = there.collect();
+                let set_all = self.set(index, &mut sets, &there);
+                let offers = ports
+                    .iter()
+                    .map(|(numbers, port)| (*numbers, offer(service, port, &there)));
+                // Every other port, as it is.
+                let any = Offer { tport: 0, by: None };
+                for ((port, proto), offer) in offers.chain([((0, 0), any)]) {
+                    let set = match &offer.by {
+                        None => set_all,
+                        Some(by) => self.set(index, &mut sets, by),
+                    };
                     let key = SvcKey {
                         addr: addr(ip),
                         vni: vni.get(),
-                        port: *port,
-                        proto: *proto,
+                        port,
+                        proto,
                     };
-                    self.take_key(
-                        key,
-                        Row {
-                            service: index,
-                            tport: *tport,
-                            set,
-                        },
-                    );
+                    let row = Row {
+                        service: index,
+                        tport: offer.tport,
+                        set,
+                    };
+                    self.take_key(key, row);
                 }
             }
         }
-        for (_, b) in backends.iter().filter(|(_, b)| matches!(b.place, Place::Local { .. })) {
-            let any = service.vips.contains_key(&b.vni).then_some(&(0, 0, 0));
-            for (port, proto, tport) in ports.iter().chain(any) {
+        for (id, b) in backends.iter().filter(|(_, b)| is_local(b)) {
+            let any = service.vips.contains_key(&b.vni).then_some(((0, 0), 0));
+            let offered = ports
+                .iter()
+                .filter_map(|(n, p)| Some((*n, service.target(id, p)?.to_be())));
+            for ((port, proto), tport) in offered.chain(any) {
                 for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)].into_iter().flatten() {
                     let key = TargetKey {
                         addr: addr(ip),
                         vni: b.vni.get(),
-                        port: *port,
-                        proto: *proto,
+                        port,
+                        proto,
                     };
-                    self.targets.entry(key).or_insert(TargetVal {
-                        tport: *tport,
-                        flags: 0,
-                    });
+                    self.targets.entry(key).or_insert(TargetVal { tport, flags: 0 });
                 }
             }
         }
@@ -213,12 +219,8 @@ impl Desired {
         }
         for family in [Family::V4, Family::V6] {
             let all = doors(backends, family);
-            let is_here = |b: &Backend| matches!(b.place, Place::Local { .. });
-            let own: Vec<_> = all.iter().copied().filter(|(_, b)| is_here(b)).collect();
-            let (set_all, set_own) = (
-                self.set(index, sets, all.iter().copied()),
-                self.set(index, sets, own.iter().copied()),
-            );
+            let own: Vec<_> = all.iter().copied().filter(|(_, b)| is_local(b)).collect();
+            let (set_all, set_own) = (self.set(index, sets, &all), self.set(index, sets, &own));
             for port in &service.ports {
                 let (of, set) = if port.host { (&own, set_own) } else { (&all, set_all) };
                 // Without a backend that speaks IPv6, or here, the port stays the host's own, which refuses: the client
@@ -226,7 +228,12 @@ impl Desired {
                 if of.is_empty() && (port.host || family == Family::V6) {
                     continue;
                 }
-                let (published, proto, tport) = numbers(port);
+                let (published, proto) = numbers(port);
+                let Offer { tport, by } = offer(service, port, of);
+                let set = match &by {
+                    None => set,
+                    Some(by) => self.set(index, sets, by),
+                };
                 let local = wanted.local.iter();
                 let fits = |ip: &IpAddr| ip.is_ipv4() == (family == Family::V4) && publishable(ip);
                 for ip in local.filter(|ip| fits(ip) && port.on.as_ref().is_none_or(|on| on.contains(ip))) {
@@ -250,13 +257,14 @@ impl Desired {
     }
 
     /// The set of these backends, as far as they take new flows; none when none does.
-    fn set<'b>(
+    fn set(
         &mut self,
         service: u32,
         sets: &mut BTreeMap<Vec<CellKey>, usize>,
-        backends: impl Iterator<Item = &'b (&'b BackendId, &'b Backend)>,
+        backends: &[&(&BackendId, &Backend)],
     ) -> Option<usize> {
         let (cells, seeds): (Vec<CellKey>, Vec<Seed>) = backends
+            .iter()
             .filter(|(_, b)| b.state == BackendState::Active)
             .map(|(id, b)| ((b.vni.get(), ebpf_abi::mac(b.mac.0)), Seed::new(id)))
             .unzip();
@@ -291,9 +299,50 @@ impl Desired {
     }
 }
 
-/// Published port, protocol and target as keys have them.
-fn numbers(p: &Port) -> (u16, u16, u16) {
-    (p.published.to_be(), u16::from(p.proto.number()), p.target.to_be())
+/// Published port and protocol as keys have them.
+fn numbers(p: &Port) -> (u16, u16) {
+    (p.published.to_be(), u16::from(p.proto.number()))
+}
+
+/// Who serves a published port here.
+struct Offer<'c> {
+    /// The port of those on this node, as on the wire; 0: unchanged.
+    tport: u16,
+    /// Of the candidates; none: all of them.
+    by: Option<Vec<&'c (&'c BackendId, &'c Backend)>>,
+}
+
+/// Who of `candidates` serves a published port here. The programs of the other nodes know the port of each of their
+/// backends; those of this node translate by what was published alone. So where a change of the port is under way, backends of this
+/// node that it has not reached come first, whatever their state: their flows go on; the new ones beside them are reached
+/// from other nodes, and from here too when nobody else takes new flows.
+fn offer<'c>(service: &Service, port: &Port, candidates: &[&'c (&'c BackendId, &'c Backend)]) -> Offer<'c> {
+    if service.others.is_empty() {
+        return Offer {
+            tport: port.target.to_be(),
+            by: None,
+        };
+    }
+    let all = candidates.iter().copied();
+    let all: Vec<_> = all.filter_map(|c| Some((c, service.target(c.0, port)?))).collect();
+    let with = |target: u16| -> Vec<_> {
+        let by = all.iter().filter(|(c, t)| !is_local(c.1) || *t == target);
+        by.map(|(c, _)| *c).collect()
+    };
+    let takes = |c: &(&BackendId, &Backend)| c.1.state == BackendState::Active;
+    let before = all.iter().find(|(c, t)| is_local(c.1) && *t != port.target);
+    let (target, by) = match before.map(|(_, target)| (*target, with(*target))) {
+        Some((target, by)) if by.iter().any(|c| takes(c)) || !all.iter().any(|(c, _)| takes(c)) => (target, by),
+        _ => (port.target, with(port.target)),
+    };
+    Offer {
+        tport: target.to_be(),
+        by: Some(by),
+    }
+}
+
+fn is_local(b: &Backend) -> bool {
+    matches!(b.place, Place::Local { .. })
 }
 
 /// The backends that published ports lead to: of a task's one.

@@ -285,6 +285,73 @@ fn a_port_of_one_address_is_the_hosts_on_others() {
 }
 
 #[test]
+fn a_changed_target_holds_where_the_change_has_come() {
+    // Two here, two elsewhere; 1 and 3 are not reached yet.
+    let all = [backend(1, 1), backend(2, 1), backend(3, 2), backend(4, 2)];
+    let ids: Vec<BackendId> = all.iter().map(|b| b.0.clone()).collect();
+    let mut w = web(&["80:9090", "53/udp"], all);
+    let old = |at: Option<u16>| BTreeMap::from([(port("80:9090"), at)]);
+    let s = w.services.get_mut(&7).unwrap();
+    s.others = BTreeMap::from([(ids[0].clone(), old(Some(8080))), (ids[2].clone(), old(Some(8080)))]);
+    let mut o = small();
+    assert_eq!(settle(&w, &mut o).problems, []);
+    let seen = |o: &Observed| {
+        let keys = [
+            key("198.18.0.1", 0, 80, 6),
+            key("2001:db8::1", 0, 80, 6),
+            key("10.77.0.2", 4096, 80, 6),
+        ];
+        let told = keys.map(|k| (leads_to(o, &k).unwrap(), u16::from_be(o.services[&k].tport)));
+        assert!(told.iter().all(|t| *t == told[0]), "{told:?}");
+        let dns = leads_to(o, &key("198.18.0.1", 0, 53, 17)).unwrap();
+        assert_eq!(dns.len(), w_active(o), "others' ports are as ever");
+        told[0].clone()
+    };
+    fn w_active(o: &Observed) -> usize {
+        leads_to(o, &key("10.77.0.2", 4096, 0, 0)).unwrap().len()
+    }
+    // The programs translate for tasks of this node by the published port: the old one goes first.
+    assert_eq!(seen(&o), ([1, 3, 4].into(), 8080));
+    let target = |n: u8| {
+        let v4 = Addr::v4([10, 77, 1, n]);
+        let found = o.targets.iter().find(|(k, _)| k.addr == v4 && k.port == 80u16.to_be());
+        found.map(|(_, v)| u16::from_be(v.tport))
+    };
+    assert_eq!(
+        [target(1), target(2)],
+        [Some(8080), Some(9090)],
+        "each as its task was made"
+    );
+    // It drains: its flows go on, while there are others for the new ones.
+    let state = |w: &mut Wanted, n: usize, state| {
+        w.services.get_mut(&7).unwrap().backends.get_mut(&ids[n]).unwrap().state = state;
+    };
+    state(&mut w, 0, BackendState::Draining);
+    settle(&w, &mut o);
+    assert_eq!(seen(&o), ([3, 4].into(), 8080));
+    for n in [2, 3] {
+        state(&mut w, n, BackendState::Draining);
+    }
+    settle(&w, &mut o);
+    assert_eq!(seen(&o), ([2].into(), 9090), "nobody else takes new flows");
+    // It has come.
+    for n in [2, 3] {
+        state(&mut w, n, BackendState::Active);
+    }
+    let s = w.services.get_mut(&7).unwrap();
+    s.backends.remove(&ids[0]);
+    s.others.remove(&ids[0]);
+    settle(&w, &mut o);
+    assert_eq!(seen(&o), ([2, 3, 4].into(), 9090), "the other node knows its own");
+    // A task from before the port was published has none for it.
+    w.services.get_mut(&7).unwrap().others = BTreeMap::from([(ids[2].clone(), old(None)), (ids[1].clone(), old(None))]);
+    settle(&w, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([4].into()));
+    let here = Addr::v4([10, 77, 1, 2]);
+    assert!(!o.targets.keys().any(|k| k.addr == here && k.port == 80u16.to_be()));
+}
+
+#[test]
 fn a_service_becomes_rows() {
     let w = web(&["80:8080", "53/udp"], [backend(1, 1), backend(2, 2)]);
     let mut o = small();

@@ -140,7 +140,8 @@ impl Lowering {
             for ip in addresses(vip) {
                 let family = Family::of(ip);
                 let here = backends.iter().filter(|(_, b)| b.vni == *vni);
-                let here: Vec<(IpAddr, &Backend)> = here.filter_map(|(_, b)| Some((address(b, family)?, *b))).collect();
+                let here = here.filter_map(|(id, b)| Some((*id, address(b, family)?, *b)));
+                let here: Vec<(&BackendId, IpAddr, &Backend)> = here.collect();
                 let mut marks = VipMarks {
                     ports: BTreeMap::new(),
                     other,
@@ -148,11 +149,16 @@ impl Lowering {
                 for (at, port) in &mesh {
                     if let Some(mark) = self.mark(index, port) {
                         marks.ports.insert(*at, mark);
-                        self.put(*vni, mark, family, balanced(service.lb, &here, port.target));
+                        self.put(
+                            *vni,
+                            mark,
+                            family,
+                            balanced(service, &here, |id| service.target(id, port)),
+                        );
                     }
                 }
                 if let Some(mark) = other {
-                    self.put(*vni, mark, family, balanced(service.lb, &here, 0));
+                    self.put(*vni, mark, family, balanced(service, &here, |_| Some(0)));
                 }
                 self.networks.entry(*vni).or_default().vips.insert(ip, marks);
             }
@@ -194,7 +200,10 @@ impl Lowering {
             v6: None,
             port: if port.host { port.target } else { port.published },
         };
-        let leads = |w: &Ways<'_>| if port.host { w.own().is_some() } else { w.vip.is_some() };
+        let leads = |w: &Ways<'_>| match port.host {
+            true => w.own(service, port).is_some(),
+            false => w.vip.is_some(),
+        };
         // Ports of mode host are kept apart by placement: two services may have one, on different nodes.
         if !ways.iter().any(leads) || !self.hold(index, &key) {
             return;
@@ -203,9 +212,13 @@ impl Lowering {
             // Tasks of these networks find a backend in their own; others take the way by the node.
             let (address, near) = if port.host {
                 // Without one here the port stays the host's own.
-                let Some((vni, address)) = way.own() else { continue };
-                let own: Vec<(IpAddr, &Backend)> = way.own.iter().filter(|(_, b)| b.vni == vni).copied().collect();
-                self.put(vni, mark, way.family, balanced(service.lb, &own, port.target));
+                let Some((vni, address, target)) = way.own(service, port) else {
+                    continue;
+                };
+                door.port = target;
+                let own: Vec<_> = way.own.iter().filter(|(_, _, b)| b.vni == vni).copied().collect();
+                let targets = |id: &BackendId| service.target(id, port);
+                self.put(vni, mark, way.family, balanced(service, &own, targets));
                 (address, vec![(vni, mark)])
             } else {
                 let Some((_, address)) = way.vip else { continue };
@@ -266,12 +279,12 @@ struct Ways<'w> {
     /// Network and VIP.
     vip: Option<(Vni, IpAddr)>,
     /// Backends of this node, of a task's one.
-    own: Vec<(IpAddr, &'w Backend)>,
+    own: Vec<(&'w BackendId, IpAddr, &'w Backend)>,
 }
 
 impl<'w> Ways<'w> {
     fn new(service: &wanted::Service, backends: &Usable<'w>, family: Family) -> Self {
-        let able: Vec<(&BackendId, IpAddr, &'w Backend)> = backends
+        let able: Vec<(&'w BackendId, IpAddr, &'w Backend)> = backends
             .iter()
             .filter_map(|(id, b)| Some((*id, address(b, family)?, *b)))
             .collect();
@@ -294,22 +307,28 @@ impl<'w> Ways<'w> {
             .filter(|(id, _, b)| {
                 matches!(b.place, Place::Local { .. }) && b.slot.is_none_or(|slot| tasks.insert((id.node, slot)))
             })
-            .map(|(_, ip, b)| (*ip, *b))
+            .copied()
             .collect();
         Ways { family, vip, own }
     }
 
     /// The backend of this node that its ports of mode host lead to: one that takes new flows, if there is one.
-    fn own(&self) -> Option<(Vni, IpAddr)> {
-        let (ip, b) = self.own.iter().min_by_key(|(_, b)| b.state)?;
-        Some((b.vni, *ip))
+    fn own(&self, service: &wanted::Service, port: &Port) -> Option<(Vni, IpAddr, u16)> {
+        let serves = |(id, ip, b): &(&BackendId, IpAddr, &'w Backend)| Some((*b, *ip, service.target(id, port)?));
+        let (b, ip, target) = self.own.iter().filter_map(serves).min_by_key(|(b, ..)| b.state)?;
+        Some((b.vni, ip, target))
     }
 }
 
-/// A service with these backends on a target port; 0: as it came.
-fn balanced(lb: Lb, backends: &[(IpAddr, &Backend)], port: u16) -> Service {
+/// A service with these backends, each at its port; 0: as it came, none: it does not serve it.
+fn balanced(
+    service: &wanted::Service,
+    backends: &[(&BackendId, IpAddr, &Backend)],
+    target: impl Fn(&BackendId) -> Option<u16>,
+) -> Service {
     let mut dests: BTreeMap<DestKey, Dest> = BTreeMap::new();
-    for (address, b) in backends {
+    for (id, address, b) in backends {
+        let Some(port) = target(id) else { continue };
         let weight = match b.state {
             BackendState::Active => u32::from(b.weight),
             BackendState::Draining => 0,
@@ -326,7 +345,7 @@ fn balanced(lb: Lb, backends: &[(IpAddr, &Backend)], port: u16) -> Service {
             .or_insert(dest);
         at.weight = at.weight.max(weight);
     }
-    let (scheduler, flags) = scheduler(lb);
+    let (scheduler, flags) = scheduler(service.lb);
     Service {
         scheduler,
         flags,

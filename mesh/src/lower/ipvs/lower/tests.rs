@@ -382,3 +382,21 @@ fn a_backend_that_leaves_is_one_step_a_mark_and_family() {
     let zero = |s: &crate::ipvs::Step| matches!(s, crate::ipvs::Step::SetDest { value, .. } if value.weight == 0);
     assert!(steps.iter().all(zero));
 }
+
+#[test]
+fn backends_that_a_change_has_not_reached_are_sent_to_their_own_ports() {
+    let mut s = service(
+        &[("80:8081", 1)],
+        [backend(1, APP, 1), backend(2, APP, 2), backend(3, APP, 3)],
+    );
+    let others = |n: u8, at: Option<u16>| (backend(n, APP, n).0, [(port("80:8081", 1), at)].into());
+    s.others = [others(1, Some(8080)), others(3, None)].into();
+    let l = lower(&wanted([s]));
+    let key = ServiceKey {
+        mark: MARK_BASE + 1,
+        family: Family::V4,
+    };
+    let dests = l.networks[&vni(APP)].table.services[&key].dests.keys();
+    let dests: Vec<String> = dests.map(|d| d.to_string()).collect();
+    assert_eq!(dests, ["10.77.1.1:8080", "10.77.2.2:8081"]);
+}

@@ -1,0 +1,119 @@
+//! Clients of a published port that must not notice a change, and releases that tell who answers.
+
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use lab::wire::{Held, Tally};
+use lab::{Host, Process};
+
+/// Requests a second of short connections.
+const RATE: &str = "500";
+
+/// What the tasks run: the lab's server under a name that tells the release.
+pub fn command(host: &Host, release: &str) -> String {
+    format!("{} serve --port 80 --task {release}", host.tool())
+}
+
+/// Clients with short and with long connections, until they are told to stop by their own clock.
+pub struct Load {
+    short: Process,
+    long: Process,
+}
+
+impl Load {
+    /// Starts them; they have connected once when this returns.
+    ///
+    /// # Errors
+    ///
+    /// When they cannot be run, or nothing answers them.
+    pub fn start(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
+        let seconds = seconds.to_string();
+        let mut short = client.spawn(
+            &format!("{name}-short"),
+            &[
+                "lab-tool",
+                "tally",
+                "--to",
+                to,
+                "--rate",
+                RATE,
+                "--duration",
+                &seconds,
+                "--announce",
+            ],
+        )?;
+        let mut long = client.spawn(
+            &format!("{name}-long"),
+            &[
+                "lab-tool",
+                "hold",
+                "--to",
+                to,
+                "--duration",
+                &seconds,
+                "--life",
+                "2",
+                "--announce",
+            ],
+        )?;
+        short.line("ready", Duration::from_secs(10))?;
+        long.line("ready", Duration::from_secs(10))?;
+        Ok(Load { short, long })
+    }
+
+    /// Whether it still runs: what is to happen under it must happen before it ends.
+    pub fn runs(&mut self) -> bool {
+        self.short.ended().is_none() && self.long.ended().is_none()
+    }
+
+    /// Waits for their end: nothing has failed.
+    ///
+    /// # Errors
+    ///
+    /// When something has.
+    pub fn unharmed(mut self, what: &str) -> anyhow::Result<()> {
+        let short: Tally = report(&mut self.short)?;
+        let long: Held = report(&mut self.long)?;
+        println!(
+            "{what}: short {short}, longest gap {} ms; long {long:?}",
+            short.longest_gap_ms
+        );
+        ensure!(
+            short.errors() == 0 && short.tried > 0,
+            "{what}: short connections: {short}"
+        );
+        ensure!(
+            long.errors() == 0 && long.requests > 0,
+            "{what}: long connections: {long:?}"
+        );
+        ensure!(
+            long.cut == 0,
+            "{what}: long connections were cut within the drain timeout: {long:?}"
+        );
+        Ok(())
+    }
+}
+
+/// What a client printed last.
+fn report<T: serde::de::DeserializeOwned>(process: &mut Process) -> anyhow::Result<T> {
+    let done = process.wait(Duration::from_secs(90))?.ok()?;
+    let line = done.stdout.lines().last().unwrap_or_default();
+    serde_json::from_str(line).with_context(|| format!("not a report: {}", done.all()))
+}
+
+/// Which releases answer.
+///
+/// # Errors
+///
+/// When a request is not answered.
+pub fn releases(client: &Host, to: &str) -> anyhow::Result<Vec<String>> {
+    let seen = crate::all_answered(client, None, &format!("--to {to} -n 60"))?;
+    let mut names: Vec<String> = seen
+        .answered
+        .keys()
+        .filter_map(|who| Some(who.split_once('/')?.1.to_owned()))
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    Ok(names)
+}
