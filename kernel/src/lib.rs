@@ -7,6 +7,7 @@
 
 pub mod bpf;
 pub mod fabric;
+pub mod firewall;
 pub mod heap;
 pub mod netfilter;
 mod netlink;

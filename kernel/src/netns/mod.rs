@@ -107,6 +107,15 @@ impl Netns {
         Self::check(file.into(), path)
     }
 
+    /// The same once more.
+    pub fn try_clone(&self) -> Result<Self, NetnsError> {
+        let fd = self.fd.try_clone();
+        Ok(Netns {
+            fd: fd.map_err(system("open", Path::new("a network namespace once more")))?,
+            id: self.id,
+        })
+    }
+
     /// That of a process.
     pub fn of_process(pid: u32) -> Result<Self, NetnsError> {
         Self::open(&PathBuf::from(format!("/proc/{pid}/ns/net")))

@@ -6,6 +6,7 @@
 
 mod lower;
 mod plan;
+pub mod rules;
 mod table;
 #[cfg(test)]
 mod tests;
