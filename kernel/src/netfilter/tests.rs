@@ -176,6 +176,7 @@ fn world(folder: &Folder) -> (Netns, Netns, Netns) {
             let via: IpAddr = g.parse().unwrap();
             let to = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().unwrap();
             crate::rtnl::request::add_route(&crate::rtnl::Route {
+                kind: Default::default(),
                 table: crate::rtnl::TABLE_MAIN,
                 to,
                 via: Some(via),
