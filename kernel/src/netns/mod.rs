@@ -171,10 +171,12 @@ pub fn run_in<T: Send>(netns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T,
     })
 }
 
-/// Runs `f` on a thread of its own inside a new namespace, which ends with it.
+/// Runs `f` on a thread of its own inside a new namespace, with its loopback up, that nobody else knows and that ends with
+/// what `f` opened in it.
 pub fn run_in_new<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
     on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| NetnsError::Enter(e.into()))?;
+        loopback_up().map_err(|e| NetnsError::Loopback(Box::new(e)))?;
         Ok(f())
     })
 }
