@@ -8,7 +8,7 @@ use std::{
 use ebpf_abi::{Backend, MemberVal, NodeCfg};
 use kernel::{
     bpf::{Attached, BpfError, DataPath, Hook},
-    fabric,
+    fabric::{self, Extent, Shape},
 };
 use mesh::ebpf::{Observed, Sizes, Step};
 
@@ -24,6 +24,8 @@ const LO: u32 = 1;
 /// Handles of what only this data path has.
 pub(super) struct Ebpf {
     bpffs: PathBuf,
+    /// Where the other data path has its sandboxes.
+    folder: PathBuf,
     /// None: it was taken out of the kernel.
     path: Option<DataPath>,
     stale: bool,
@@ -31,7 +33,7 @@ pub(super) struct Ebpf {
 
 impl Ebpf {
     /// Opens the data path below a folder of a bpffs, adopting what is there. In the calling thread's namespace.
-    pub(super) fn open(bpffs: &Path) -> Result<Ebpf, KernelError> {
+    pub(super) fn open(bpffs: &Path, folder: &Path) -> Result<Ebpf, KernelError> {
         let (path, report) = DataPath::open(bpffs)?;
         tracing::info!(
             adopted = report.adopted_maps,
@@ -40,6 +42,7 @@ impl Ebpf {
         );
         Ok(Ebpf {
             bpffs: bpffs.to_owned(),
+            folder: folder.to_owned(),
             path: Some(path),
             stale: false,
         })
@@ -61,6 +64,18 @@ impl Ebpf {
             .filter(|(_, n)| *n > 0)
             .map(|(name, n)| (name.to_owned(), n))
             .collect())
+    }
+
+    /// Takes what it left in the kernel out of it.
+    pub(super) fn remains(bpffs: &Path) -> Result<(), KernelError> {
+        let round = fabric::reconcile(&overlay::Desired::default())?;
+        for (step, e) in &round.report.failed {
+            tracing::warn!("{step}: {}", chain(e));
+        }
+        if bpffs.exists() {
+            DataPath::open(bpffs)?.0.unload()?;
+        }
+        Ok(())
     }
 
     /// Takes everything of it out of the kernel.
@@ -93,10 +108,9 @@ impl Ebpf {
         world.here.direct = !transforms;
         let desired = view::overlay_desired(world.intent, world.facts, &world.here, world.endpoints);
         done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
-        let round = match only_add {
-            true => fabric::complete(&desired)?,
-            false => fabric::reconcile(&desired)?,
-        };
+        let extent = if only_add { Extent::Additions } else { Extent::All };
+        let shape = Shape::Programs { folder: &self.folder };
+        let round = fabric::reconcile_wanted(shape.want(&desired), None, extent)?;
         done.round(&round, world.endpoints);
         let observed = &round.survey.observed;
         let rows = overlay::rows(&desired, observed);

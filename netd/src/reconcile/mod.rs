@@ -7,6 +7,7 @@
 mod choose;
 mod ebpf;
 pub mod host;
+mod ipvs;
 mod pass;
 mod reserve;
 
@@ -36,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// The same for what the maps of the data path hold. They are ours alone and large: reading them was half of what an idle
 /// daemon did.
 const MAPS: Duration = Duration::from_secs(60);
+/// Between two looks at whether others changed our rules, where the data path has some.
+const RULES: Duration = Duration::from_millis(500);
 /// First and longest pause after a pass that failed in part.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -318,13 +321,22 @@ impl Loop {
     fn wait(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
-            match self.woken.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            let mut left = until.saturating_duration_since(Instant::now());
+            if self.kernel.watches() && left > RULES {
+                left = RULES;
+            }
+            match self.woken.recv_timeout(left) {
                 Ok(wake) => match self.heed(wake) {
                     Heed::Pass => break,
                     Heed::Wait => {}
                     Heed::End => return false,
                 },
                 Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) if Instant::now() < until => {
+                    if self.kernel.is_disturbed() {
+                        break;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     if self.read.elapsed() >= MAPS {
                         self.read = Instant::now();

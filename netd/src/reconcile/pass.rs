@@ -8,12 +8,22 @@ use std::{
 use kernel::{
     bpf::BpfError,
     fabric::{self, ObserveError},
+    firewall::FirewallError,
+    ipvs::IpvsError,
+    netns::NetnsError,
     rtnl::{Rtnl, RtnlError},
     sysctl::SysctlError,
 };
 use model::{ApiError, Code, EndpointId, Intent, row::Datapath};
 
-use super::{Inputs, choose::Chosen, ebpf::Ebpf, host, reserve::Reserve};
+use super::{
+    Inputs,
+    choose::{self, Chosen, Offers},
+    ebpf::Ebpf,
+    host,
+    ipvs::Ipvs,
+    reserve::Reserve,
+};
 use crate::{config::Config, endpoints::Endpoint, gossip::Facts, view::Here};
 
 /// What stops the data path as a whole.
@@ -31,6 +41,21 @@ pub enum KernelError {
     /// Reserved ports.
     #[error(transparent)]
     Sysctl(#[from] SysctlError),
+    /// IPVS.
+    #[error(transparent)]
+    Ipvs(#[from] IpvsError),
+    /// The rules of the IPVS data path.
+    #[error(transparent)]
+    Firewall(#[from] FirewallError),
+    /// A namespace.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The data path that is asked for cannot be had.
+    #[error("datapath.mode is ipvs, and {0}, or datapath.mode = \"auto\"")]
+    NoIpvs(String),
+    /// Which data path was in use is not remembered.
+    #[error("{path} cannot be written; try: df, ls -l", path = .0.display())]
+    Memory(std::path::PathBuf, #[source] std::io::Error),
 }
 
 impl From<KernelError> for ApiError {
@@ -68,6 +93,7 @@ pub struct Kernel {
 /// The data path in use.
 enum Way {
     Ebpf(Ebpf),
+    Ipvs(Ipvs),
 }
 
 /// What a pass works from.
@@ -129,11 +155,22 @@ impl Kernel {
     /// Opens the data path that the settings and the kernel lead to, adopting what is there. In the calling thread's
     /// namespace.
     pub fn open(config: &Config) -> Result<Kernel, KernelError> {
-        let chosen = Chosen::new(config.datapath.mode);
-        let way = match chosen.datapath {
-            Datapath::Ebpf | Datapath::Ipvs => Way::Ebpf(Ebpf::open(&config.node.bpffs_dir)?),
+        let (chosen, offers) = Chosen::new(config.datapath.mode).map_err(KernelError::NoIpvs)?;
+        tracing::info!("data path: {}", chosen.why);
+        let folder = config.netns_dir();
+        let mut before = choose::Memory::open(&config.node.state_dir);
+        // Of the other data path nothing stays: a node is wholly in one.
+        if before.last() != chosen.datapath {
+            match chosen.datapath {
+                Datapath::Ebpf => Ipvs::remains(&folder)?,
+                Datapath::Ipvs => Ebpf::remains(&config.node.bpffs_dir)?,
+            }
+        }
+        before.set(chosen.datapath)?;
+        let way = match offers {
+            Offers::Ipvs(offers) => Way::Ipvs(Ipvs::open(&folder, offers)?),
+            Offers::Ebpf => Way::Ebpf(Ebpf::open(&config.node.bpffs_dir, &folder)?),
         };
-        tracing::info!("{}", chosen.why);
         Ok(Kernel {
             rtnl: Rtnl::open()?,
             reserve: Reserve::open(&config.node.state_dir),
@@ -151,6 +188,20 @@ impl Kernel {
     pub fn forget_mirrors(&mut self) {
         match &mut self.way {
             Way::Ebpf(e) => e.forget_mirrors(),
+            Way::Ipvs(i) => i.forget_mirrors(),
+        }
+    }
+
+    /// How often to ask [`Kernel::is_disturbed`]; none: never.
+    pub fn watches(&self) -> bool {
+        matches!(self.way, Way::Ipvs(_))
+    }
+
+    /// Whether somebody touched what is ours without an event that tells of it.
+    pub fn is_disturbed(&mut self) -> bool {
+        match &mut self.way {
+            Way::Ebpf(_) => false,
+            Way::Ipvs(i) => i.is_disturbed(),
         }
     }
 
@@ -158,6 +209,7 @@ impl Kernel {
     pub fn counters(&self) -> Result<BTreeMap<String, u64>, KernelError> {
         match &self.way {
             Way::Ebpf(e) => e.counters(),
+            Way::Ipvs(_) => Ok(BTreeMap::new()),
         }
     }
 
@@ -166,6 +218,7 @@ impl Kernel {
         self.reserve.sync(&BTreeSet::new())?;
         match &mut self.way {
             Way::Ebpf(e) => e.unload(),
+            Way::Ipvs(i) => i.unload(),
         }
     }
 
@@ -235,6 +288,7 @@ impl Kernel {
         };
         match &mut self.way {
             Way::Ebpf(e) => e.pass(&mut world, done),
+            Way::Ipvs(i) => i.pass(&mut world, done),
         }
     }
 }

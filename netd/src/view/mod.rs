@@ -3,6 +3,7 @@
 mod balance;
 mod names;
 mod overlay;
+mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +19,7 @@ use model::{
 pub use balance::mesh_wanted;
 pub use names::{names, views};
 pub use overlay::overlay_desired;
+pub use rules::{host_rules, sandbox_rules};
 
 use crate::gossip::Facts;
 
