@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use model::{EndpointId, Mac, NodeId, Proto, Vni, intent::Vip, row::Datapath};
+use model::{EndpointId, Mac, NodeId, Proto, Vni, intent::Vip, row::Datapath, spec::Lb};
 
 /// The whole mesh, as one node should carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +17,20 @@ pub struct Wanted {
     pub local: BTreeSet<IpAddr>,
     /// Services by the index that the log gave them.
     pub services: BTreeMap<u32, Service>,
+}
+
+/// Whether published ports can answer on a local address (see [`Wanted::local`]).
+pub(crate) fn publishable(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(a) => !a.is_unspecified() && !a.is_multicast() && !a.is_broadcast(),
+        IpAddr::V6(a) => {
+            !a.is_unspecified()
+                && !a.is_multicast()
+                && !a.is_loopback()
+                && !a.is_unicast_link_local()
+                && a.to_ipv4_mapped().is_none()
+        }
+    }
 }
 
 /// The node that carries the mesh.
@@ -35,6 +49,10 @@ pub struct Node {
 pub struct Service {
     /// Virtual addresses by network. A VIP leads to the backends of its own network alone.
     pub vips: BTreeMap<Vni, Vip>,
+    /// Index of the mark of each VIP, for the ports that are not published; unique in its network.
+    pub vip_marks: BTreeMap<Vni, u32>,
+    /// Who gets a new flow.
+    pub lb: Lb,
     /// Published ports.
     pub ports: BTreeSet<Port>,
     /// Endpoints that are ready or draining.
@@ -65,6 +83,8 @@ pub struct Port {
     pub host: bool,
     /// Addresses of this node that it answers on; none: all of [`Wanted::local`]. On others it stays the host's.
     pub on: Option<BTreeSet<IpAddr>>,
+    /// Index of its mark, from the log; unique in the cluster.
+    pub mark: u32,
 }
 
 /// Who a backend is, on every node and over restarts: the balancing hash is taken over this and nothing else.
@@ -100,6 +120,8 @@ pub struct Backend {
     pub slot: Option<u32>,
     /// Whether it takes new flows.
     pub state: BackendState,
+    /// Share of new flows, where the data path knows shares; 1 is usual.
+    pub weight: u16,
 }
 
 /// Where a backend is.
@@ -145,6 +167,16 @@ pub enum Problem {
     /// Two services claim one address and port.
     #[error("service #{0} does not get {1}: service #{2} has it; try: netctl service unpublish")]
     Taken(u32, String, u32),
+    /// This data path does not know how the service is to be balanced.
+    #[error(
+        "service #{0} is balanced by maglev on this node, not by {1}: its data path is eBPF; try: netctl service update --lb maglev"
+    )]
+    OnlyMaglev(u32, Lb),
+    /// A port or VIP cannot be marked.
+    #[error(
+        "{1} of service #{0} is left out: {2} is no index of a mark; try: netctl service unpublish, then publish again"
+    )]
+    NoMark(u32, String, u32),
     /// A map is full.
     #[error(
         "{what} is left out: map `{map}` is full ({size} entries); try: a larger datapath.maps.{map}, which takes effect when netd starts"

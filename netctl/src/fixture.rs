@@ -48,6 +48,7 @@ fn node(id: u64, health: NodeHealth, applied: Option<u64>) -> NodeView {
         me: id == 1,
         addr: (id != 3).then(|| format!("198.18.0.{id}")),
         datapath: (id != 3).then_some(Datapath::Ebpf),
+        datapath_why: None,
         version: (id != 3).then(|| "0.1.0".to_owned()),
         applied,
         tasks: 1,
@@ -258,6 +259,7 @@ pub(crate) fn convergence() -> Convergence {
         living,
         applied,
         problems: Vec::new(),
+        datapath: String::new(),
     };
     Convergence {
         revision: 42,

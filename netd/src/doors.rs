@@ -190,6 +190,7 @@ pub(crate) fn look_at(intent: &Intent) {
     let facts = gossip::Facts::default();
     let here = view::Here {
         me: model::NodeId(1),
+        datapath: model::row::Datapath::Ebpf,
         vtep: std::net::Ipv4Addr::new(198, 18, 0, 1),
         vxlan_port: 4789,
         underlay_mtu: 1500,

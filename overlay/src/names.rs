@@ -93,9 +93,12 @@ pub fn tunnel_alias(vni: Vni) -> String {
     format!("{MARK}vxlan:{vni}")
 }
 
+/// What the names of the host's ends of the veths to sandboxes begin with.
+pub const HOST_PREFIX: &str = "nvh";
+
 /// The host's end of the veth between it and a sandbox.
 pub fn host_end(vni: Vni) -> String {
-    format!("nvh{vni}")
+    format!("{HOST_PREFIX}{vni}")
 }
 
 /// The sandbox's end of it.

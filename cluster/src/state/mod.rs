@@ -54,9 +54,9 @@ pub use secrets::{TOKEN_MANAGER, TOKEN_WORKER};
 pub use settings::check as check_settings;
 pub use snapshot::SnapshotError;
 
-/// Highest index of a published port's mark: the mark is `0x6e000000 + index` and must stay below 0x6f000000
-/// (CONTRACTS, IPVS numbers).
-const MARK_MAX: u32 = 0x00ff_ffff;
+/// Highest index of a published port's mark: the mark is `0x6e000000 + index` (CONTRACTS, IPVS numbers). The upper half of
+/// what is below 0x6f000000 belongs to VIPs, by their place in the network (`mesh::ipvs::VIP_MARKS`).
+const MARK_MAX: u32 = 0x007f_ffff;
 /// Highest index of a service.
 const SERVICE_MAX: u32 = u32::MAX - 1;
 

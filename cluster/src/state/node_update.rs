@@ -3,6 +3,7 @@
 use model::{
     NodeId,
     intent::{Availability, Machine},
+    spec::Lb,
 };
 
 use super::{Applied, NodeUpdate, Refusal, State};
@@ -93,6 +94,15 @@ fn check_label(key: &str, value: Option<&str>) -> Result<(), Refusal> {
         return Err(Refusal::invalid(
             format!("the value of the label {key} is longer than {MAX_LABEL} octets or has control characters"),
             format!("netctl node label NODE {key}=a"),
+        ));
+    }
+    if key == Lb::WEIGHT && value.is_some_and(|v| v.parse::<u16>().is_err()) {
+        return Err(Refusal::invalid(
+            format!(
+                "the label {key} is the weight of a node's tasks in balancing, a number from 0 to {}",
+                Lb::MAX_WEIGHT
+            ),
+            format!("netctl node label NODE {key}=2"),
         ));
     }
     Ok(())

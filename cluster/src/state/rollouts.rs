@@ -293,6 +293,7 @@ pub(super) fn previous(old: &Service, spec: &ServiceSpec) -> ServiceSpec {
             labels,
             publish,
             endpoint_mode,
+            lb,
             health,
             restart,
             update,

@@ -48,6 +48,9 @@ pub struct NodeView {
     pub addr: Option<String>,
     /// Data path in use.
     pub datapath: Option<Datapath>,
+    /// Why it is that one; none: not told (known to managers, and of the node that answers).
+    #[serde(default)]
+    pub datapath_why: Option<String>,
     /// Version of netd.
     pub version: Option<String>,
     /// Newest revision that it has reported as applied (known to managers).
@@ -142,6 +145,9 @@ pub struct NodeProgress {
     pub applied: u64,
     /// What it could not apply.
     pub problems: Vec<String>,
+    /// Why its data path is the one that it is; empty: not told.
+    #[serde(default)]
+    pub datapath: String,
 }
 
 /// `GET /v1/status`: the one screen.

@@ -1,6 +1,7 @@
 //! What a user asks for: networks, services, published ports.
 
 mod health;
+mod lb;
 mod placement;
 mod port;
 mod restart;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::Vni;
 
 pub use health::{Health, Probe};
+pub use lb::Lb;
 pub use placement::{PlacementSpec, Resources, Strategy};
 pub use port::{On, PortSpec, PublishMode};
 pub use restart::{Condition, Restart};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Health, PlacementSpec, PortSpec, Restart, RollingUpdate};
+use super::{Health, Lb, PlacementSpec, PortSpec, Restart, RollingUpdate};
 use crate::ids::Name;
 
 /// How many tasks a service has.
@@ -54,6 +54,8 @@ pub struct ServiceSpec {
     pub publish: Vec<PortSpec>,
     /// What its name leads to.
     pub endpoint_mode: EndpointMode,
+    /// Who of its tasks gets a new flow. Default: maglev.
+    pub lb: Lb,
     /// When a task is fit to be used, beyond listening on the published ports.
     pub health: Option<Health>,
     /// What happens when a task ends.
@@ -101,6 +103,7 @@ impl Default for ServiceSpec {
             labels: BTreeMap::new(),
             publish: Vec::new(),
             endpoint_mode: EndpointMode::default(),
+            lb: Lb::default(),
             health: None,
             restart: Restart::default(),
             update: RollingUpdate::default(),

@@ -86,12 +86,13 @@ mod tests {
     #[test]
     fn ports_in_all_their_forms() {
         let s = parse(
-            "web --publish published=80,target=8080,protocol=tcp,mode=host --publish [2001:db8::1]:80 --publish auto:9 --endpoint-mode dnsrr",
+            "web --publish published=80,target=8080,protocol=tcp,mode=host --publish [2001:db8::1]:80 --publish auto:9 --endpoint-mode dnsrr --lb wlc",
         )
         .unwrap();
         let ports: Vec<String> = s.publish.iter().map(PortSpec::to_string).collect();
         assert_eq!(ports, ["80:8080/tcp,mode=host", "[2001:db8::1]:80/tcp", "auto:9/tcp"]);
         assert_eq!(s.endpoint_mode, model::spec::EndpointMode::Dnsrr);
+        assert_eq!(s.lb, model::spec::Lb::Wlc);
     }
 
     #[test]

@@ -54,6 +54,10 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
                 me: *id == c.me,
                 addr: row.map(|r| r.datapath_addr.to_string()),
                 datapath: row.map(|r| r.datapath),
+                datapath_why: match *id == c.me {
+                    true => Some(c.datapath_why()),
+                    false => told.map(|p| p.datapath.clone()).filter(|why| !why.is_empty()),
+                },
                 version: row.map(|r| r.version.clone()),
                 applied: told.map(|p| p.applied),
                 tasks: u32::try_from(load.tasks)

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::extract::{Path, State};
 use cluster::{rollout::Rollouts, state::Command};
 use model::{
-    Code, Intent, Name, ServiceSpec,
+    Code, Intent, Name, NodeId, ServiceSpec,
     api::{Changed, Logs, LogsAsk, Replace, Scale, ServiceView, TaskView},
     intent::{Service, SlotSet},
-    spec::Mode,
+    row::Datapath,
+    spec::{Lb, Mode},
 };
 
 use super::{
@@ -95,6 +96,29 @@ pub(super) async fn one(State(d): State<Shared>, path: Path<String>) -> Result<A
     view.map(Answer).ok_or_else(|| unknown(&c, &name))
 }
 
+/// What is asked for and would not be done on some node is refused: the log does not know data paths.
+fn can_balance(c: &Cluster, spec: &ServiceSpec) -> Result<(), Fail> {
+    if spec.lb == Lb::Maglev {
+        return Ok(());
+    }
+    let (intent, facts) = (c.intent(), c.facts());
+    let ebpf = |id: &&NodeId| {
+        c.node_row(&facts, **id)
+            .is_some_and(|row| row.datapath == Datapath::Ebpf)
+    };
+    match intent.nodes.keys().find(ebpf) {
+        None => Ok(()),
+        Some(id) => Err(Fail::new(
+            Code::Unsupported,
+            format!(
+                "--lb {} cannot be done on {id}, whose data path is eBPF: that balances by maglev alone",
+                spec.lb
+            ),
+            "--lb maglev",
+        )),
+    }
+}
+
 pub(super) async fn create(
     State(d): State<Shared>,
     path: Path<String>,
@@ -103,6 +127,7 @@ pub(super) async fn create(
     let name: Name = segment(path)?;
     let c = d.cluster()?;
     let m = c.manager()?;
+    can_balance(&c, &spec)?;
     for port in &spec.publish {
         m.port_free(&c, *port).await?;
     }
@@ -126,6 +151,7 @@ pub(super) async fn update(
     let name: Name = segment(path)?;
     let c = d.cluster()?;
     let m = c.manager()?;
+    can_balance(&c, &req.spec)?;
     let had = c.intent().services.get(&name).map(|s| s.spec.publish.clone());
     for port in &req.spec.publish {
         if had.as_ref().is_some_and(|had| !had.contains(port)) {

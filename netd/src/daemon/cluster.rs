@@ -124,8 +124,8 @@ impl Cluster {
         let key = Arc::new(NodeKey::load_or_create(&vault)?);
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
-            let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
-            tokio::task::spawn_blocking(move || Kernel::open(&bpffs, &state))
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || Kernel::open(&config))
                 .await
                 .map_err(|e| internal("the kernel", e))??
         };
@@ -345,6 +345,11 @@ impl Cluster {
     /// Changes of them.
     pub fn facts_changes(&self) -> watch::Receiver<Arc<Facts>> {
         self.facts.clone()
+    }
+
+    /// Why this node's data path is the one that it is.
+    pub fn datapath_why(&self) -> String {
+        self.reconciler.chosen().why.clone()
     }
 
     /// What the last pass came to.

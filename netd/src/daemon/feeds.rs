@@ -70,6 +70,7 @@ impl Cluster {
                 held: now.held.clone(),
                 holds: holding.borrow_and_update().clone(),
                 machine: crate::machine::look(addresses.borrow_and_update().data_path.into()),
+                datapath: self.reconciler.chosen().why.clone(),
             });
             let r = tokio::select! {
                 r = holding.changed() => r,

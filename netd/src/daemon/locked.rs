@@ -45,8 +45,8 @@ impl Locked {
         let (_, now) = super::follow::where_now(place, config).await?;
         let addresses = watch::Sender::new(now);
         let kernel = {
-            let (bpffs, state) = (config.node.bpffs_dir.clone(), state.clone());
-            tokio::task::spawn_blocking(move || Kernel::open(&bpffs, &state))
+            let config = config.clone();
+            tokio::task::spawn_blocking(move || Kernel::open(&config))
                 .await
                 .map_err(|e| internal("the kernel", e))??
         };

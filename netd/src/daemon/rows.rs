@@ -11,7 +11,7 @@ use kernel::{
     netns::{self, Netns},
     sockdiag,
 };
-use model::{EndpointId, EndpointRow, EndpointState, NodeRow, Proto, RowBody, RowKey, row::Datapath};
+use model::{EndpointId, EndpointRow, EndpointState, NodeRow, Proto, RowBody, RowKey};
 
 use super::Cluster;
 use crate::endpoints::{Endpoint, Endpoints, endpoint_mac, node_mac};
@@ -31,7 +31,7 @@ impl Cluster {
             datapath_port: self.intent().settings.data_path_port,
             gossip: now.gossip,
             mac: node_mac(self.me),
-            datapath: Datapath::Ebpf,
+            datapath: self.reconciler.chosen().datapath,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         if let Err(e) = self.gossip.put(RowKey::Node, RowBody::Node(row)) {

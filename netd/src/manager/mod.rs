@@ -292,6 +292,7 @@ impl Manager {
                         || (health == NodeHealth::Unknown && report.is_some_and(|r| r.connected)),
                     applied: report.map_or(0, |r| r.report.applied),
                     problems: report.map(|r| r.report.problems.clone()).unwrap_or_default(),
+                    datapath: report.map(|r| r.report.datapath.clone()).unwrap_or_default(),
                 }
             })
             .collect();

@@ -4,7 +4,10 @@
 //! itself changed, and now and then without a reason. What failed stays in the status and is tried again; a second pass
 //! over an unchanged world writes nothing.
 
+mod choose;
+mod ebpf;
 pub mod host;
+mod ipvs;
 mod pass;
 mod reserve;
 
@@ -24,6 +27,7 @@ use tokio::sync::watch;
 
 use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresses};
 
+pub use choose::Chosen;
 pub use pass::{Kernel, KernelError};
 
 /// Changes that arrive together are one pass: a burst of rows costs one plan, and nobody notices the wait.
@@ -33,6 +37,8 @@ const IDLE: Duration = Duration::from_secs(10);
 /// The same for what the maps of the data path hold. They are ours alone and large: reading them was half of what an idle
 /// daemon did.
 const MAPS: Duration = Duration::from_secs(60);
+/// Between two looks at whether others changed our rules, where the data path has some.
+const RULES: Duration = Duration::from_millis(500);
 /// First and longest pause after a pass that failed in part.
 const RETRY: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
@@ -83,6 +89,7 @@ pub struct Reconciler {
     wake: SyncSender<Wake>,
     status: watch::Receiver<Arc<Reconciled>>,
     counters: Arc<Mutex<BTreeMap<String, u64>>>,
+    chosen: Chosen,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
@@ -103,6 +110,7 @@ impl Reconciler {
         let (wake, woken) = sync_channel(8);
         let (out, status) = watch::channel(Arc::new(Reconciled::default()));
         let counters = Arc::new(Mutex::new(BTreeMap::new()));
+        let chosen = kernel.chosen().clone();
         watch_kernel(wake.clone())?;
         watch_policies(wake.clone())?;
         let thread = std::thread::Builder::new().name("reconcile".into()).spawn({
@@ -126,6 +134,7 @@ impl Reconciler {
             wake,
             status,
             counters,
+            chosen,
             thread: Mutex::new(Some(thread)),
         })
     }
@@ -139,6 +148,11 @@ impl Reconciler {
     /// The intent changed.
     pub fn decided(&self) {
         let _ = self.wake.try_send(Wake::Decided);
+    }
+
+    /// The data path in use, and why.
+    pub fn chosen(&self) -> &Chosen {
+        &self.chosen
     }
 
     /// What the last pass came to.
@@ -307,13 +321,22 @@ impl Loop {
     fn wait(&mut self, pause: Duration) -> bool {
         let until = Instant::now() + pause;
         loop {
-            match self.woken.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            let mut left = until.saturating_duration_since(Instant::now());
+            if self.kernel.watches() && left > RULES {
+                left = RULES;
+            }
+            match self.woken.recv_timeout(left) {
                 Ok(wake) => match self.heed(wake) {
                     Heed::Pass => break,
                     Heed::Wait => {}
                     Heed::End => return false,
                 },
                 Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) if Instant::now() < until => {
+                    if self.kernel.is_disturbed() {
+                        break;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     if self.read.elapsed() >= MAPS {
                         self.read = Instant::now();

@@ -103,6 +103,9 @@ pub struct Report {
     /// What it is.
     #[serde(default)]
     pub machine: Machine,
+    /// Why its data path is the one that it is.
+    #[serde(default)]
+    pub datapath: String,
 }
 
 /// Node to manager.

@@ -327,6 +327,7 @@ async fn reports_reach_the_hub_and_asks_reach_the_node() {
         held: BTreeMap::new(),
         holds: Holding::default(),
         machine: Default::default(),
+        datapath: "because".into(),
     };
     w.uplink.report(report.clone());
     hub_has(&m, |s| s.get(&w.id).is_some_and(|n| n.report == report)).await;

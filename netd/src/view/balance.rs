@@ -7,9 +7,9 @@ use std::{
 
 use mesh::{Backend, BackendId, BackendState, Place, Port};
 use model::{
-    EndpointId, EndpointState, Intent, On, PortSpec, Proto, PublishMode,
-    intent::{PublishedPort, Service},
-    row::Datapath,
+    EndpointId, EndpointState, Intent, NodeId, On, Proto, PublishMode,
+    intent::{PublishedPort, Service, Vip},
+    spec::Lb,
 };
 
 use super::{Here, Seen, endpoints, forwards, node_row, out_because};
@@ -23,16 +23,19 @@ use crate::{
 pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<EndpointId, Endpoint>) -> mesh::Wanted {
     let mut services: BTreeMap<u32, mesh::Service> = BTreeMap::new();
     for service in intent.services.values() {
-        let vips = service
-            .vips
-            .iter()
-            .filter_map(|(net, vip)| Some((intent.networks.get(net)?.vni, *vip)))
-            .collect();
-        let ports = service.ports.values().map(|p| port(&p.spec, here)).collect();
+        let vips = || {
+            let known = |(net, vip): (_, &Vip)| Some((intent.networks.get(net)?, *vip));
+            service.vips.iter().filter_map(known)
+        };
+        let ports = service.ports.values().map(|p| port(p, here)).collect();
         services.insert(
             service.index,
             mesh::Service {
-                vips,
+                vips: vips().map(|(net, vip)| (net.vni, vip)).collect(),
+                vip_marks: vips()
+                    .filter_map(|(net, vip)| Some((net.vni, net.offset(vip.v4)?)))
+                    .collect(),
+                lb: service.spec.lb,
                 ports,
                 ..mesh::Service::default()
             },
@@ -63,6 +66,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             place,
             slot: e.row.slot,
             state,
+            weight: weight(intent, e.node),
         };
         let id = BackendId {
             node: e.node,
@@ -103,18 +107,25 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
             place: Place::Local { ifindex: *ifindex },
             slot: e.slot,
             state: BackendState::Draining,
+            weight: weight(intent, here.me),
         });
     }
     let node = mesh::Node {
         id: here.me,
         vtep: here.vtep,
-        datapath: Datapath::Ebpf,
+        datapath: here.datapath,
     };
     mesh::Wanted {
         node,
         local: here.addresses.clone(),
         services,
     }
+}
+
+/// The share of new flows that a node's label asks for.
+fn weight(intent: &Intent, node: NodeId) -> u16 {
+    let label = intent.nodes.get(&node).and_then(|n| n.labels.get(Lb::WEIGHT));
+    label.and_then(|text| text.parse().ok()).unwrap_or(1)
 }
 
 /// Where published ports lead at a task that a change of its service has not reached: to what it was made for, and for
@@ -128,14 +139,15 @@ fn others(
     let other = |p: &PublishedPort| {
         let now = p.spec.target;
         let at = target(p).or_else(|| listens((p.spec.proto, now)).then_some(now));
-        (at != Some(now)).then(|| (port(&p.spec, here), at))
+        (at != Some(now)).then(|| (port(p, here), at))
     };
     let all: BTreeMap<Port, Option<u16>> = service.ports.values().filter_map(other).collect();
     (!all.is_empty()).then_some(all)
 }
 
 /// A published port, with the addresses of this host that are meant.
-fn port(spec: &PortSpec, here: &Here) -> Port {
+fn port(published: &PublishedPort, here: &Here) -> Port {
+    let spec = &published.spec;
     Port {
         published: spec.published,
         target: spec.target,
@@ -146,6 +158,7 @@ fn port(spec: &PortSpec, here: &Here) -> Port {
             On::Address(a) => Some(BTreeSet::from([a])),
             On::Device(d) => Some(here.devices.get(d.as_str()).cloned().unwrap_or_default()),
         },
+        mark: published.mark,
     }
 }
 
@@ -169,7 +182,7 @@ fn place(facts: &Facts, here: &Here, e: Seen<'_>) -> Option<Place> {
 mod tests {
     use std::net::Ipv4Addr;
 
-    use model::{NodeId, Vni, intent::Network};
+    use model::{Vni, intent::Network};
 
     use super::*;
 
@@ -213,6 +226,7 @@ mod tests {
         let own = BTreeMap::from([(id.clone(), endpoint)]);
         let mut here = Here {
             me: NodeId(1),
+            datapath: model::row::Datapath::Ebpf,
             vtep: Ipv4Addr::new(198, 18, 0, 1),
             vxlan_port: 4789,
             underlay_mtu: 1500,

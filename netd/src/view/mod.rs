@@ -3,6 +3,7 @@
 mod balance;
 mod names;
 mod overlay;
+mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,11 +13,13 @@ use std::{
 use model::{
     EndpointId, EndpointRow, EndpointState, Intent, Name, NodeId, NodeRow, RowBody, RowKey,
     api::{BackendView, NodeHealth},
+    row::Datapath,
 };
 
 pub use balance::mesh_wanted;
 pub use names::{names, views};
 pub use overlay::overlay_desired;
+pub use rules::{host_rules, sandbox_rules};
 
 use crate::gossip::Facts;
 
@@ -124,6 +127,8 @@ pub fn held(facts: &Facts) -> BTreeMap<NodeId, u64> {
 pub struct Here {
     /// This node.
     pub me: NodeId,
+    /// Its data path.
+    pub datapath: Datapath,
     /// Its data-path address.
     pub vtep: Ipv4Addr,
     /// UDP port of VXLAN.

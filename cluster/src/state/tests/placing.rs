@@ -85,6 +85,17 @@ fn labels_move_tasks() {
         update.labels = BTreeMap::from([("a b".into(), Some("c".into()))]);
     }
     assert!(log.no(bad).message.contains("no name of a label"));
+    let weight = |text: &str| {
+        let mut command = label(2, Some("a"));
+        if let Command::UpdateNode { update, .. } = &mut command {
+            update.labels = BTreeMap::from([("netd.weight".into(), Some(text.into()))]);
+        }
+        command
+    };
+    assert!(log.no(weight("heavy")).message.contains("0 to 65535"));
+    assert!(log.no(weight("65536")).message.contains("0 to 65535"));
+    log.ok(weight("0"));
+    log.ok(weight("7"));
 }
 
 #[test]

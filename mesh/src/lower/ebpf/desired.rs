@@ -6,11 +6,11 @@ use std::{
 };
 
 use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SvcKey, TargetKey, TargetVal};
-use model::{Proto, row::Datapath};
+use model::{Proto, row::Datapath, spec::Lb};
 
 use crate::{
     maglev::Seed,
-    wanted::{Backend, BackendId, BackendState, Place, Port, Problem, Service, Wanted},
+    wanted::{Backend, BackendId, BackendState, Place, Port, Problem, Service, Wanted, publishable},
 };
 
 /// What a backend is recognised by in `backends`: network and MAC.
@@ -66,25 +66,14 @@ fn word(a: Ipv4Addr) -> u32 {
     u32::from_ne_bytes(a.octets())
 }
 
-/// Whether published ports can answer on a local address (see [`Wanted::local`]).
-fn publishable(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(a) => !a.is_unspecified() && !a.is_multicast() && !a.is_broadcast(),
-        IpAddr::V6(a) => {
-            !a.is_unspecified()
-                && !a.is_multicast()
-                && !a.is_loopback()
-                && !a.is_unicast_link_local()
-                && a.to_ipv4_mapped().is_none()
-        }
-    }
-}
-
 impl Desired {
     pub(super) fn new(wanted: &Wanted) -> Self {
         let mut out = Desired::default();
         let mut owners: BTreeMap<CellKey, &BackendId> = BTreeMap::new();
         for (index, service) in &wanted.services {
+            if service.lb != Lb::Maglev {
+                out.problems.insert(Problem::OnlyMaglev(*index, service.lb));
+            }
             let usable: Vec<(&BackendId, &Backend)> = service
                 .backends
                 .iter()

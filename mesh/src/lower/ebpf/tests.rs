@@ -54,6 +54,7 @@ fn backend(n: u8, node: u8) -> (BackendId, Backend) {
         place,
         slot: Some(n.into()),
         state: BackendState::Active,
+        weight: 1,
     };
     (id, b)
 }
@@ -84,6 +85,7 @@ fn port(text: &str) -> Port {
             On::Address(a) => Some([a].into()),
             On::Device(_) => Some(["198.18.0.1".parse().unwrap()].into()),
         },
+        mark: 1,
     }
 }
 
@@ -578,6 +580,7 @@ fn what_cannot_be_used_is_named() {
     let mut twin = backend(6, 3);
     twin.1.mac = backend(5, 2).1.mac;
     let mut w = web(&["80"], [ipvs, bare, absent, ours, backend(5, 2), twin]);
+    w.services.get_mut(&7).unwrap().lb = model::spec::Lb::Rr;
     w.services.insert(
         9,
         Service {
@@ -590,6 +593,7 @@ fn what_cannot_be_used_is_named() {
     assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([5].into()));
     let count = |f: fn(&Problem) -> bool| p.problems.iter().filter(|p| f(p)).count();
     assert_eq!(count(|p| matches!(p, Problem::EarlyTranslation(_))), 1);
+    assert_eq!(count(|p| matches!(p, Problem::OnlyMaglev(7, _))), 1);
     assert_eq!(count(|p| matches!(p, Problem::Unreachable(..))), 3);
     assert_eq!(count(|p| matches!(p, Problem::DuplicateMac(..))), 1);
     assert_eq!(count(|p| matches!(p, Problem::Taken(9, _, 7))), 3, "{:?}", p.problems);

@@ -4,12 +4,14 @@
 //! from one to the other. Marks come from the log and are the same on every node, so a service is recognised by its mark
 //! after any death of the daemon, and a second plan is empty.
 
+mod lower;
 mod plan;
 pub mod rules;
 mod table;
 #[cfg(test)]
 mod tests;
 
+pub use lower::{Door, DoorKey, Lowered, Sandbox, VIP_MARKS, VipMarks, lower};
 pub use plan::{Step, plan};
 pub use table::{
     Dest, DestKey, Family, Forward, MARK_BASE, MARK_COUNT, Mark, SchedFlags, Scheduler, Service, ServiceKey, Settings,

@@ -1,7 +1,10 @@
 //! Published ports, and what the service's name leads to.
 
 use clap::{Args, ValueEnum};
-use model::{ApiError, PortSpec, ServiceSpec, spec::EndpointMode};
+use model::{
+    ApiError, PortSpec, ServiceSpec,
+    spec::{EndpointMode, Lb},
+};
 
 #[derive(Debug, Args)]
 pub(super) struct PublishFlags {
@@ -13,6 +16,11 @@ pub(super) struct PublishFlags {
     /// What its name leads to: a virtual address (vip), or the addresses of its ready tasks (dnsrr); default: vip.
     #[arg(long, visible_alias = "mode", value_name = "vip|dnsrr")]
     endpoint_mode: Option<Leads>,
+    /// Who of its tasks gets a new flow: by hash of the client's address and port (maglev), in turn (rr; by weights of
+    /// the nodes: wrr), the one with the fewest flows (lc, wlc), by hash of the client's address (sh); default: maglev.
+    /// Only maglev while a node balances by eBPF. A node's weight is its label netd.weight (1).
+    #[arg(long, value_name = "maglev|rr|wrr|lc|wlc|sh")]
+    lb: Option<Lb>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -31,6 +39,7 @@ impl PublishFlags {
             Some(Leads::Dnsrr) => spec.endpoint_mode = EndpointMode::Dnsrr,
             None => {}
         }
+        spec.lb = self.lb.unwrap_or(spec.lb);
         Ok(())
     }
 }

@@ -1,0 +1,287 @@
+//! The IPVS data path: objects, then in each network's namespace what balances and the rules that mark for it, then the
+//! rules of the host's namespace.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+use kernel::{
+    fabric::{self, Extent, Shape},
+    firewall::{Firewall, Kind, Watch},
+    ipvs::{self, Abilities},
+    netns::{self, Netns, NetnsId},
+};
+use mesh::ipvs::{Family, Scheduler, ServiceKey, Step, Table, lower, rules};
+use model::Vni;
+use overlay::{Desired, SeenSandbox, names};
+
+use super::pass::{Done, KernelError, World, chain};
+use crate::view;
+
+/// Handles of what only this data path has.
+pub(super) struct Ipvs {
+    /// Folder of the sandboxes.
+    folder: PathBuf,
+    offers: Abilities,
+    host: Filter<rules::Host>,
+    networks: BTreeMap<Vni, Network>,
+    /// Services whose scheduler the kernel does not have, as they were told last.
+    replaced: BTreeMap<(Vni, ServiceKey), Scheduler>,
+}
+
+/// A network's namespace. The handles keep it alive, so they go before it does.
+struct Network {
+    id: NetnsId,
+    ipvs: ipvs::Ipvs,
+    /// What IPVS holds; none: it is to be looked at.
+    table: Option<Table>,
+    filter: Filter<rules::Sandbox>,
+}
+
+/// The packet filter of a namespace.
+struct Filter<T> {
+    firewall: Firewall,
+    /// What its rules are about; none: they are to be looked at.
+    holds: Option<T>,
+    watch: Option<Watch>,
+}
+
+impl Ipvs {
+    /// Opens the data path in the calling thread's namespace. Nothing is written.
+    pub(super) fn open(folder: &Path, offers: Abilities) -> Result<Ipvs, KernelError> {
+        let host = Filter::open(&Netns::current()?)?;
+        tracing::info!("data path opened: {offers}, rules in {}", host.firewall.kind());
+        Ok(Ipvs {
+            folder: folder.to_owned(),
+            offers,
+            host,
+            networks: BTreeMap::new(),
+            replaced: BTreeMap::new(),
+        })
+    }
+
+    /// Takes what it left in the kernel out of it.
+    pub(super) fn remains(folder: &Path) -> Result<(), KernelError> {
+        // Whichever filter it was.
+        let host = Netns::current()?;
+        Firewall::open(&host)?.remove()?;
+        if let Err(e) = Firewall::open_as(&host, Kind::Iptables).and_then(|mut f| f.remove()) {
+            tracing::debug!("no iptables to look at: {}", chain(&e));
+        }
+        let shape = Shape::Routed {
+            folder,
+            classifiers: true,
+        };
+        let round = fabric::reconcile_wanted(shape.want(&Desired::default()), None, Extent::All)?;
+        for (step, e) in &round.report.failed {
+            tracing::warn!("{step}: {}", chain(e));
+        }
+        Ok(())
+    }
+
+    /// The next pass reads anew instead of trusting what was written.
+    pub(super) fn forget_mirrors(&mut self) {
+        self.host.holds = None;
+        for network in self.networks.values_mut() {
+            (network.table, network.filter.holds) = (None, None);
+        }
+    }
+
+    /// Whether somebody touched our rules since the last pass, which is then due.
+    pub(super) fn is_disturbed(&mut self) -> bool {
+        let mut any = self.host.is_disturbed();
+        for network in self.networks.values_mut() {
+            any |= network.filter.is_disturbed();
+        }
+        any
+    }
+
+    /// Takes everything of it out of the kernel.
+    pub(super) fn unload(&mut self) -> Result<(), KernelError> {
+        self.networks.clear();
+        (self.host.holds, self.host.watch) = (None, None);
+        // Published ports first: what they lead to is still there.
+        self.host.firewall.remove()?;
+        let wanted = self.shape().want(&Desired::default());
+        let round = fabric::reconcile_wanted(wanted, None, Extent::All)?;
+        for (step, e) in &round.report.failed {
+            tracing::warn!("{step}: {}", chain(e));
+        }
+        Ok(())
+    }
+
+    fn shape(&self) -> Shape<'_> {
+        Shape::Routed {
+            folder: &self.folder,
+            classifiers: true,
+        }
+    }
+
+    pub(super) fn pass(&mut self, world: &mut World<'_>, done: &mut Done) -> Result<(), KernelError> {
+        let desired = view::overlay_desired(world.intent, world.facts, &world.here, world.endpoints);
+        done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
+        let extent = match world.inputs.only_add {
+            true => Extent::Additions,
+            false => Extent::All,
+        };
+        if extent == Extent::All {
+            self.let_go(&desired);
+        }
+        let round = fabric::reconcile_wanted(self.shape().want(&desired), None, extent)?;
+        done.round(&round, world.endpoints);
+        let sandboxes = &round.survey.observed.sandboxes;
+        for (id, endpoint) in &desired.endpoints {
+            let Some(SeenSandbox::Ours(space)) = sandboxes.get(&names::sandbox(&self.folder, endpoint.vni)) else {
+                continue;
+            };
+            if let Some(link) = space.links.get(&names::veth(id))
+                && !done.endpoints.contains_key(id)
+            {
+                done.attached.insert(id.clone(), link.index);
+            }
+        }
+        world.here.ifindex = done.attached.clone();
+        let wanted = view::mesh_wanted(world.intent, world.facts, &world.here, world.endpoints);
+        let mut lowered = lower(&wanted);
+        done.problems.extend(lowered.problems.iter().map(|p| p.to_string()));
+        for (vni, sandbox) in &mut lowered.networks {
+            self.settle(*vni, &mut sandbox.table);
+        }
+        for (vni, rules) in view::sandbox_rules(&desired, &lowered) {
+            let Some(SeenSandbox::Ours(_)) = sandboxes.get(&names::sandbox(&self.folder, vni)) else {
+                continue;
+            };
+            let table = lowered.networks.get(&vni).map(|s| &s.table);
+            if let Err(e) = self.network(vni, table.unwrap_or(&Table::default()), rules, extent, done) {
+                self.networks.remove(&vni);
+                done.problems.push(format!("network {vni}: {}", chain(&e)));
+            }
+        }
+        let rules = view::host_rules(&desired, &lowered, &world.here);
+        done.writes += self.host.apply(rules, extent, |host| host.rules())?;
+        Ok(())
+    }
+
+    /// Closes what is about to go, or has gone: a namespace of which a handle is open stays, and its VXLAN device with it.
+    fn let_go(&mut self, desired: &Desired) {
+        let folder = &self.folder;
+        self.networks.retain(|vni, network| {
+            let there = || Netns::open(&names::sandbox(folder, *vni)).is_ok_and(|n| n.id() == network.id);
+            desired.networks.contains_key(vni) && there()
+        });
+    }
+
+    /// Does without what this kernel does not have, and says so once.
+    fn settle(&mut self, vni: Vni, table: &mut Table) {
+        if !self.offers.ipv6 {
+            table.services.retain(|key, _| key.family == Family::V4);
+        }
+        for (key, was) in table.settle_for(&self.offers.schedulers) {
+            if self.replaced.insert((vni, key), was) != Some(was) {
+                tracing::warn!(
+                    "network {vni}, {key}: this kernel's IPVS has no scheduler {was}, rr is taken instead; try: modprobe ip_vs_{was}, then restart netd"
+                );
+            }
+        }
+    }
+
+    /// One network's namespace: what balances before what is marked for it.
+    fn network(
+        &mut self,
+        vni: Vni,
+        table: &Table,
+        rules: rules::Sandbox,
+        extent: Extent,
+        done: &mut Done,
+    ) -> Result<(), KernelError> {
+        let network = match self.networks.entry(vni) {
+            std::collections::btree_map::Entry::Occupied(held) => held.into_mut(),
+            std::collections::btree_map::Entry::Vacant(free) => {
+                let netns = Netns::open(&names::sandbox(&self.folder, vni))?;
+                free.insert(Network {
+                    id: netns.id(),
+                    ipvs: netns::run_in(&netns, ipvs::Ipvs::open)??,
+                    table: None,
+                    filter: Filter::open(&netns)?,
+                })
+            }
+        };
+        if network.table.as_ref() != Some(table) {
+            let seen = match network.table.take() {
+                Some(seen) => seen,
+                None => network.ipvs.observe()?,
+            };
+            let mut steps = mesh::ipvs::plan(&seen, table);
+            if extent == Extent::Additions {
+                steps.retain(adds);
+            }
+            for step in &steps {
+                tracing::debug!("network {vni}: {step:?}");
+            }
+            let report = network.ipvs.apply(&steps);
+            done.writes += report.done as u64;
+            let failed = report.failed.iter();
+            done.problems
+                .extend(failed.map(|(step, e)| format!("network {vni}, {step:?}: {}", chain(e))));
+            network.table = (report.failed.is_empty() && extent == Extent::All).then(|| table.clone());
+        }
+        done.writes += network.filter.apply(rules, extent, |sandbox| sandbox.rules())?;
+        Ok(())
+    }
+}
+
+/// Whether a step takes nothing away and replaces nothing.
+fn adds(step: &Step) -> bool {
+    matches!(
+        step,
+        Step::SetService { new: true, .. } | Step::SetDest { new: true, .. }
+    )
+}
+
+impl<T: PartialEq> Filter<T> {
+    fn open(netns: &Netns) -> Result<Self, KernelError> {
+        Ok(Filter {
+            firewall: Firewall::open(netns)?,
+            holds: None,
+            watch: None,
+        })
+    }
+
+    /// Makes the namespace hold the rules of `wanted`; the number of writes.
+    fn apply(&mut self, wanted: T, extent: Extent, rules: impl FnOnce(&T) -> rules::Rules) -> Result<u64, KernelError> {
+        if self.holds.as_ref() == Some(&wanted) {
+            return Ok(0);
+        }
+        // A view that may be old replaces nothing that is there.
+        if extent == Extent::Additions && self.firewall.is_there()? {
+            return Ok(0);
+        }
+        self.holds = None;
+        let wrote = self.firewall.apply(&rules(&wanted))?;
+        self.watch = Some(self.firewall.watch()?);
+        self.holds = Some(wanted);
+        Ok(u64::from(wrote))
+    }
+
+    fn is_disturbed(&mut self) -> bool {
+        let changed = self.watch.as_mut().is_some_and(|w| w.changed().unwrap_or(true));
+        if changed {
+            self.holds = None;
+        }
+        changed
+    }
+}
+
+/// Why this host cannot have the IPVS data path; none: it can, and what IPVS offers.
+pub(super) fn offers() -> Result<Abilities, String> {
+    let offers = ipvs::probe().map_err(|e| chain(&e))?;
+    let lacks = fabric::routed_lacks().map_err(|e| chain(&e))?;
+    match lacks.first() {
+        None => Ok(offers),
+        Some(lack) => Err(format!(
+            "this kernel lacks {}; try: modprobe {}, or a kernel with {}",
+            lack.what, lack.module, lack.option
+        )),
+    }
+}
