@@ -106,14 +106,6 @@ impl Firewall {
         }
     }
 
-    /// Whether there is anything of ours.
-    pub fn is_there(&mut self) -> Result<bool, FirewallError> {
-        match &mut self.backend {
-            Backend::Nft(nft) => nft.is_there(),
-            Backend::Iptables(iptables) => netns::run_in(&self.netns, || iptables.is_there())?,
-        }
-    }
-
     /// Makes the namespace hold `rules` and no others of ours. `Ok(false)`: it did, nothing was written.
     pub fn apply(&mut self, rules: &Rules) -> Result<bool, FirewallError> {
         match &mut self.backend {

@@ -8,7 +8,7 @@ use std::{
 
 use kernel::{
     fabric::{self, Extent, Shape},
-    firewall::{Firewall, Kind, Watch},
+    firewall::Firewall,
     ipvs::{self, Abilities},
     netns::{self, Netns, NetnsId},
 };
@@ -44,7 +44,6 @@ struct Filter<T> {
     firewall: Firewall,
     /// What its rules are about; none: they are to be looked at.
     holds: Option<T>,
-    watch: Option<Watch>,
 }
 
 impl Ipvs {
@@ -63,12 +62,10 @@ impl Ipvs {
 
     /// Takes what it left in the kernel out of it.
     pub(super) fn remains(folder: &Path) -> Result<(), KernelError> {
-        // Whichever filter it was.
-        let host = Netns::current()?;
-        Firewall::open(&host)?.remove()?;
-        if let Err(e) = Firewall::open_as(&host, Kind::Iptables).and_then(|mut f| f.remove()) {
-            tracing::debug!("no iptables to look at: {}", chain(&e));
-        }
+        // Whichever filter it was: the kernel may be another one than then.
+        let mut host = Firewall::open(&Netns::current()?)?;
+        host.remove()?;
+        host.remove_other()?;
         let shape = Shape::Routed {
             folder,
             classifiers: true,
@@ -100,7 +97,7 @@ impl Ipvs {
     /// Takes everything of it out of the kernel.
     pub(super) fn unload(&mut self) -> Result<(), KernelError> {
         self.networks.clear();
-        (self.host.holds, self.host.watch) = (None, None);
+        self.host.holds = None;
         // Published ports first: what they lead to is still there.
         self.host.firewall.remove()?;
         let wanted = self.shape().want(&Desired::default());
@@ -244,7 +241,6 @@ impl<T: PartialEq> Filter<T> {
         Ok(Filter {
             firewall: Firewall::open(netns)?,
             holds: None,
-            watch: None,
         })
     }
 
@@ -259,13 +255,12 @@ impl<T: PartialEq> Filter<T> {
         }
         self.holds = None;
         let wrote = self.firewall.apply(&rules(&wanted))?;
-        self.watch = Some(self.firewall.watch()?);
         self.holds = Some(wanted);
         Ok(u64::from(wrote))
     }
 
     fn is_disturbed(&mut self) -> bool {
-        let changed = self.watch.as_mut().is_some_and(|w| w.changed().unwrap_or(true));
+        let changed = self.firewall.changed().unwrap_or(true);
         if changed {
             self.holds = None;
         }

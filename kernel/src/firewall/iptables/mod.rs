@@ -93,16 +93,6 @@ impl Iptables {
         Ok(false)
     }
 
-    pub(super) fn is_there(&mut self) -> Result<bool, FirewallError> {
-        for family in [Family::V4, Family::V6].into_iter().filter(|f| speaks(*f)) {
-            let saved = self.programs.save(family)?;
-            if !wanted::removal(family, &saved).is_empty() {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
     pub(super) fn remove(&mut self) -> Result<bool, FirewallError> {
         let mut written = false;
         for family in [Family::V4, Family::V6] {

@@ -35,7 +35,7 @@ const MODULES: &[&str] = &[
 ];
 
 /// Folders that are the guest's own, and empty.
-const OWN: [&str; 3] = ["/run", "/tmp", "/var/tmp"];
+const OWN: [&str; 4] = ["/run", "/tmp", "/var/log", "/var/tmp"];
 
 /// Tests know by `NETD_LANE` that what the lane is for has to be there.
 const BEGIN: &str = r#"#!/bin/sh
