@@ -136,10 +136,11 @@ fn seen_within_a_second(fw: &mut Firewall) {
         match fw.readable() {
             Some(fd) => {
                 let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
-                poll(&mut fds, PollTimeout::from(1000u16)).unwrap();
+                // It may be interrupted.
+                let _ = poll(&mut fds, PollTimeout::from(1000u16));
             }
             // There is nothing to wait on: iptables tells nobody.
-            None => _ = poll(&mut step, PollTimeout::from(50u8)).unwrap(),
+            None => _ = poll(&mut step, PollTimeout::from(50u8)),
         }
     }
 }
