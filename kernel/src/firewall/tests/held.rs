@@ -19,6 +19,16 @@ pub(super) fn world(name: &str) -> (Folder, Netns) {
 }
 
 #[test]
+fn a_kernel_without_nf_tables_is_known_and_says_what_it_lacks() {
+    let fw = Firewall::open(&Netns::current().unwrap()).unwrap();
+    let lacks = fw.why_not_nftables().map(ToString::to_string);
+    assert_eq!(lacks.is_some(), fw.kind() == Kind::Iptables);
+    let lane = std::env::var("NETD_LANE").is_ok_and(|lane| lane == "ipvs");
+    assert!(!lane || fw.kind() == Kind::Iptables, "that of the lane has none");
+    assert!(lacks.as_ref().is_none_or(|l| l.contains("NF_TABLES")), "{lacks:?}");
+}
+
+#[test]
 fn it_is_written_once_and_read_back() {
     for kind in kinds() {
         let (folder, ns) = world(&format!("fw-{kind}"));
