@@ -728,10 +728,10 @@ fn marked_packets_go_where_ipvs_waits() {
     c.settle(1, &c.desired(1, &[("a", 4096, 5)]));
     let mut rules = c.in_sandbox(1, 4096).rules().unwrap();
     rules.retain(|r| r.protocol == crate::rtnl::PROTOCOL);
-    let mut told: Vec<(u32, bool, (u32, u32), u32, bool)> = rules
+    let told = rules
         .iter()
-        .map(|r| (r.priority, r.own, r.mark, r.table, r.from.addr().is_ipv4()))
-        .collect();
+        .map(|r| (r.priority, r.own, r.mark, r.table, r.from.addr().is_ipv4()));
+    let mut told: Vec<_> = told.collect();
     told.sort();
     let both = |priority, own, mark, table| [(priority, own, mark, table, false), (priority, own, mark, table, true)];
     let expected = [
