@@ -3,6 +3,8 @@
 //!
 //! `ipvs_load SERVICES BACKENDS rr|mh|... [4|6]` prints `key=value` lines; the exit status tells whether all went well.
 
+#![allow(clippy::disallowed_methods, reason = "it measures time")]
+
 use std::{
     env,
     error::Error,

@@ -43,6 +43,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(lane) = args.lane {
         let what = What {
             unit: !args.e2e,
+            others: !args.e2e,
             e2e: args.e2e,
         };
         return lane::run(lane, what, args.filter.as_deref(), args.guests.map(usize::from));
@@ -85,7 +86,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         Ok(())
     })?;
     if !args.e2e && !args.unit && filter.is_empty() {
-        let short = What { unit: true, e2e: false };
+        let short = What {
+            unit: true,
+            others: false,
+            e2e: false,
+        };
         if let Err(e) = lane::run(Lane::Ipvs, short, None, args.guests.map(usize::from)) {
             eprintln!("{e:#}");
             broken.push("the lane with IPVS");

@@ -21,7 +21,7 @@ use crate::{
             LinkChange, VethEnd, Which, add_address, add_route, change_link, create_bridge, create_veth, delete_link,
         },
     },
-    testing::Folder,
+    testing::{Folder, hear},
 };
 
 struct World {
@@ -184,7 +184,7 @@ fn veth(id: &str) -> String {
 }
 fn socket(ns: &Netns, at: &str) -> UdpSocket {
     let s = netns::run_in(ns, || UdpSocket::bind(at).unwrap()).unwrap();
-    s.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     s
 }
 /// Sends a question until it is heard, and takes the answer; tells the source that the server saw. (A veth whose other end
@@ -193,11 +193,11 @@ fn ask(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
     server.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
     let mut questions = (0..20).filter_map(|_| {
         client.send_to(b"?", server.local_addr().unwrap()).unwrap();
-        server.recv_from(&mut [0; 8]).ok()
+        hear(server, &mut [0; 8]).ok()
     });
     let (_, seen) = questions.next().unwrap();
     server.send_to(b"!", seen).unwrap();
-    assert_eq!(client.recv_from(&mut [0; 8]).unwrap().1, server.local_addr().unwrap());
+    assert_eq!(hear(client, &mut [0; 8]).unwrap().1, server.local_addr().unwrap());
     seen
 }
 

@@ -399,7 +399,8 @@ mod tests {
             mac,
             source: source.map(|s| s.parse().unwrap()),
         };
-        let mac = Some(Mac([6, 0x6e, 0, 0, 0, 2]));
+        let member = Mac([6, 0x6e, 0, 0, 0, 2]);
+        let mac = Some(member);
         let at = |hook, n, on, verdict| Classifier {
             hook,
             priority: FIRST_PRIORITY + n,
@@ -418,7 +419,7 @@ mod tests {
                 Hook::Egress,
                 5,
                 Match::Mark(0x6f00_0002),
-                Verdict::SetDestination(mac.unwrap()),
+                Verdict::SetDestination(member),
             ),
         ]
     }

@@ -17,7 +17,7 @@ use mesh::lower::ipvs::{
 use super::{Backend, Firewall, FirewallError, Kind, iptables::Iptables};
 use crate::{
     netns::{self, Netns},
-    testing::Folder,
+    testing::{Folder, hear},
 };
 
 const BOTH: [Kind; 2] = [Kind::Nftables, Kind::Iptables];

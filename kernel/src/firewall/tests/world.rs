@@ -114,7 +114,7 @@ pub(super) fn at(a: &str, port: u16) -> SocketAddr {
 
 pub(super) fn udp(ns: &Netns, at: SocketAddr) -> UdpSocket {
     let s = netns::run_in(ns, || UdpSocket::bind(at).unwrap()).unwrap();
-    s.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     s
 }
 
@@ -123,12 +123,12 @@ pub(super) fn listen(ns: &Netns, at: SocketAddr) -> TcpListener {
 }
 
 pub(super) fn connect(ns: &Netns, to: SocketAddr) -> std::io::Result<TcpStream> {
-    netns::run_in(ns, || TcpStream::connect_timeout(&to, Duration::from_secs(5))).unwrap()
+    netns::run_in(ns, || TcpStream::connect_timeout(&to, Duration::from_secs(20))).unwrap()
 }
 
 /// Takes a datagram: its text and source.
 pub(super) fn take(at: &UdpSocket) -> (String, SocketAddr) {
     let mut buffer = [0; 64];
-    let (n, from) = at.recv_from(&mut buffer).unwrap();
+    let (n, from) = hear(at, &mut buffer).unwrap();
     (String::from_utf8_lossy(&buffer[..n]).into_owned(), from)
 }

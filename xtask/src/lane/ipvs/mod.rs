@@ -29,8 +29,15 @@ use crate::ui::table;
 pub(crate) use own::{offered, own};
 use several::Work;
 
-/// Which tests of crate `kernel` are the lane's: IPVS, the rules of its mode (here those of iptables), the overlay of its mode.
-const KERNEL: [&str; 3] = ["ipvs::", "firewall::", "fabric::tests::routed::"];
+/// Which tests of crate `kernel` are the lane's, by what their names begin with: IPVS, the rules of its mode (iptables'
+/// here), the overlay of its mode. Each part has a guest of its own.
+const KERNEL: [(&str, &str); 3] = [
+    ("ipvs", "ipvs::"),
+    ("firewall", "firewall::"),
+    ("overlay", "fabric::tests::routed::"),
+];
+/// Those of them that are for kernels with nf_tables.
+const NFTABLES: &str = "firewall::tests::nft::";
 /// Which of this program's own: what becomes of a guest that goes wrong.
 const LANE: &str = "lane::ipvs::uml::tests::";
 /// The name of the check of rules made by hand.
@@ -43,6 +50,8 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct What {
     /// The tests of crate `kernel`.
     pub(crate) unit: bool,
+    /// What others' figures are measured by.
+    pub(crate) others: bool,
     /// The end-to-end tests.
     pub(crate) e2e: bool,
 }
@@ -66,22 +75,24 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
     let visible: Vec<&Path> = visible.iter().map(PathBuf::as_path).collect();
     let mut work = Vec::new();
     if what.unit {
-        // They are ignored where they are run without being asked for: most machines have no IPVS.
-        work.extend(chosen(
-            vec![programs::of_kernel()?],
-            &KERNEL,
-            filter,
-            " --include-ignored",
-        )?);
-        if BY_HAND.contains(filter.unwrap_or_default()) {
-            work.push(by_hand()?);
+        let kernel = programs::of_kernel()?;
+        for (name, part) in KERNEL {
+            // Some are ignored where they are run without being asked for: most machines have no IPVS.
+            let mut some = chosen(vec![kernel.clone()], part, filter, " --include-ignored")?;
+            for one in &mut some {
+                name.clone_into(&mut one.name);
+            }
+            work.extend(some);
         }
+    }
+    if what.others && BY_HAND.contains(filter.unwrap_or_default()) {
+        work.push(by_hand()?);
     }
     if what.e2e {
         let built = build::programs(Profile::Debug, build::ALL)?;
         let programs = programs::build(&["-p", "tests", "--tests"])?;
         // One lab at a time in a guest, as elsewhere.
-        let mut all = chosen(programs, &[""], filter, " --test-threads=1")?;
+        let mut all = chosen(programs, "", filter, " --test-threads=1")?;
         for one in &mut all {
             one.script.insert_str(0, &own::environment(&built));
         }
@@ -124,7 +135,8 @@ fn itself() -> anyhow::Result<()> {
     let programs = programs::build(&["-p", "xtask", "--bins"])?;
     let program = programs.first().context("cargo named no test program of `xtask`")?;
     let status = std::process::Command::new(&program.path)
-        .args(["--ignored", "--test-threads=1", LANE])
+        // Most of them wait most of the time.
+        .args(["--ignored", "--test-threads=4", LANE])
         .status()
         .with_context(|| format!("running {}", program.path.display()))?;
     anyhow::ensure!(
@@ -146,18 +158,14 @@ fn by_hand() -> anyhow::Result<Work> {
     })
 }
 
-/// The tests whose whole name, `program::test`, contains the filter; of those whose own begins with one of `within`.
-fn chosen(
-    programs: Vec<TestProgram>,
-    within: &[&str],
-    filter: Option<&str>,
-    options: &str,
-) -> anyhow::Result<Vec<Work>> {
+/// The tests whose whole name, `program::test`, contains the filter; of those whose own begins with `within`.
+fn chosen(programs: Vec<TestProgram>, within: &str, filter: Option<&str>, options: &str) -> anyhow::Result<Vec<Work>> {
     let mut work = Vec::new();
     for program in programs {
         let name = &program.name;
         let tests = program.list(|test| {
-            within.iter().any(|start| test.starts_with(start))
+            test.starts_with(within)
+                && !test.starts_with(NFTABLES)
                 && format!("{name}::{test}").contains(filter.unwrap_or_default())
         })?;
         if !tests.is_empty() {
