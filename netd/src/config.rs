@@ -110,7 +110,7 @@ pub struct ClusterSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatapathSection {
-    /// `auto` (eBPF until the IPVS path is built) or `ebpf`.
+    /// `auto` (eBPF on every kernel, in this version), `ebpf` or `ipvs`.
     pub mode: Mode,
     /// Address that VXLAN is sent to, or the device that has it (IPv4); default: the advertised one.
     pub address: Option<Where>,
@@ -123,12 +123,12 @@ pub struct DatapathSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// What this kernel offers.
+    /// eBPF, in this version.
     #[default]
     Auto,
     /// eBPF programs.
     Ebpf,
-    /// IPVS and MARK rules: not built yet, refused.
+    /// IPVS and MARK rules.
     Ipvs,
 }
 
@@ -263,13 +263,6 @@ impl Config {
                 hint,
             })
         };
-        if self.datapath.mode == Mode::Ipvs {
-            return value(
-                "datapath.mode",
-                "is ipvs, which this version does not have",
-                "mode = \"auto\"",
-            );
-        }
         if self.datapath.port == 0 || self.cluster.gossip_port == 0 {
             return value("datapath.port / cluster.gossip_port", "is 0", "4789 and 7946");
         }
@@ -385,7 +378,7 @@ mod tests {
             ("[datapath]\nprot = 1", None, "prot"),
             ("[what]\na = 1", None, "what"),
             ("[cluster]\nnode_grace = \"fast\"", None, "fast"),
-            ("[datapath]\nmode = \"ipvs\"", None, "ipvs"),
+            ("[datapath]\nmode = \"lvs\"", None, "lvs"),
             ("[dns]\naddress = \"10.0.0.1\"", None, "dns.address"),
             ("", Some(("NETD_DATAPATH__PROT", "1")), "prot"),
             ("[node", None, "configuration"),

@@ -92,8 +92,8 @@ pub struct Kernel {
 
 /// The data path in use.
 enum Way {
-    Ebpf(Ebpf),
-    Ipvs(Ipvs),
+    Ebpf(Box<Ebpf>),
+    Ipvs(Box<Ipvs>),
 }
 
 /// What a pass works from.
@@ -168,8 +168,8 @@ impl Kernel {
         }
         before.set(chosen.datapath)?;
         let way = match offers {
-            Offers::Ipvs(offers) => Way::Ipvs(Ipvs::open(&folder, offers)?),
-            Offers::Ebpf => Way::Ebpf(Ebpf::open(&config.node.bpffs_dir, &folder)?),
+            Offers::Ipvs(offers) => Way::Ipvs(Box::new(Ipvs::open(&folder, offers)?)),
+            Offers::Ebpf => Way::Ebpf(Box::new(Ebpf::open(&config.node.bpffs_dir, &folder)?)),
         };
         Ok(Kernel {
             rtnl: Rtnl::open()?,

@@ -249,6 +249,7 @@ mod tests {
         use model::intent::{Pending, Rollout, RolloutState, SlotSet};
         let here = Here {
             me: NodeId(1),
+            datapath: model::row::Datapath::Ebpf,
             vtep: Ipv4Addr::new(198, 18, 0, 1),
             vxlan_port: 4789,
             underlay_mtu: 1500,

@@ -121,12 +121,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let programs = match args.name {
         Name::Ipvs => match &args.extra.inside {
             Some(folder) => folder.clone(),
-            None => {
-                if part == ipvs::Part::All {
-                    crate::lane::ipvs::offered()?;
-                }
-                ipvs::build(part)?
-            }
+            None => ipvs::build(part)?,
         },
         Name::Joins | Name::Placement => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
         _ if args.baseline => build::programs(Profile::Release, build::LAB)?,

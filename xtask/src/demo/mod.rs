@@ -144,7 +144,6 @@ fn in_guest(lane: Lane, args: &Args) -> anyhow::Result<()> {
     if lane != Lane::Ipvs {
         bail!("the demo runs on a machine that works as one; try: --lane ipvs");
     }
-    ipvs::offered()?;
     packages::ensure(packages::IPVS)?;
     packages::ensure(packages::ALL)?;
     let programs = build::programs(profile(args), build::ALL)?;

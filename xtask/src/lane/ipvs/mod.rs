@@ -26,7 +26,7 @@ use super::seen;
 use crate::build::{self, Profile};
 use crate::packages;
 use crate::ui::table;
-pub(crate) use own::{offered, own};
+pub(crate) use own::own;
 use several::Work;
 
 /// Which tests of crate `kernel` are the lane's, by what their names begin with: IPVS, the rules of its mode (iptables'
@@ -64,7 +64,6 @@ pub(crate) struct What {
 pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Result<()> {
     packages::ensure(packages::IPVS)?;
     if what.e2e {
-        offered()?;
         packages::ensure(packages::ALL)?;
     }
     let start = Instant::now();

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 
 use super::init::quoted;
 use super::uml;
@@ -13,26 +13,12 @@ use crate::build;
 /// Which data path the daemons of a lab are told to use: what the lane is for, unless whoever runs it says otherwise.
 const DATAPATH: &str = "NETD_LAB_DATAPATH";
 
-/// The mode that the lane is for, which netd refuses until all of it is there; [`offered`] goes then.
+/// The mode that the lane is for.
 const MODE: &str = "ipvs";
 
 /// What daemons of a lab are told.
 fn datapath() -> String {
     std::env::var(DATAPATH).unwrap_or_else(|_| MODE.to_owned())
-}
-
-/// Whether there are daemons for the lane.
-///
-/// # Errors
-///
-/// netd would not start.
-pub(crate) fn offered() -> anyhow::Result<()> {
-    ensure!(
-        datapath() != MODE,
-        "netd does not have the mode {MODE:?} yet: the lane tests what it will be made of, and its baselines are measured\n\
-         try: cargo xtask test --lane ipvs; cargo xtask bench ipvs --baseline; cargo xtask bench ipvs --programming"
-    );
-    Ok(())
 }
 
 /// Lines of a script that make the surroundings of a lab: where the programs under test are, and their data path.
