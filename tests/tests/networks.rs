@@ -49,8 +49,11 @@ fn a_published_service_on_two_networks() {
         // From tasks of either network through a node's address: the answer comes from where it was asked.
         for netns in ["only-front", "only-back", "both"] {
             for to in [n1.at(80), n1.at_v6(80), n2.at(80), n2.at_v6(80)] {
-                all_answered(n1, Some(netns), &format!("--to {to} -n 40"))
-                    .with_context(|| format!("from {netns} to {to}"))?;
+                for udp in ["", "--udp"] {
+                    let seen = all_answered(n1, Some(netns), &format!("--to {to} -n 40 {udp}"))
+                        .with_context(|| format!("from {netns} to {to} {udp}"))?;
+                    ensure!(seen.answered.len() == 2, "both tasks answer {netns}: {seen}");
+                }
             }
         }
         // By its name, on each network the VIP of that network; a task on both has them in its own order.

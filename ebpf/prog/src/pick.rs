@@ -1,6 +1,6 @@
 //! Choosing a backend: the flow's own, else the service's Maglev row.
 
-use ebpf_abi::{Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SvcKey, SvcVal};
+use ebpf_abi::{Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SVC_NETWORKS, SvcKey, SvcVal};
 
 use crate::{
     clock::now,
@@ -34,6 +34,18 @@ pub(crate) fn service(f: &Flow, vni: u32) -> Option<&'static SvcVal> {
     };
     // SAFETY: an entry of a preallocated-on-demand hash stays readable during the run (freed after a grace period).
     SERVICES.get_ptr(key).map(|v| unsafe { &*v })
+}
+
+/// The published service that a task of network `vni` asks, if any.
+#[inline(always)]
+pub(crate) fn published(f: &Flow, vni: u32) -> Option<&'static SvcVal> {
+    let svc = service(f, 0)?;
+    if svc.flags & SVC_NETWORKS != 0 {
+        if let Some(own) = service(f, vni) {
+            return Some(own);
+        }
+    }
+    Some(svc)
 }
 
 /// The published service that a packet comes back from, if any.

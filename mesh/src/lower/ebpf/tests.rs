@@ -3,7 +3,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SvcKey, SvcVal, TargetKey};
+use ebpf_abi::{
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SVC_NETWORKS, SvcKey, SvcVal, TargetKey,
+};
 use model::{Mac, NodeId, On, PortSpec, PublishMode, Vni, intent::Vip, row::Datapath};
 use proptest::prelude::*;
 
@@ -199,6 +201,27 @@ fn a_task_on_two_networks_is_one_door_and_two_vips() {
     }
     assert_eq!(leads_to(&o, &key("10.77.0.2", 4096, 80, 6)), Some([1, 2].into()));
     assert_eq!(leads_to(&o, &key("10.78.0.2", 5000, 80, 6)), Some([101, 102].into()));
+    // A task of the second network that asks a node is led there; every other one as anybody.
+    let flags = |o: &Observed, ip: &str, net| o.services.get(&key(ip, net, 80, 6)).map(|v| v.flags);
+    for ip in ["198.18.0.1", "2001:db8::1"] {
+        for (port, proto) in [(80, 6), (53, 17)] {
+            assert_eq!(
+                leads_to(&o, &key(ip, 5000, port, proto)),
+                Some([101, 102].into()),
+                "{ip}"
+            );
+        }
+        assert_eq!(flags(&o, ip, 0), Some(SVC_NETWORKS), "{ip}");
+        assert_eq!(flags(&o, ip, 4096), None, "{ip}");
+    }
+    assert_eq!(leads_to(&o, &key("127.0.0.1", 5000, 80, 6)), None, "no task reaches it");
+    // A task that is not there yet is asked on its own network all the same.
+    let mut some = w.clone();
+    let s = some.services.get_mut(&7).unwrap();
+    s.backends.remove(&further(2, 2).0);
+    settle(&some, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 5000, 80, 6)), Some([101, 2].into()));
+    settle(&w, &mut o);
     // Where the first network is IPv4 alone, the second one is the way in for IPv6.
     let s = w.services.get_mut(&7).unwrap();
     for b in s.backends.values_mut().filter(|b| b.vni == vni(4096)) {
@@ -207,6 +230,8 @@ fn a_task_on_two_networks_is_one_door_and_two_vips() {
     settle(&w, &mut o);
     assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
     assert_eq!(leads_to(&o, &key("2001:db8::1", 0, 80, 6)), Some([101, 102].into()));
+    assert_eq!(flags(&o, "2001:db8::1", 0), Some(0));
+    assert_eq!(flags(&o, "2001:db8::1", 5000), None, "the way in is there already");
 }
 
 #[test]
