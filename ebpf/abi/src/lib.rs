@@ -140,6 +140,9 @@ pub struct SvcVal {
 /// The published port has entries of their own for tasks of some networks: a backend is asked on the network that it
 /// shares with its client, since its answer to that client leaves there.
 pub const SVC_NETWORKS: u16 = 1;
+/// Some backends of this node offer another port than `tport`: `targets` has it, under [`TARGET_HERE`]. So while a
+/// change of the port is under way.
+pub const SVC_TARGETS: u16 = 2;
 
 /// A cell of array `backends`.
 #[repr(C)]
@@ -424,9 +427,13 @@ pub struct TargetKey {
     pub vni: u32,
     /// Published port (or VIP's port) as on the wire; 0 with `proto` 0: every port, for packets to a VIP alone.
     pub port: u16,
-    /// IP protocol number.
+    /// IP protocol number; with [`TARGET_HERE`] for what this node's own clients asked.
     pub proto: u16,
 }
+
+/// Beside the protocol in [`TargetKey`]: the port of a backend of this node for a client that this node balances, where
+/// it is not the service's ([`SVC_TARGETS`]). Also for ports of single nodes, which nobody sends from elsewhere.
+pub const TARGET_HERE: u16 = 0x100;
 
 /// Value of map `targets`.
 #[repr(C)]

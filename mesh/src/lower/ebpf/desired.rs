@@ -6,7 +6,8 @@ use std::{
 };
 
 use ebpf_abi::{
-    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SVC_NETWORKS, SvcKey, TargetKey, TargetVal,
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SVC_NETWORKS, SVC_TARGETS, SvcKey, TARGET_HERE,
+    TargetKey, TargetVal,
 };
 use model::{NodeId, Proto, Vni, row::Datapath};
 
@@ -180,7 +181,11 @@ impl Desired {
                     .iter()
                     .map(|(numbers, port)| (*numbers, offer(service, port, &there)));
                 // Every other port, as it is.
-                let any = Offer { tport: 0, by: None };
+                let any = Offer {
+                    tport: 0,
+                    flags: 0,
+                    by: None,
+                };
                 for ((port, proto), offer) in offers.chain([((0, 0), any)]) {
                     let set = match &offer.by {
                         None => set_all,
@@ -195,7 +200,7 @@ impl Desired {
                     let row = Row {
                         service: index,
                         tport: offer.tport,
-                        flags: 0,
+                        flags: offer.flags,
                         set,
                     };
                     self.take_key(key, row);
@@ -207,7 +212,12 @@ impl Desired {
             let offered = ports
                 .iter()
                 .filter_map(|(n, p)| Some((*n, service.target(id, p)?.to_be())));
-            for ((port, proto), tport) in offered.chain(any) {
+            // For the clients of this node where it is not what the service's entries say.
+            let here = service.ports.iter().filter_map(|p| {
+                let ((port, proto), own) = (numbers(p), service.target(id, p)?);
+                (own != p.target).then_some(((port, proto | TARGET_HERE), own.to_be()))
+            });
+            for ((port, proto), tport) in offered.chain(any).chain(here) {
                 for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)].into_iter().flatten() {
                     let key = TargetKey {
                         addr: addr(ip),
@@ -269,7 +279,7 @@ impl Desired {
                 continue;
             }
             let (published, proto) = numbers(port);
-            let Offer { tport, by } = offer(service, port, of);
+            let Offer { tport, flags: own, by } = offer(service, port, of);
             let set = match &by {
                 None => set,
                 Some(by) => self.set(index, sets, by),
@@ -290,7 +300,7 @@ impl Desired {
                 let row = Row {
                     service: index,
                     tport,
-                    flags,
+                    flags: flags | own,
                     set,
                 };
                 self.take_key(key, row);
@@ -350,35 +360,31 @@ fn numbers(p: &Port) -> (u16, u16) {
 struct Offer<'c> {
     /// The port of those on this node, as on the wire; 0: unchanged.
     tport: u16,
+    /// `SVC_TARGETS` when some of those on this node have another one.
+    flags: u16,
     /// Of the candidates; none: all of them.
     by: Option<Vec<&'c (&'c BackendId, &'c Backend)>>,
 }
 
-/// Who of `candidates` serves a published port here. The programs of the other nodes know the port of each of their
-/// backends; those of this node translate by what was published alone. So where a change of the port is under way, backends of this
-/// node that it has not reached come first, whatever their state: their flows go on; the new ones beside them are reached
-/// from other nodes, and from here too when nobody else takes new flows.
+/// Who of `candidates` serves a published port here: all but those whose tasks were made before it was published. Each
+/// node's programs know the port of each of its backends; while a change of the port is under way they are told to look.
 fn offer<'c>(service: &Service, port: &Port, candidates: &[&'c (&'c BackendId, &'c Backend)]) -> Offer<'c> {
     if service.others.is_empty() {
         return Offer {
             tport: port.target.to_be(),
+            flags: 0,
             by: None,
         };
     }
-    let all = candidates.iter().copied();
-    let all: Vec<_> = all.filter_map(|c| Some((c, service.target(c.0, port)?))).collect();
-    let with = |target: u16| -> Vec<_> {
-        let by = all.iter().filter(|(c, t)| !is_local(c.1) || *t == target);
-        by.map(|(c, _)| *c).collect()
-    };
-    let takes = |c: &(&BackendId, &Backend)| c.1.state == BackendState::Active;
-    let before = all.iter().find(|(c, t)| is_local(c.1) && *t != port.target);
-    let (target, by) = match before.map(|(_, target)| (*target, with(*target))) {
-        Some((target, by)) if by.iter().any(|c| takes(c)) || !all.iter().any(|(c, _)| takes(c)) => (target, by),
-        _ => (port.target, with(port.target)),
-    };
+    let by: Vec<_> = candidates
+        .iter()
+        .copied()
+        .filter(|(id, _)| service.target(id, port).is_some())
+        .collect();
+    let differs = |c: &(&BackendId, &Backend)| is_local(c.1) && service.target(c.0, port) != Some(port.target);
     Offer {
-        tport: target.to_be(),
+        tport: port.target.to_be(),
+        flags: if by.iter().any(|c| differs(c)) { SVC_TARGETS } else { 0 },
         by: Some(by),
     }
 }
