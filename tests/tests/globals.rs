@@ -57,7 +57,7 @@ fn updated_start_first_it_loses_nothing() {
         );
         // What stood beside another one is no more, on any node.
         for node in lab.nodes() {
-            eventually("one process on the node", Duration::from_secs(20), || {
+            eventually("one process on the node", Duration::from_secs(40), || {
                 Ok(node.processes("lab-tool serve --port 80")?.len() == 1)
             })?;
         }
