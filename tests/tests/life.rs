@@ -302,11 +302,12 @@ fn connections(lab: &Lab, n1: &Host, client: &Host) -> anyhow::Result<()> {
 fn restarts(lab: &Lab, n1: &Host) -> anyhow::Result<()> {
     n1.netctl("service create job --network app --restart-condition on-failure -- true")?
         .ok()?;
+    // The command waits until it runs; that it has ended is told a moment later.
+    eventually("the job to be complete", Duration::from_secs(10), || {
+        Ok(of(n1, "job")?.iter().all(|t| t.state == TaskState::Complete))
+    })?;
     let job = of(n1, "job")?;
-    ensure!(
-        job.len() == 1 && job.iter().all(|t| t.state == TaskState::Complete && t.restarts == 0),
-        "{job:?}"
-    );
+    ensure!(job.len() == 1 && job.iter().all(|t| t.restarts == 0), "{job:?}");
 
     let script = format!("test -e {}/good-$NETD_NODE && exec sleep 1000", lab.folder().display());
     let line = [
