@@ -329,10 +329,12 @@ fn a_locked_manager_goes_on_forwarding() {
         }
         // What stands goes on, names too.
         all_answered(client, None, &format!("--to {} -n 50", n1.at(80)))?;
-        let named = n1
-            .in_netns("t1", &["dig", "+short", "+time=1", "+tries=2", "@127.0.0.11", "web"])?
-            .ok()?;
-        ensure!(named.stdout.starts_with("10.77."), "{named:?}");
+        let dig = ["dig", "+short", "+time=1", "+tries=2", "@127.0.0.11", "web"];
+        eventually("names to be answered", SOON, || {
+            let named = n1.in_netns("t1", &dig)?.ok()?;
+            ensure!(named.stdout.starts_with("10.77."), "{named:?}");
+            Ok(true)
+        })?;
 
         let file = n1.folder().join("key");
         let unlock = |text: &str| -> anyhow::Result<lab::Output> {
