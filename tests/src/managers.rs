@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -134,7 +134,7 @@ pub fn http_within(
 /// Head and body of an answer.
 fn exchange(
     limit: Duration,
-    socket: &PathBuf,
+    socket: &Path,
     method: &str,
     path: &str,
     request: Option<u64>,
