@@ -70,7 +70,12 @@ fn workers_go_on_without_managers() {
 
         // 4. The manager returns, and they catch up.
         n1.start_netd()?;
-        n1.netctl("network create later --subnet 10.78.0.0/16")?.ok()?;
+        // All nodes are asked which subnets they route: some may take seconds to try the manager again.
+        eventually("a network", SETTLED, || {
+            n1.netctl("network create later --subnet 10.78.0.0/16")?
+                .ok()
+                .map(|_| true)
+        })?;
         for host in [n2, n3] {
             eventually(&format!("{} to catch up", host.name()), SETTLED, || {
                 let seen = status(host)?;
