@@ -199,7 +199,7 @@ fn nodes_move_under_traffic() {
         let kept: Figure = report(&mut talk).context("a connection of its task")?;
         eprintln!("{} answers on a connection that outlived the move", kept.count);
         for node in lab.nodes() {
-            node.sees_ready(3, Duration::from_secs(10))?;
+            node.sees_ready(3, Duration::from_secs(20))?;
         }
         no_problems(n2)?;
         // And it takes intent as before.
@@ -504,7 +504,7 @@ fn managers_move_and_keep_their_quorum() {
                 },
             )?;
             let took = start.elapsed().as_millis();
-            ensure!(took < 5_000, "a change took {took} ms");
+            ensure!(took < 15_000, "a change took {took} ms");
             eprintln!(
                 "{} moved (the leader: {}): a change was made {took} ms later",
                 host.name(),

@@ -175,7 +175,7 @@ fn errors_say_what_why_and_what_to_try() {
             ])?
             .ok()?;
         }
-        n1.sees_ready(2, Duration::from_secs(10))?;
+        n1.sees_ready(2, Duration::from_secs(20))?;
         Ok(())
     });
 }
