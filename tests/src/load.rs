@@ -1,5 +1,7 @@
 //! Clients of a published port that must not notice a change, and releases that tell who answers.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -14,10 +16,12 @@ pub fn command(host: &Host, release: &str) -> String {
     format!("{} serve --port 80 --task {release}", host.tool())
 }
 
-/// Clients with short and with long connections, until they are told to stop by their own clock.
+/// Clients with short and with long connections, for some seconds at least, and until what happens under them is over.
 pub struct Load {
     short: Process,
     long: Process,
+    /// They end when this file is there.
+    over: PathBuf,
 }
 
 impl Load {
@@ -28,6 +32,8 @@ impl Load {
     /// When they cannot be run, or nothing answers them.
     pub fn start(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
         let seconds = seconds.to_string();
+        let over = client.folder().join(format!("{name}.over"));
+        let until = over.display().to_string();
         // A connection that has ended keeps its port for a minute: by default there are fewer than are made in one.
         let ports = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
         client.run(&["sh", "-c", ports])?.ok()?;
@@ -42,6 +48,8 @@ impl Load {
                 RATE,
                 "--duration",
                 &seconds,
+                "--until",
+                &until,
                 "--announce",
             ],
         )?;
@@ -54,27 +62,30 @@ impl Load {
                 to,
                 "--duration",
                 &seconds,
+                "--until",
+                &until,
                 "--life",
                 "2",
                 "--announce",
             ],
         )?;
-        short.line("ready", Duration::from_secs(10))?;
-        long.line("ready", Duration::from_secs(10))?;
-        Ok(Load { short, long })
+        short.line("ready", Duration::from_secs(20))?;
+        long.line("ready", Duration::from_secs(20))?;
+        Ok(Load { short, long, over })
     }
 
-    /// Whether it still runs: what is to happen under it must happen before it ends.
+    /// Whether it still runs: what is to happen under it must happen before it ends, at the latest after ten times its time.
     pub fn runs(&mut self) -> bool {
         self.short.ended().is_none() && self.long.ended().is_none()
     }
 
-    /// Waits for their end: nothing has failed.
+    /// Ends them, not before their time: nothing has failed.
     ///
     /// # Errors
     ///
     /// When something has.
     pub fn unharmed(mut self, what: &str) -> anyhow::Result<()> {
+        fs::write(&self.over, "").context("ending the load")?;
         let short: Tally = report(&mut self.short)?;
         let long: Held = report(&mut self.long)?;
         println!(

@@ -128,7 +128,7 @@ fn a_drained_node_loses_nothing() {
 
         // With no other node that takes them, they go on where they are, and it is told.
         n1.netctl("node drain n3")?.ok()?;
-        let told = n1.netctl("node drain n1 --timeout 3s")?;
+        let told = n1.netctl("node drain n1 --timeout 5s")?;
         ensure!(told.code == 3 && told.stderr.contains("n1 has 6 tasks"), "{told:?}");
         ensure!(told.stderr.contains("have no node"), "{told:?}");
         tests::all_answered(client, None, &format!("--to {to} -n 60"))?;
