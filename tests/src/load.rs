@@ -18,7 +18,8 @@ pub fn command(host: &Host, release: &str) -> String {
 
 /// Clients with short and with long connections, for some seconds at least, and until what happens under them is over.
 pub struct Load {
-    short: Process,
+    /// None: long connections alone.
+    short: Option<Process>,
     long: Process,
     /// They end when this file is there.
     over: PathBuf,
@@ -31,7 +32,7 @@ impl Load {
     ///
     /// When they cannot be run, or nothing answers them.
     pub fn start(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
-        let seconds = seconds.to_string();
+        let length = seconds.to_string();
         let over = client.folder().join(format!("{name}.over"));
         let until = over.display().to_string();
         // A connection that has ended keeps its port for a minute: by default there are fewer than are made in one.
@@ -47,12 +48,28 @@ impl Load {
                 "--rate",
                 RATE,
                 "--duration",
-                &seconds,
+                &length,
                 "--until",
                 &until,
                 "--announce",
             ],
         )?;
+        let load = Load::start_long(client, name, to, seconds)?;
+        short.line("ready", Duration::from_secs(20))?;
+        Ok(Load {
+            short: Some(short),
+            ..load
+        })
+    }
+
+    /// As [`Load::start`], with long connections alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Load::start`].
+    pub fn start_long(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
+        let over = client.folder().join(format!("{name}.over"));
+        let (seconds, until) = (seconds.to_string(), over.display().to_string());
         let mut long = client.spawn(
             &format!("{name}-long"),
             &[
@@ -69,14 +86,18 @@ impl Load {
                 "--announce",
             ],
         )?;
-        short.line("ready", Duration::from_secs(20))?;
         long.line("ready", Duration::from_secs(20))?;
-        Ok(Load { short, long, over })
+        Ok(Load {
+            short: None,
+            long,
+            over,
+        })
     }
 
     /// Whether it still runs: what is to happen under it must happen before it ends, at the latest after ten times its time.
     pub fn runs(&mut self) -> bool {
-        self.short.ended().is_none() && self.long.ended().is_none()
+        let short = self.short.as_mut();
+        short.is_none_or(|s| s.ended().is_none()) && self.long.ended().is_none()
     }
 
     /// Ends them, not before their time: nothing has failed.
@@ -86,16 +107,16 @@ impl Load {
     /// When something has.
     pub fn unharmed(mut self, what: &str) -> anyhow::Result<()> {
         fs::write(&self.over, "").context("ending the load")?;
-        let short: Tally = report(&mut self.short)?;
+        let short: Option<Tally> = self.short.as_mut().map(report).transpose()?;
         let long: Held = report(&mut self.long)?;
-        println!(
-            "{what}: short {short}, longest gap {} ms; long {long:?}",
-            short.longest_gap_ms
-        );
-        ensure!(
-            short.errors() == 0 && short.tried > 0,
-            "{what}: short connections: {short}"
-        );
+        println!("{what}: long {long:?}");
+        if let Some(short) = short {
+            println!("{what}: short {short}, longest gap {} ms", short.longest_gap_ms);
+            ensure!(
+                short.errors() == 0 && short.tried > 0,
+                "{what}: short connections: {short}"
+            );
+        }
         ensure!(
             long.errors() == 0 && long.requests > 0,
             "{what}: long connections: {long:?}"
