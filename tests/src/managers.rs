@@ -104,7 +104,7 @@ pub fn socket(host: &Host) -> PathBuf {
 ///
 /// When no whole answer comes within 5 s.
 pub fn http(
-    socket: &PathBuf,
+    socket: &Path,
     method: &str,
     path: &str,
     request: Option<u64>,
@@ -120,7 +120,7 @@ pub fn http(
 /// When no whole answer comes in time.
 pub fn http_within(
     limit: Duration,
-    socket: &PathBuf,
+    socket: &Path,
     method: &str,
     path: &str,
     request: Option<u64>,

@@ -95,7 +95,7 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
 }
 
 /// Makes and removes large services until the disk is full: what netd says then.
-fn fill(at: &PathBuf) -> anyhow::Result<String> {
+fn fill(at: &Path) -> anyhow::Result<String> {
     let body = format!("{{\"env\":{{\"A\":\"{}\"}}}}", "x".repeat(700_000));
     for _ in 0..60 {
         for (method, body) in [("PUT", body.as_str()), ("DELETE", "")] {
