@@ -1,4 +1,4 @@
-//! One door under libFuzzer; `NETD_DOOR` names it. Run by `cargo xtask fuzz --guided DOOR`.
+//! One door under libFuzzer; `NETD_DOOR` names it. Run by `cargo xtask fuzz --guided --door DOOR`.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -13,7 +13,7 @@ impl Lab {
     ///
     /// # Errors
     ///
-    /// When a step fails, or when the nodes do not see each other as ready within 20 s.
+    /// When a step fails, or when the nodes do not see each other as ready within 40 s.
     pub fn form_cluster(&self) -> anyhow::Result<()> {
         let (first, others) = self.nodes().split_first().context("a cluster needs a node")?;
         for node in self.nodes() {
@@ -35,7 +35,7 @@ impl Lab {
             node.start_runner()?;
         }
         for node in self.nodes() {
-            node.sees_ready(self.nodes().len(), Duration::from_secs(20))?;
+            node.sees_ready(self.nodes().len(), Duration::from_secs(40))?;
         }
         Ok(())
     }

@@ -19,6 +19,10 @@ use crate::wait::until;
 /// A command that has not ended after this time is killed: a test shall fail, not hang.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a command that has ended is listened to when its pipe stays open: on a machine that stands still for a while
+/// the thread that reads it may come to its turn late.
+const SAID: Duration = Duration::from_secs(5);
+
 /// What a command said and how it ended.
 #[derive(Debug, Clone)]
 pub struct Output {
@@ -135,7 +139,7 @@ impl Door {
         // A process left in the background may hold the pipe: what was said so far counts.
         let said = |from: mpsc::Receiver<Vec<u8>>| {
             let mut all = Vec::new();
-            while let Ok(part) = from.recv_timeout(Duration::from_secs(1)) {
+            while let Ok(part) = from.recv_timeout(SAID) {
                 all.extend(part);
             }
             String::from_utf8_lossy(&all).into_owned()

@@ -118,7 +118,7 @@ fn a_cut_cable_is_seen_and_healed() {
     let to = n1.at(80);
     let ask = || -> Tally {
         client
-            .run(&["lab-tool", "tally", "--to", &to, "-n", "1", "--timeout-ms", "200"])
+            .run(&["lab-tool", "tally", "--to", &to, "-n", "1", "--timeout-ms", "1000"])
             .unwrap()
             .json()
             .unwrap()

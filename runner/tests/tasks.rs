@@ -374,6 +374,8 @@ async fn http_and_connections_are_asked_for_inside_the_namespace() {
         task.health = Some(Health {
             interval_ms: 200,
             retries: 3,
+            // Four interpreters begin at once.
+            start_period_ms: 5_000,
             ..Health::of(probe)
         });
         task

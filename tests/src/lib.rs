@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use lab::wire::Tally;
 use lab::{Host, Lab, Options, eventually};
-use model::api::{Status, TaskState, TaskView};
+use model::api::{ServiceView, Status, TaskState, TaskView};
 
 /// The service that the steps below speak of.
 pub const SERVICE: &str = "web";
@@ -98,11 +98,11 @@ fn build() -> anyhow::Result<PathBuf> {
         .context("this program lies in no target folder")
 }
 
-/// Creates [`SERVICE`] with tasks that answer on port 80, and waits until they run.
+/// Creates [`SERVICE`] with tasks that answer on port 80, and waits until they run and every node leads to them.
 ///
 /// # Errors
 ///
-/// When netd refuses, or they do not run in 40 s.
+/// When netd refuses, or it is not so in time.
 pub fn create_web(lab: &Lab, network: &str, replicas: usize) -> anyhow::Result<()> {
     let n1 = lab.host("n1")?;
     let (tool, count) = (n1.tool(), replicas.to_string());
@@ -122,7 +122,27 @@ pub fn create_web(lab: &Lab, network: &str, replicas: usize) -> anyhow::Result<(
         "80",
     ])?
     .ok()?;
-    running(n1, replicas)
+    running(n1, replicas)?;
+    known(lab, SERVICE, u32::try_from(replicas)?)
+}
+
+/// Waits until every node that is in a cluster sees `count` ready tasks of a service. Commands wait for what the log
+/// says, and for the tasks as the node that is asked sees them; the other nodes are told of endpoints a moment later.
+///
+/// # Errors
+///
+/// When the time is over.
+pub fn known(lab: &Lab, service: &str, count: u32) -> anyhow::Result<()> {
+    let member = |n: &&Host| status(n).is_ok_and(|s| s.me.is_some());
+    for node in lab.nodes().iter().filter(member) {
+        let what = format!("{} to see {count} ready tasks of {service}", node.name());
+        eventually(&what, Duration::from_secs(20), || {
+            let seen: ServiceView = node.netctl(&format!("service inspect {service} -o json"))?.json()?;
+            ensure!(seen.ready == count, "it sees {}", seen.ready);
+            Ok(true)
+        })?;
+    }
+    Ok(())
 }
 
 /// The tasks of [`SERVICE`], history included.
@@ -233,11 +253,11 @@ pub fn counter(host: &Host, name: &str) -> anyhow::Result<u64> {
 ///
 /// # Errors
 ///
-/// When it has not after 3 s.
+/// When it has not after 10 s.
 pub fn grows(host: &Host, name: &str, before: u64, by: u64) -> anyhow::Result<()> {
     eventually(
         &format!("{name} on {} to grow by {by}", host.name()),
-        Duration::from_secs(3),
+        Duration::from_secs(10),
         || {
             let grown = counter(host, name)?.saturating_sub(before);
             ensure!(grown >= by, "it grew by {grown}");

@@ -1,5 +1,7 @@
 //! Clients of a published port that must not notice a change, and releases that tell who answers.
 
+use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -14,10 +16,13 @@ pub fn command(host: &Host, release: &str) -> String {
     format!("{} serve --port 80 --task {release}", host.tool())
 }
 
-/// Clients with short and with long connections, until they are told to stop by their own clock.
+/// Clients with short and with long connections, for some seconds at least, and until what happens under them is over.
 pub struct Load {
-    short: Process,
+    /// None: long connections alone.
+    short: Option<Process>,
     long: Process,
+    /// They end when this file is there.
+    over: PathBuf,
 }
 
 impl Load {
@@ -27,7 +32,9 @@ impl Load {
     ///
     /// When they cannot be run, or nothing answers them.
     pub fn start(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
-        let seconds = seconds.to_string();
+        let length = seconds.to_string();
+        let over = client.folder().join(format!("{name}.over"));
+        let until = over.display().to_string();
         // A connection that has ended keeps its port for a minute: by default there are fewer than are made in one.
         let ports = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
         client.run(&["sh", "-c", ports])?.ok()?;
@@ -41,10 +48,28 @@ impl Load {
                 "--rate",
                 RATE,
                 "--duration",
-                &seconds,
+                &length,
+                "--until",
+                &until,
                 "--announce",
             ],
         )?;
+        let load = Load::start_long(client, name, to, seconds)?;
+        short.line("ready", Duration::from_secs(20))?;
+        Ok(Load {
+            short: Some(short),
+            ..load
+        })
+    }
+
+    /// As [`Load::start`], with long connections alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`Load::start`].
+    pub fn start_long(client: &Host, name: &str, to: &str, seconds: u32) -> anyhow::Result<Load> {
+        let over = client.folder().join(format!("{name}.over"));
+        let (seconds, until) = (seconds.to_string(), over.display().to_string());
         let mut long = client.spawn(
             &format!("{name}-long"),
             &[
@@ -54,37 +79,44 @@ impl Load {
                 to,
                 "--duration",
                 &seconds,
+                "--until",
+                &until,
                 "--life",
                 "2",
                 "--announce",
             ],
         )?;
-        short.line("ready", Duration::from_secs(10))?;
-        long.line("ready", Duration::from_secs(10))?;
-        Ok(Load { short, long })
+        long.line("ready", Duration::from_secs(20))?;
+        Ok(Load {
+            short: None,
+            long,
+            over,
+        })
     }
 
-    /// Whether it still runs: what is to happen under it must happen before it ends.
+    /// Whether it still runs: what is to happen under it must happen before it ends, at the latest after ten times its time.
     pub fn runs(&mut self) -> bool {
-        self.short.ended().is_none() && self.long.ended().is_none()
+        let short = self.short.as_mut();
+        short.is_none_or(|s| s.ended().is_none()) && self.long.ended().is_none()
     }
 
-    /// Waits for their end: nothing has failed.
+    /// Ends them, not before their time: nothing has failed.
     ///
     /// # Errors
     ///
     /// When something has.
     pub fn unharmed(mut self, what: &str) -> anyhow::Result<()> {
-        let short: Tally = report(&mut self.short)?;
+        fs::write(&self.over, "").context("ending the load")?;
+        let short: Option<Tally> = self.short.as_mut().map(report).transpose()?;
         let long: Held = report(&mut self.long)?;
-        println!(
-            "{what}: short {short}, longest gap {} ms; long {long:?}",
-            short.longest_gap_ms
-        );
-        ensure!(
-            short.errors() == 0 && short.tried > 0,
-            "{what}: short connections: {short}"
-        );
+        println!("{what}: long {long:?}");
+        if let Some(short) = short {
+            println!("{what}: short {short}, longest gap {} ms", short.longest_gap_ms);
+            ensure!(
+                short.errors() == 0 && short.tried > 0,
+                "{what}: short connections: {short}"
+            );
+        }
         ensure!(
             long.errors() == 0 && long.requests > 0,
             "{what}: long connections: {long:?}"

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use lab::{Host, Lab, eventually, until};
-use model::api::{MemberView, QuorumView, ServiceView, Vote};
+use model::api::{MemberView, QuorumView, STALE_HEADER, ServiceView, Vote};
 
 /// Longest wait for anything that managers do among themselves.
 pub const SETTLED: Duration = Duration::from_secs(30);
@@ -104,7 +104,7 @@ pub fn socket(host: &Host) -> PathBuf {
 ///
 /// When no whole answer comes within 5 s.
 pub fn http(
-    socket: &PathBuf,
+    socket: &Path,
     method: &str,
     path: &str,
     request: Option<u64>,
@@ -120,12 +120,26 @@ pub fn http(
 /// When no whole answer comes in time.
 pub fn http_within(
     limit: Duration,
-    socket: &PathBuf,
+    socket: &Path,
     method: &str,
     path: &str,
     request: Option<u64>,
     body: &str,
 ) -> anyhow::Result<(u16, String)> {
+    let (head, body) = exchange(limit, socket, method, path, request, body)?;
+    let status = head.split(' ').nth(1).context("no status")?.parse()?;
+    Ok((status, body))
+}
+
+/// Head and body of an answer.
+fn exchange(
+    limit: Duration,
+    socket: &Path,
+    method: &str,
+    path: &str,
+    request: Option<u64>,
+    body: &str,
+) -> anyhow::Result<(String, String)> {
     let mut stream = UnixStream::connect(socket).with_context(|| socket.display().to_string())?;
     stream.set_read_timeout(Some(limit))?;
     let id = request.map(|r| format!("netd-request: {r:x}\r\n")).unwrap_or_default();
@@ -137,8 +151,7 @@ pub fn http_within(
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").context("the answer broke off")?;
-    let status = head.split(' ').nth(1).context("no status")?.parse()?;
-    Ok((status, body.to_owned()))
+    Ok((head.to_owned(), body.to_owned()))
 }
 
 #[derive(Default)]
@@ -243,9 +256,14 @@ impl Writers {
         let record = self.record.lock().map_err(|_| anyhow::anyhow!("a client panicked"))?;
         ensure!(record.odd.is_empty(), "answers that make no sense: {:?}", record.odd);
         ensure!(!record.acknowledged.is_empty(), "nothing was written");
-        let (status, body) = http(&socket(host), "GET", "/v1/services", None, "")?;
-        ensure!(status == 200, "{status} {body}");
-        let there: Vec<ServiceView> = serde_json::from_str(&body)?;
+        // A manager that has just begun may not know yet whether it holds all, and says so: it is asked again.
+        let (there, _) = until("a list of all that there is", SETTLED, || {
+            let limit = Duration::from_secs(5);
+            let (head, body) = exchange(limit, &socket(host), "GET", "/v1/services", None, "")?;
+            ensure!(head.starts_with("HTTP/1.1 200 "), "{head} {body}");
+            ensure!(!head.contains(STALE_HEADER), "{head}");
+            Ok(Some(serde_json::from_str::<Vec<ServiceView>>(&body)?))
+        })?;
         let there: BTreeSet<&str> = there.iter().map(|s| s.name.as_str()).collect();
         let lost: Vec<&str> = record
             .acknowledged

@@ -57,7 +57,8 @@ fn change(host: &Host, old: &str, new: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// 200 datagrams a second for so many seconds, each with a limit of 500 ms.
+/// 200 datagrams a second for so many seconds, each with a limit of 2 s: none is sent twice, so one that is lost stays
+/// lost, and one that is late is not.
 fn datagrams(host: &Host, name: &str, to: &str, seconds: &str) -> anyhow::Result<Process> {
     let argv = [
         "lab-tool",
@@ -69,12 +70,12 @@ fn datagrams(host: &Host, name: &str, to: &str, seconds: &str) -> anyhow::Result
         "--rate",
         "200",
         "--timeout-ms",
-        "500",
+        "2000",
         "--duration",
         seconds,
     ];
     let mut load = host.spawn(name, &argv)?;
-    load.line("ready", Duration::from_secs(5))?;
+    load.line("ready", Duration::from_secs(20))?;
     Ok(load)
 }
 
@@ -98,6 +99,30 @@ fn known_at(observer: &Host, name: &str, address: &str) -> anyhow::Result<Durati
             Ok(true)
         },
     )
+}
+
+/// Makes a network. All nodes are asked which subnets they route: one that has lost its manager may take seconds to try
+/// again.
+fn made(by: &Host, network: &str) -> anyhow::Result<()> {
+    let line = format!("network create {network} --timeout 20s");
+    eventually(network, Duration::from_secs(20), || {
+        by.netctl(&line)?.ok().map(|_| true)
+    })?;
+    Ok(())
+}
+
+/// Waits until a node has nothing to complain of.
+fn no_problems(node: &Host) -> anyhow::Result<()> {
+    eventually(
+        &format!("{} to have no problem", node.name()),
+        Duration::from_secs(20),
+        || {
+            let problems = status(node)?.problems;
+            ensure!(problems.is_empty(), "{problems:?}");
+            Ok(true)
+        },
+    )?;
+    Ok(())
 }
 
 #[test]
@@ -174,11 +199,11 @@ fn nodes_move_under_traffic() {
         let kept: Figure = report(&mut talk).context("a connection of its task")?;
         eprintln!("{} answers on a connection that outlived the move", kept.count);
         for node in lab.nodes() {
-            node.sees_ready(3, Duration::from_secs(10))?;
+            node.sees_ready(3, Duration::from_secs(20))?;
         }
-        ensure!(status(n2)?.problems.is_empty(), "{:?}", status(n2)?.problems);
+        no_problems(n2)?;
         // And it takes intent as before.
-        n1.netctl("network create later")?.ok()?;
+        made(n1, "later")?;
 
         // 2. The only manager moves: the workers find it again, the log knows it, a token leads to it.
         backend(n3, "b3", "web")?;
@@ -192,7 +217,7 @@ fn nodes_move_under_traffic() {
             seen.errors()
         );
         ensure!(seen.errors() == 0, "n1 is on nobody's way: {seen}");
-        n1.netctl("network create latest --timeout 20s")?.ok()?;
+        made(n1, "latest")?;
         let said = n1.netctl("cluster token worker")?.ok()?.stdout;
         ensure!(said.contains("198.18.0.211:2377"), "{said}");
         let members: Vec<MemberView> = n3.netctl("cluster members -o json")?.json()?;
@@ -211,12 +236,12 @@ fn nodes_move_under_traffic() {
             node.sees_ready(3, Duration::from_secs(20))?;
         }
         ensure!(status(n3)?.me == me, "the same node");
-        eventually("its backend to answer", Duration::from_secs(10), || {
+        eventually("its backend to answer", Duration::from_secs(20), || {
             let seen = tally(lab.client()?, None, "--udp --to 198.18.0.211:80 -n 60 --timeout-ms 300")?;
             ensure!(seen.errors() == 0 && seen.answered.len() == 2, "{seen}");
             Ok(true)
         })?;
-        n1.netctl("network create last --timeout 20s")?.ok()?;
+        made(n1, "last")?;
         Ok(())
     });
 }
@@ -409,12 +434,7 @@ fn ipv6_for_control_and_a_node_behind_nat() {
         .ok()?;
         for node in lab.nodes() {
             node.sees_ready(3, Duration::from_secs(20))?;
-            ensure!(
-                status(node)?.problems.is_empty(),
-                "{}: {:?}",
-                node.name(),
-                status(node)?.problems
-            );
+            no_problems(node)?;
         }
         known_at(n1, "n3", outside)?;
         let members: Vec<MemberView> = n3.netctl("cluster members -o json")?.json()?;
@@ -484,7 +504,7 @@ fn managers_move_and_keep_their_quorum() {
                 },
             )?;
             let took = start.elapsed().as_millis();
-            ensure!(took < 5_000, "a change took {took} ms");
+            ensure!(took < 15_000, "a change took {took} ms");
             eprintln!(
                 "{} moved (the leader: {}): a change was made {took} ms later",
                 host.name(),

@@ -61,7 +61,7 @@ fn errors_say_what_why_and_what_to_try() {
 
         let again = format!("cluster join {token} {good}");
         let mut owner = n2.spawn("owner", &["lab-tool", "serve", "--port", "8088"])?;
-        owner.line("ready", Duration::from_secs(5))?;
+        owner.line("ready", Duration::from_secs(20))?;
         let cases: &[Case<'_>] = &[
             ("frobnicate", 2, &["frobnicate"]),
             ("service frobnicate", 2, &["frobnicate"]),
@@ -175,7 +175,7 @@ fn errors_say_what_why_and_what_to_try() {
             ])?
             .ok()?;
         }
-        n1.sees_ready(2, Duration::from_secs(10))?;
+        n1.sees_ready(2, Duration::from_secs(20))?;
         Ok(())
     });
 }

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use lab::{DaemonOptions, Options, eventually};
+use lab::{DaemonOptions, Options, eventually, until};
 use model::api::ServiceView;
 use model::intent::RolloutState;
 use tests::managers::{SETTLED, http, http_within, socket};
@@ -23,7 +23,8 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
         n1.netctl(&format!("cluster init --advertise-addr {}", n1.v4()))?.ok()?;
         n1.netctl("network create kept")?.ok()?;
         n1.start_runner()?;
-        n1.netctl("service create web --replicas 2 --update-delay 2s -- sleep 1000")?
+        // The delay is longer than the disk takes to fill.
+        n1.netctl("service create web --replicas 2 --update-delay 10s -- sleep 1000")?
             .ok()?;
         n1.netctl("service update web --detach -- sleep 1001")?.ok()?;
         let change = || -> anyhow::Result<(RolloutState, String)> {
@@ -36,19 +37,17 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
         let at = socket(n1);
         let full = fill(&at)?;
         ensure!(full.contains("disk") && full.contains("full"), "{full}");
-        let seen = status(n1)?;
-        ensure!(
-            seen.problems
-                .iter()
-                .any(|p| p.contains("disk of the managers' log is full")),
-            "{:?}",
-            seen.problems
-        );
+        let (seen, _) = until("status to say so", SETTLED, || {
+            let seen = status(n1)?;
+            let told = |p: &String| p.contains("disk of the managers' log is full");
+            ensure!(seen.problems.iter().any(told), "{:?}", seen.problems);
+            Ok(Some(seen))
+        })?;
         ensure!(seen.networks.iter().any(|n| n.name.as_str() == "kept"), "reads go on");
         let members = n1.netctl("cluster members")?.ok()?;
         ensure!(members.stderr.contains("full"), "{}", members.stderr);
         // What goes on by itself is told where it is looked for.
-        eventually("the update to be held up, and said to be", SETTLED, || {
+        eventually("the update to be held up, and said to be", SETTLED * 2, || {
             let (state, why) = change()?;
             ensure!(state == RolloutState::Updating, "{state:?}");
             Ok(why.contains("the update is held up") && why.contains("full"))
@@ -63,7 +62,7 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
         eventually("status to be clean", SETTLED, || {
             Ok(!status(n1)?.problems.iter().any(|p| p.contains("full")))
         })?;
-        eventually("the update to go on to its end", SETTLED, || {
+        eventually("the update to go on to its end", SETTLED * 2, || {
             Ok(change()? == (RolloutState::Completed, String::new()))
         })?;
 
@@ -78,7 +77,7 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
         traced(pid)?;
         let answer = http(&at, "PUT", "/v1/services/lost", None, "{}");
         ensure!(!matches!(&answer, Ok((200, _))), "acknowledged: {answer:?}");
-        let took = eventually("the daemon to end", Duration::from_secs(5), || {
+        let took = eventually("the daemon to end", Duration::from_secs(10), || {
             Ok(!PathBuf::from(format!("/proc/{pid}/exe")).exists())
         })?;
         eprintln!("a sync failed: netd ended after {took:.2?}");
@@ -96,7 +95,7 @@ fn a_full_disk_is_told_and_recovers_and_a_failing_one_ends_the_daemon() {
 }
 
 /// Makes and removes large services until the disk is full: what netd says then.
-fn fill(at: &PathBuf) -> anyhow::Result<String> {
+fn fill(at: &Path) -> anyhow::Result<String> {
     let body = format!("{{\"env\":{{\"A\":\"{}\"}}}}", "x".repeat(700_000));
     for _ in 0..60 {
         for (method, body) in [("PUT", body.as_str()), ("DELETE", "")] {

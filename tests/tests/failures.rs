@@ -52,10 +52,10 @@ fn traffic_outlives_daemons_and_leaves_dead_nodes() {
         // 2. Objects deleted behind netd's back come back; foreign ones are left alone.
         n1.sh("ip link add foreign0 type bridge")?.ok()?;
         n1.sh("ip link del nx0")?.ok()?;
-        eventually("the tunnel device to be repaired", Duration::from_secs(10), || {
+        eventually("the tunnel device to be repaired", Duration::from_secs(20), || {
             Ok(n1.sh("ip link show nx0")?.success())
         })?;
-        eventually("traffic to flow again", Duration::from_secs(10), || {
+        eventually("traffic to flow again", Duration::from_secs(20), || {
             address_kept(client, None, &format!("--to {to} -n 50 --timeout-ms 500")).map(|_| true)
         })?;
         ensure!(
@@ -109,7 +109,10 @@ fn traffic_outlives_daemons_and_leaves_dead_nodes() {
         victim.start_netd()?;
         victim.start_runner()?;
         n1.sees_ready(3, Duration::from_secs(30))?;
-        address_kept(client, None, &format!("--to {} -n 50", victim.at(80)))?;
+        // The others see it before it has heard what became of its tasks.
+        eventually("the returned node to answer", Duration::from_secs(20), || {
+            address_kept(client, None, &format!("--to {} -n 50", victim.at(80))).map(|_| true)
+        })?;
         Ok(())
     });
 }
@@ -139,7 +142,7 @@ fn steady(client: &Host, name: &str, to: &str, seconds: &str) -> anyhow::Result<
             seconds,
         ],
     )?;
-    load.line("ready", Duration::from_secs(5))?;
+    load.line("ready", Duration::from_secs(20))?;
     std::thread::sleep(Duration::from_secs(1));
     Ok(load)
 }

@@ -69,7 +69,7 @@ fn every_node_answers_everybody() {
                 "5",
             ];
             let mut load = client.spawn(&format!("both-{node}"), &argv)?;
-            load.line("ready", Duration::from_secs(5))?;
+            load.line("ready", Duration::from_secs(20))?;
             both.push(load);
         }
         for mut load in both {
@@ -117,7 +117,7 @@ fn every_node_answers_everybody() {
             "8",
         ];
         let mut load = client.spawn("drain", &argv)?;
-        load.line("ready", Duration::from_secs(5))?;
+        load.line("ready", Duration::from_secs(20))?;
         n1.netctl("service scale web=2")?.ok()?;
         let out = load.wait(Duration::from_secs(30))?;
         let seen: Tally = serde_json::from_str(out.stdout.lines().find(|l| l.starts_with('{')).context("no report")?)?;

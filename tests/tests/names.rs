@@ -79,7 +79,7 @@ fn services_tasks_unknown_and_foreign_names() {
 }
 
 fn dig(host: &Host, words: &str) -> anyhow::Result<String> {
-    let line = format!("nsenter --net=/run/netns/t1 -- dig @127.0.0.11 +time=3 +tries=1 {words}");
+    let line = format!("nsenter --net=/run/netns/t1 -- dig @127.0.0.11 +time=3 +tries=2 {words}");
     Ok(host.sh(&line)?.stdout)
 }
 

@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use lab::{Host, eventually};
 use model::api::{EndpointView, ServiceView};
 use model::{Name, intent::Vip};
-use tests::{SERVICE, address_kept, all_answered, in_cluster, running, tasks};
+use tests::{SERVICE, address_kept, all_answered, in_cluster, known, running, tasks};
 
 /// A published service on two networks is what Swarm's users could not have: moby issue 24637.
 #[test]
@@ -36,6 +36,8 @@ fn a_published_service_on_two_networks() {
         );
         n1.netctl(&format!("service create db --network back --replicas 1 {serve}"))?
             .ok()?;
+        known(lab, SERVICE, 2)?;
+        known(lab, "db", 1)?;
 
         // From outside, through every node.
         for node in lab.nodes() {
@@ -49,8 +51,11 @@ fn a_published_service_on_two_networks() {
         // From tasks of either network through a node's address: the answer comes from where it was asked.
         for netns in ["only-front", "only-back", "both"] {
             for to in [n1.at(80), n1.at_v6(80), n2.at(80), n2.at_v6(80)] {
-                all_answered(n1, Some(netns), &format!("--to {to} -n 40"))
-                    .with_context(|| format!("from {netns} to {to}"))?;
+                for udp in ["", "--udp"] {
+                    let seen = all_answered(n1, Some(netns), &format!("--to {to} -n 40 {udp}"))
+                        .with_context(|| format!("from {netns} to {to} {udp}"))?;
+                    ensure!(seen.answered.len() == 2, "both tasks answer {netns}: {seen}");
+                }
             }
         }
         // By its name, on each network the VIP of that network; a task on both has them in its own order.
@@ -113,7 +118,7 @@ fn a_published_service_on_two_networks() {
         host.start_netd()?;
         host.start_runner()?;
         running(n1, 2)?;
-        eventually("all endpoints to be as they were", Duration::from_secs(10), || {
+        eventually("all endpoints to be as they were", Duration::from_secs(20), || {
             let now: Vec<EndpointView> = host.netctl("endpoint ls -o json")?.json()?;
             let key = |all: &[EndpointView]| -> BTreeSet<String> {
                 all.iter()
@@ -156,6 +161,6 @@ fn a_published_service_on_two_networks() {
 }
 
 fn short(host: &Host, netns: &str, words: &str) -> anyhow::Result<BTreeSet<String>> {
-    let line = format!("nsenter --net=/run/netns/{netns} -- dig @127.0.0.11 +short +time=3 +tries=1 {words}");
+    let line = format!("nsenter --net=/run/netns/{netns} -- dig @127.0.0.11 +short +time=3 +tries=2 {words}");
     Ok(host.sh(&line)?.stdout.lines().map(str::to_owned).collect())
 }

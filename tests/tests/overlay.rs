@@ -123,16 +123,16 @@ fn attached_namespaces_talk_and_strangers_do_not() {
         let policy = format!("src {}/32 dst {}/32 proto udp dport 4789 dir out", n1.v4(), n2.v4());
         n1.sh(&format!("ip xfrm policy add {policy} action block"))?.ok()?;
         let reached = || Ok(n1.in_netns("t1", &["ping", "-c", "1", "-W", "1", &t2.v4])?.success());
-        eventually("the policy to hold", Duration::from_secs(3), || Ok(!reached()?))?;
+        eventually("the policy to hold", Duration::from_secs(10), || Ok(!reached()?))?;
         let ping = n1.in_netns("t1", &["ping", "-c", "5", "-i", "0.05", "-W", "1", &t2.v4])?;
         ensure!(!ping.success(), "a packet passed by the host's policy: {}", ping.stdout);
         n1.sh(&format!("ip xfrm policy delete {policy}"))?.ok()?;
-        eventually("the tunnel without the policy", Duration::from_secs(3), reached)?;
+        eventually("the tunnel without the policy", Duration::from_secs(10), reached)?;
         all_answered(n1, Some("t1"), &format!("--to {}:9000 -n 50", t2.v4))?;
 
         // Gone means gone: the address answers nobody, and adding again works.
         n2.netctl("endpoint rm t2")?.ok()?;
-        eventually("t2 to be gone", Duration::from_secs(5), || {
+        eventually("t2 to be gone", Duration::from_secs(10), || {
             Ok(!n1.in_netns("t1", &["ping", "-c", "1", "-W", "1", &t2.v4])?.success())
         })?;
         n2.netctl("endpoint add t2 --netns /run/netns/t2 --network app")?.ok()?;

@@ -37,7 +37,7 @@ fn tasks_go_where_they_may() {
 
         // What has no place says why, exits 3, and has its place as soon as there is one.
         let web = "--constraint node.labels.zone==a --reserve-memory 1M --reserve-cpu 0.1";
-        let create = format!("service create web --replicas 2 {web} --timeout 2s -- {tool} serve --port 80");
+        let create = format!("service create web --replicas 2 {web} --timeout 5s -- {tool} serve --port 80");
         let preview = n1.netctl(&create.replace("--timeout", "--dry-run --timeout"))?;
         ensure!(
             preview.code == 0 && preview.stderr.contains("excluded 3"),
@@ -69,7 +69,7 @@ fn tasks_go_where_they_may() {
         n1.netctl("node label n2 zone-")?.ok()?;
         eventually("both on n3", Duration::from_secs(20), || Ok(on(n1)? == names(["n3"])))?;
         n1.netctl("node update n3 --max-tasks 2")?.ok()?;
-        let full = n1.netctl("service scale web=3 --timeout 2s")?;
+        let full = n1.netctl("service scale web=3 --timeout 5s")?;
         ensure!(full.code != 0 && full.stderr.contains("max-tasks 1"), "{full:?}");
 
         // A rebalance moves as much as it may.
@@ -98,7 +98,7 @@ fn tasks_go_where_they_may() {
         let n2: NodeView = n1.netctl("node inspect n2 -o json")?.json()?;
         ensure!(n2.tasks == 0, "{n2:?}");
         n1.netctl("node activate n2")?.ok()?;
-        eventually("an agent on each node", Duration::from_secs(10), || Ok(agent()? == 3))?;
+        eventually("an agent on each node", Duration::from_secs(20), || Ok(agent()? == 3))?;
 
         // What cannot be meant is refused.
         for (flags, word) in [

@@ -99,7 +99,7 @@ fn of_the_nodes_that_run_a_task() {
         }
         // One task a node; another service may have it where the first one is not.
         let serve = format!("-- {} serve --port 80", n1.tool());
-        let more = n1.netctl("service scale web=4 --timeout 3s")?;
+        let more = n1.netctl("service scale web=4 --timeout 5s")?;
         ensure!(more.code != 0 && more.stderr.contains("81/tcp"), "{more:?}");
         ensure!(tests::homes(n1)?.len() == 3, "a node each");
         n1.netctl("service scale web=2")?.ok()?;
@@ -192,7 +192,7 @@ fn a_name_that_means_the_tasks() {
         let web: ServiceView = n1.netctl(&format!("service inspect {SERVICE} -o json"))?.json()?;
         ensure!(web.service.vips.is_empty(), "no VIP");
         let dig = |words: &str| -> anyhow::Result<Vec<String>> {
-            let line = format!("nsenter --net=/run/netns/t1 -- dig @127.0.0.11 +short +time=3 +tries=1 {words}");
+            let line = format!("nsenter --net=/run/netns/t1 -- dig @127.0.0.11 +short +time=3 +tries=2 {words}");
             Ok(n1.sh(&line)?.stdout.lines().map(str::to_owned).collect())
         };
         let set = |all: Vec<String>| -> BTreeSet<String> { all.into_iter().collect() };

@@ -128,7 +128,7 @@ fn a_drained_node_loses_nothing() {
 
         // With no other node that takes them, they go on where they are, and it is told.
         n1.netctl("node drain n3")?.ok()?;
-        let told = n1.netctl("node drain n1 --timeout 3s")?;
+        let told = n1.netctl("node drain n1 --timeout 5s")?;
         ensure!(told.code == 3 && told.stderr.contains("n1 has 6 tasks"), "{told:?}");
         ensure!(told.stderr.contains("have no node"), "{told:?}");
         tests::all_answered(client, None, &format!("--to {to} -n 60"))?;
@@ -192,6 +192,46 @@ fn everything_can_be_changed_in_the_middle() {
             ])
             .context("curl")?;
         ensure!(sent.stdout.contains("changed meanwhile"), "{sent:?}");
+        Ok(())
+    });
+}
+
+/// One node has all tasks: those that the change has not reached and those of the new port are side by side there, also
+/// while the last one drains.
+#[test]
+fn a_changed_target_on_one_node_cuts_nothing() {
+    in_cluster("roll-target1", 1, |lab| {
+        let (n1, client) = (lab.host("n1")?, lab.client()?);
+        n1.netctl("network create app --subnet 10.77.0.0/16 --ipv6")?.ok()?;
+        let release = |name: &str, port: u16| format!("{} serve --port {port} --task {name}", n1.tool());
+        let line = format!(
+            "service create {SERVICE} --network app --replicas 2 --publish 80:8080 --drain-timeout 8s -- {}",
+            release("one", 8080)
+        );
+        n1.netctl(&line)?.ok()?;
+        running(n1, 2)?;
+        // What was established is at stake; that new ones are answered by the right release is asked between.
+        let mut loads = Vec::new();
+        for (name, to) in [("target", n1.at(80)), ("target6", n1.at_v6(80))] {
+            ensure!(releases(client, &to)? == ["one"], "the first release answers");
+            loads.push(Load::start_long(client, name, &to, 20)?);
+        }
+        for (order, name, from, port) in [("stop-first", "two", 8080, 9090), ("start-first", "three", 9090, 7070)] {
+            let line = format!(
+                "service update {SERVICE} --update-order {order} --update-parallelism 1 --update-monitor 500ms \
+                 --publish-rm 80:{from} --publish-add 80:{port} -- {}",
+                release(name, port)
+            );
+            n1.netctl(&line)?.ok()?;
+            ensure!(releases(client, &n1.at(80))? == [name], "{name} answers alone");
+        }
+        ensure!(
+            loads.iter_mut().all(Load::runs),
+            "the load ended before the updates did: nothing is proved"
+        );
+        for load in loads {
+            load.unharmed("a changed target on one node")?;
+        }
         Ok(())
     });
 }

@@ -39,7 +39,7 @@ fn created_scaled_restarted_removed() {
         running(n1, 6)?;
         n1.netctl("service scale web=2")?.ok()?;
         running(n1, 2)?;
-        eventually("no more than two processes", Duration::from_secs(20), || {
+        eventually("no more than two processes", Duration::from_secs(40), || {
             let mut count = 0;
             for node in lab.nodes() {
                 count += node.processes("lab-tool serve --port 80")?.len();

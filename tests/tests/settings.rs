@@ -94,12 +94,13 @@ fn settings_are_changed_live_on_all_nodes() {
         })?;
         let took = start.elapsed();
         eprintln!("slots of a dead node moved after {} ms (grace 0 s)", took.as_millis());
-        ensure!(took < Duration::from_secs(9), "{took:?}");
+        // A death takes more than a second to be seen: with the default grace of 10 s it would be more than this.
+        ensure!(took < Duration::from_secs(11), "{took:?}");
         running(n1, 3)?;
         // One state of each slot is kept when one is asked for.
         ensure!(tests::tasks(n1)?.len() > 3, "where they were is told");
         n1.netctl("cluster update task-history-limit=1")?.ok()?;
-        eventually("the history to be forgotten", Duration::from_secs(5), || {
+        eventually("the history to be forgotten", Duration::from_secs(20), || {
             Ok(tests::tasks(n1)?.len() == 3)
         })?;
         Ok(())

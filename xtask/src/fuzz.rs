@@ -60,6 +60,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
 /// libFuzzer's corpus and what it finds are in `<target>/fuzz/<door>`.
 fn guided(args: &Args) -> anyhow::Result<()> {
     let target = build::target_dir()?.join("fuzz");
+    // Names the doors and writes the examples: what counts edges can be linked with libFuzzer alone.
+    let plain = build::programs(Profile::Debug, &[("fuzz", &["fuzz"])])?.join("fuzz");
     let build = [
         "build",
         "--locked",
@@ -68,7 +70,8 @@ fn guided(args: &Args) -> anyhow::Result<()> {
         "fuzz",
         "--features",
         "guided",
-        "--bins",
+        "--bin",
+        "guided",
     ];
     let mut cargo = build::cargo();
     // A target is named so that build scripts and macros are built without.
@@ -83,7 +86,7 @@ fn guided(args: &Args) -> anyhow::Result<()> {
     let doors: Vec<String> = match &args.door {
         Some(door) => vec![door.clone()],
         None => {
-            let listed = Command::new(programs.join("fuzz"))
+            let listed = Command::new(&plain)
                 .arg("--list")
                 .output()
                 .context("listing the doors")?;
@@ -98,7 +101,7 @@ fn guided(args: &Args) -> anyhow::Result<()> {
     for door in doors {
         let dir = target.join(&door);
         std::fs::create_dir_all(dir.join("corpus")).with_context(|| format!("making {}", dir.display()))?;
-        let seeded = Command::new(programs.join("fuzz"))
+        let seeded = Command::new(&plain)
             .args(["--door", &door, "--write-seeds"])
             .arg(dir.join("corpus"))
             .status()

@@ -85,7 +85,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
-    if !args.e2e && !args.unit && filter.is_empty() {
+    let whole = !args.e2e && !args.unit && filter.is_empty();
+    if whole && cfg!(not(target_arch = "x86_64")) {
+        println!("the lane with IPVS is left out: User-Mode Linux is for x86-64 alone");
+    } else if whole {
         let short = What {
             unit: true,
             others: false,

@@ -2,7 +2,8 @@
 
 use std::fmt;
 
-use model::intent::Availability;
+use model::NodeId;
+use model::intent::{Availability, Node};
 use model::spec::Resources;
 
 use super::{Host, Request, expr::Constraint};
@@ -91,6 +92,17 @@ impl<'a> Filters<'a> {
         }
     }
 
+    /// Whether all constraints hold for a node.
+    pub(super) fn holds(&self, id: NodeId, node: &Node) -> bool {
+        self.broken(id, node).is_none()
+    }
+
+    /// The first constraint that does not hold.
+    fn broken(&self, id: NodeId, node: &Node) -> Option<usize> {
+        let fails = |c: &Option<Constraint>| c.as_ref().is_none_or(|c| !c.holds(id, node));
+        self.constraints.iter().position(fails)
+    }
+
     /// What a node may have that has `had` slots now.
     pub(super) fn look(&self, host: &Host<'_>, had: u32) -> Verdict {
         let nothing = |limit| Verdict {
@@ -106,8 +118,7 @@ impl<'a> Filters<'a> {
             return nothing(Filter::Availability);
         }
         let paused = node.availability != Availability::Active;
-        let fails = |c: &Option<Constraint>| c.as_ref().is_none_or(|c| !c.holds(host.id, node));
-        let constraint = self.constraints.iter().position(fails).map(Filter::Constraint);
+        let constraint = self.broken(host.id, node).map(Filter::Constraint);
         let taken = self.ask.taken.get(&host.id);
         let taken = taken.is_some_and(|t| !t.is_disjoint(&self.ask.host_ports));
         // What runs on a paused node must leave it all the same, if something else says so.

@@ -27,6 +27,7 @@ pub mod expr;
 mod filter;
 mod level;
 mod rebalance;
+mod refill;
 pub mod slots;
 mod strategy;
 #[cfg(test)]
@@ -43,6 +44,7 @@ use model::{
 
 pub use filter::Filter;
 pub use rebalance::rebalance;
+pub use refill::{Board, Refill};
 pub use why::problem;
 
 /// Highest number of a node that can have slots of global services: numbers above are of tasks that take over during

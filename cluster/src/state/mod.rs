@@ -14,6 +14,7 @@ mod orderly;
 mod place;
 mod placement_check;
 mod ports;
+mod refill;
 mod requests;
 mod roles;
 mod rollouts;

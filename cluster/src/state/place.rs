@@ -10,7 +10,7 @@ use model::{
 
 use super::{Applied, Refusal, State, orderly};
 use crate::mutant::{self, Mutant};
-use crate::placement::{self, Host, Load, Other, Plan, Request, slots};
+use crate::placement::{self, Board, Host, Load, Other, Plan, Request, slots};
 
 /// A global service's surge slot on node `n` is `SURGE_OF_NODE + n`: its slots are the nodes' numbers.
 pub const SURGE_OF_NODE: u32 = 1_000_000_000;
@@ -58,7 +58,7 @@ impl State {
         }
     }
 
-    fn request<'a>(&'a self, name: &'a Name, service: &'a Service) -> Request<'a> {
+    pub(super) fn request<'a>(&'a self, name: &'a Name, service: &'a Service) -> Request<'a> {
         let spec = &service.spec;
         let mut ask = Request::new(name, &spec.placement, spec.replicas);
         ask.mode = spec.mode;
@@ -225,24 +225,33 @@ impl State {
 
     /// Places services anew, and after them those that wait for one of them.
     pub(super) fn place_all(&mut self, index: u64, names: impl IntoIterator<Item = Name>) {
+        self.in_turn(names, |state, name| state.place(index, name));
+    }
+
+    /// Does `place` to services, and after one that gained nodes to those that wait for it.
+    fn in_turn(&mut self, names: impl IntoIterator<Item = Name>, mut place: impl FnMut(&mut State, &Name) -> bool) {
         let mut queue: VecDeque<Name> = names.into_iter().collect();
+        let services = self.intent.services.iter();
+        let follow = services.filter(|(_, s)| !s.spec.placement.near.is_empty() || !s.spec.placement.after.is_empty());
+        let follow: Vec<Name> = follow.map(|(n, _)| n.clone()).collect();
         // Whoever gains nodes lacks fewer from then on: this ends.
         while let Some(name) = queue.pop_front() {
-            if !self.place(index, &name) {
+            if !place(self, &name) {
                 continue;
             }
-            let services = self.intent.services.iter().filter(|(_, s)| s.problem.is_some());
-            let waits = services.filter(|(_, s)| {
-                let p = &s.spec.placement;
-                p.near.contains(&name) || p.after.contains(&name)
+            let waits = follow.iter().filter(|n| {
+                self.intent.services.get(*n).is_some_and(|s| {
+                    let p = &s.spec.placement;
+                    s.problem.is_some() && (p.near.contains(&name) || p.after.contains(&name))
+                })
             });
-            let waits: Vec<Name> = waits.map(|(n, _)| n.clone()).filter(|n| !queue.contains(n)).collect();
+            let waits: Vec<Name> = waits.filter(|n| !queue.contains(n)).cloned().collect();
             queue.extend(waits);
         }
     }
 
-    /// After a change of a node: moves what it may no longer keep, and places what had no node until now.
-    pub(super) fn place_around(&mut self, index: u64, node: NodeId) {
+    /// Services that a change of a node concerns: what is there, and what had no node until now.
+    pub(super) fn around(&self, node: NodeId) -> Vec<Name> {
         let both = self.intent.placements.iter().chain(&self.intent.leaving);
         let there: BTreeSet<Name> = both
             .filter(|(_, p)| p.contains_key(&node))
@@ -250,8 +259,25 @@ impl State {
             .collect();
         let short = self.short();
         let more = short.into_iter().filter(|n| !there.contains(n));
-        let names: Vec<Name> = there.iter().cloned().chain(more).collect();
-        self.place_all(index, names);
+        there.iter().cloned().chain(more).collect()
+    }
+
+    /// After a change of a node: moves what it may no longer keep, and places what had no node until now.
+    pub(super) fn place_around(&mut self, index: u64, node: NodeId) {
+        let names = self.around(node);
+        if self.intent.nodes.get(&node).is_some_and(|n| !n.down) {
+            return self.place_all(index, names);
+        }
+        // All that is lost is known: hundreds of services get it back without a picture of the nodes for each.
+        let mut board = None;
+        self.in_turn(names, |state, name| {
+            let drawn = board.get_or_insert_with(|| Board::new(&state.intent.nodes, &state.loads));
+            state.refill(index, name, drawn).unwrap_or_else(|| {
+                // What this changes is not on the board.
+                board = None;
+                state.place(index, name)
+            })
+        });
     }
 
     /// After something has ended on a node: places what had no node until now.

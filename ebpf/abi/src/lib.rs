@@ -112,7 +112,8 @@ pub const CFG_DIRECT: u32 = 1;
 pub struct SvcKey {
     /// A VIP, or an address of this node (127.0.0.1 among them).
     pub addr: Addr,
-    /// Network of the VIP; 0 for a published port on a node's address.
+    /// Network of the VIP; 0 for a published port on a node's address. Such a port may stand a second time under the
+    /// network of the task that asks ([`SVC_NETWORKS`]).
     pub vni: u32,
     /// Port as on the wire; 0 with `proto` 0: every port of a VIP that has no entry of its own.
     pub port: u16,
@@ -135,6 +136,13 @@ pub struct SvcVal {
     /// `SVC_*`.
     pub flags: u16,
 }
+
+/// The published port has entries of their own for tasks of some networks: a backend is asked on the network that it
+/// shares with its client, since its answer to that client leaves there.
+pub const SVC_NETWORKS: u16 = 1;
+/// Some backends of this node offer another port than `tport`: `targets` has it, under [`TARGET_HERE`]. So while a
+/// change of the port is under way.
+pub const SVC_TARGETS: u16 = 2;
 
 /// A cell of array `backends`.
 #[repr(C)]
@@ -419,9 +427,13 @@ pub struct TargetKey {
     pub vni: u32,
     /// Published port (or VIP's port) as on the wire; 0 with `proto` 0: every port, for packets to a VIP alone.
     pub port: u16,
-    /// IP protocol number.
+    /// IP protocol number; with [`TARGET_HERE`] for what this node's own clients asked.
     pub proto: u16,
 }
+
+/// Beside the protocol in [`TargetKey`]: the port of a backend of this node for a client that this node balances, where
+/// it is not the service's ([`SVC_TARGETS`]). Also for ports of single nodes, which nobody sends from elsewhere.
+pub const TARGET_HERE: u16 = 0x100;
 
 /// Value of map `targets`.
 #[repr(C)]

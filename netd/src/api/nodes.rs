@@ -202,7 +202,6 @@ pub(super) async fn role(
         .get(&id)
         .map(|n| n.hostname.clone())
         .unwrap_or_default();
-    let managers = |i: &model::Intent| i.nodes.values().filter(|n| n.role == Role::Manager).count();
     let (done, becomes) = match req.role {
         Role::Manager => (m.promote(&c, id).await, "a manager"),
         Role::Worker if id == c.me && managers(&c.intent()) > 1 => {
@@ -218,12 +217,30 @@ pub(super) async fn role(
         Err(_) if !m.leads() => return Ok(super::route::not_leader()),
         Err(e) => return Err(e.into()),
     };
-    let message = format!("{id} ({hostname}) becomes {becomes}");
+    Ok(role_answer(&c, id, &hostname, becomes, revision))
+}
+
+fn managers(intent: &Intent) -> usize {
+    intent.nodes.values().filter(|n| n.role == Role::Manager).count()
+}
+
+fn role_answer(c: &Cluster, node: NodeId, hostname: &str, becomes: &str, revision: u64) -> Response {
     let answer = RoleAnswer {
-        node: id,
+        node,
         revision,
-        message,
+        message: format!("{node} ({hostname}) becomes {becomes}"),
         warning: super::cluster::warning(managers(&c.intent())),
     };
-    Ok(Answer(answer).into_response())
+    Answer(answer).into_response()
+}
+
+/// Answers a request to make a worker of this very node, which is one by now. It was carried out by the leader, whose
+/// answer was cut off with this manager's connections.
+pub(super) fn demoted(c: &Cluster, path: &str, body: &[u8]) -> Option<Response> {
+    let text = path.strip_prefix("/v1/nodes/")?.strip_suffix("/role")?;
+    let asked: RoleChange = serde_json::from_slice(body).ok()?;
+    let intent = c.intent();
+    let me = intent.nodes.get(&c.me)?;
+    let done = asked.role == Role::Worker && me.role == Role::Worker && find(c, text).ok()? == c.me;
+    done.then(|| role_answer(c, c.me, &me.hostname, "a worker", intent.revision))
 }

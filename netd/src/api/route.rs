@@ -215,8 +215,8 @@ async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next)
             Leader::Nobody => {}
         }
         if let (None, Err(e)) = (c.manager_now(), c.manager()) {
-            // It was demoted meanwhile.
-            return Fail(e).into_response();
+            // It was demoted meanwhile; maybe that was what it passed on.
+            return super::nodes::demoted(c, &req.path, &req.body).unwrap_or_else(|| Fail(e).into_response());
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -378,13 +378,15 @@ impl Cluster {
         Ok(self.endpoint_view(id, e))
     }
 
-    /// As [`Cluster::settled`], for each; tells of the first.
+    /// As [`Cluster::settled`], for each, and names are answered there: whoever starts in the namespace may ask at once.
+    /// Tells of the first.
     async fn all_settled(&self, parts: &[Part]) -> Result<EndpointView, ApiError> {
         let mut first = None;
         for part in parts {
             let view = self.settled(&part.id).await?;
             first.get_or_insert(view);
         }
+        self.names_follow().await;
         first.ok_or_else(|| internal("the endpoint", "no network was named"))
     }
 

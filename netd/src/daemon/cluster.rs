@@ -83,6 +83,8 @@ pub struct Cluster {
     pub(super) reconciler: Reconciler,
     /// Attach and detach come one after the other.
     pub(super) attaching: tokio::sync::Mutex<()>,
+    /// Names follow endpoints one change after the other.
+    pub(super) naming: tokio::sync::Mutex<()>,
     pub(super) uplink: Uplink,
     pub(super) intent: watch::Receiver<Arc<Intent>>,
     pub(super) facts: watch::Receiver<Arc<Facts>>,
@@ -244,6 +246,7 @@ impl Cluster {
             reconciled: reconciler.status(),
             reconciler,
             attaching: tokio::sync::Mutex::new(()),
+            naming: tokio::sync::Mutex::new(()),
             uplink,
             intent,
             facts,

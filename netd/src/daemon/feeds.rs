@@ -139,6 +139,8 @@ impl Cluster {
 
     /// Names are answered in exactly the namespaces of this node's endpoints.
     pub(super) async fn names_follow(&self) {
+        // What was read first must not be carried out last.
+        let _turn = self.naming.lock().await;
         let address = self.config.dns.address;
         let views = view::views(self.endpoints().all());
         let wanted = views

@@ -229,7 +229,7 @@ fn server(resolv_conf: PathBuf) -> (DnsServer, watch::Sender<Arc<Table>>) {
     let (send, receive) = watch::channel(table(2));
     let config = ForwardConfig {
         resolv_conf,
-        timeout: Duration::from_millis(300),
+        timeout: Duration::from_secs(1),
         ..ForwardConfig::default()
     };
     (DnsServer::new(receive, config), send)
@@ -369,7 +369,7 @@ fn foreign_names_are_asked_of_the_hosts_resolvers() {
         assert_eq!(udp(&task, "broken.example.com.").await, "ServFail");
         let began = Instant::now();
         assert_eq!(udp(&task, "silent.example.com.").await, "ServFail");
-        assert!(began.elapsed() >= Duration::from_millis(300));
+        assert!(began.elapsed() >= Duration::from_secs(1));
         assert_eq!(server.stats().failed, 2);
         // Ours are never asked of others.
         log.lock().unwrap().clear();

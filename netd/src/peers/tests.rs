@@ -209,7 +209,7 @@ async fn messages_come_in_order_and_a_round_trip_is_measured() {
     }
     let view = &a.peers.views()[&12];
     assert_eq!(view.standing, Some(b.peers.0.shared.inbox.standing()));
-    assert!(view.round_trip.unwrap() < Duration::from_secs(1));
+    assert!(view.round_trip.unwrap() < Duration::from_secs(5));
     // Nobody listens for a: what b wants to send is dropped and told.
     drop(place.listeners);
     b.peers.send(heartbeat(12, 11));

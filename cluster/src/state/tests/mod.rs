@@ -4,6 +4,7 @@ mod moving;
 mod placing;
 mod ports;
 mod properties;
+mod refill;
 mod services;
 mod settings;
 

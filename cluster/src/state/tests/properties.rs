@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Commands that mostly make sense, on few names, so that they meet.
-fn any_command() -> impl Strategy<Value = Command> {
+pub(super) fn any_command() -> impl Strategy<Value = Command> {
     let n = 0usize..4;
     let services = ["a", "b", "c", "d"];
     let nets = ["default", "red", "blue", "nope"];
@@ -188,7 +188,7 @@ fn any_command() -> impl Strategy<Value = Command> {
 }
 
 /// Mostly, who sends a command has seen what it is about.
-fn aimed(log: &Log, mut command: Command) -> Command {
+pub(super) fn aimed(log: &Log, mut command: Command) -> Command {
     let known = |s: &Name| log.state.intent.services.get(s);
     match &mut command {
         Command::ReplaceService { name, seen, .. } if *seen > 5 => *seen = known(name).map_or(0, |s| s.changed),

@@ -15,7 +15,7 @@ use crate::{
     maps::{EP_BY_ADDR, EP_CONFIG, EP_EXTRA as EXTRA, REVERSE, config},
     nat, neighbour,
     parse::{ARP, Packet, Seen, UDP, parse, same},
-    pick::{Picked, in_pools, pick, service, wildcard},
+    pick::{Picked, in_pools, pick, published, service, wildcard},
     reverse::{Client, route_of},
     skb::{NEXT, SHOT, Skb, same_mac},
 };
@@ -108,7 +108,11 @@ pub(crate) fn run(skb: Skb) -> i32 {
             }
             // A published port of this node, or the world through the host's stack.
             p.flow.net_proto &= 0xff;
-            match if seen == Seen::Ports { service(&p.flow, 0) } else { None } {
+            match if seen == Seen::Ports {
+                published(&p.flow, ep.vni)
+            } else {
+                None
+            } {
                 Some(s) => s,
                 None if in_pools(&p.flow.daddr) => {
                     // The host has routes to its own tasks of every network: networks do not meet there.
@@ -131,7 +135,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
                 mac: [0; 3],
                 flags: 0,
             };
-            forward::<true>(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
+            forward::<true>(skb, cfg, &p, svc, b, p.flow.saddr, c)
         }
         Picked::Nobody => answer::refuse(skb, &p),
         Picked::Spoofed => SHOT,

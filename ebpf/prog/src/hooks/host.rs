@@ -27,7 +27,6 @@ pub(crate) fn run(skb: Skb) -> i32 {
         Picked::Nobody => return answer::refuse(skb, &p),
         Picked::Spoofed => return SHOT,
     };
-    let tport = svc.tport;
     let c = Client {
         vtep: 0,
         ifindex: 0,
@@ -48,5 +47,5 @@ pub(crate) fn run(skb: Skb) -> i32 {
     }
     // The loopback's packets are of any size, and its routes to the host's own addresses take no path MTU from an answer
     // of ours: what is too big travels as fragments of the outer packet.
-    forward::<false>(skb, cfg, &p, tport, b, seen, c)
+    forward::<false>(skb, cfg, &p, svc, b, seen, c)
 }

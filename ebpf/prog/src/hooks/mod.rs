@@ -5,13 +5,14 @@ pub(crate) mod host;
 pub(crate) mod netdev;
 pub(crate) mod overlay;
 
-use ebpf_abi::{Addr, Backend, C_TO_LOCAL, C_TO_REMOTE, NodeCfg};
+use ebpf_abi::{Addr, Backend, C_TO_LOCAL, C_TO_REMOTE, NodeCfg, SvcVal};
 
 use crate::{
     count::count,
     deliver::{self, Target},
     encap,
     parse::{Packet, of_family},
+    pick::port_at,
     reverse::Client,
     skb::Skb,
 };
@@ -23,7 +24,7 @@ fn forward<const CHECK: bool>(
     skb: Skb,
     cfg: &NodeCfg,
     p: &Packet,
-    tport: u16,
+    svc: &SvcVal,
     b: &Backend,
     seen: Addr,
     c: Client,
@@ -38,7 +39,7 @@ fn forward<const CHECK: bool>(
     count(C_TO_LOCAL);
     let t = Target {
         addr: of_family(p.v6, b.addr4, &b.addr6),
-        port: tport,
+        port: port_at(svc, &p.flow, b, p.v6),
         ifindex: b.ifindex,
         vni: b.vni,
         mac: b.mac,

@@ -50,7 +50,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
                 mac: [0; 3],
                 flags: REV_OUTSIDE,
             };
-            forward::<true>(skb, cfg, &p, svc.tport, b, p.flow.saddr, c)
+            forward::<true>(skb, cfg, &p, svc, b, p.flow.saddr, c)
         }
         Picked::Nobody => answer::refuse(skb, &p),
         Picked::Spoofed => SHOT,

@@ -57,11 +57,12 @@ fn backend_of(skb: Skb, p: &Packet, vni: u32, s: &mut Scratch, tport: &mut u16) 
         None if vni != 0 => pick::wildcard(f, vni)?,
         None => return None,
     };
-    *tport = svc.tport;
-    match pick::known(f, p.v6) {
-        Some(b) => Some(b),
-        None => pick::choose(f, p.v6, f.net_proto & 0xff == TCP, svc),
-    }
+    let b = match pick::known(f, p.v6) {
+        Some(b) => b,
+        None => pick::choose(f, p.v6, f.net_proto & 0xff == TCP, svc)?,
+    };
+    *tport = pick::port_at(svc, f, b, p.v6);
+    Some(b)
 }
 
 /// An error about a translated flow, to the backend `t` of this node. `s` holds the quoted flow, and that flow as it

@@ -32,8 +32,8 @@ fn ways(lab: &Lab<'_>) -> Vec<Way> {
         let client: IpAddr = if v6 { CLIENT6.into() } else { CLIENT4.into() };
         let hairpin: IpAddr = if v6 { HAIRPIN6.into() } else { HAIRPIN4.into() };
         let vip = |last: u8| if v6 { vip6(last.into()) } else { vip4(last) };
-        for (port, reaches) in [(81, "a1"), (82, "b1")] {
-            let mut way = |from, to, sees| {
+        for (port, reaches) in [(81, "a1"), (82, "b1"), (84, "a1"), (85, "b1")] {
+            let mut way = |from, to, reaches, sees| {
                 ways.push(Way {
                     from,
                     to: (to, port),
@@ -41,13 +41,20 @@ fn ways(lab: &Lab<'_>) -> Vec<Way> {
                     sees,
                 })
             };
-            way("c", node, client);
-            way("a", node, node);
-            way("a2", node, of("a2", v6));
-            way("o1", node, of("o1", v6));
-            way("a1", node, if reaches == "a1" { hairpin } else { of("a1", v6) });
+            way("c", node, reaches, client);
+            way("a", node, reaches, node);
+            way("a2", node, reaches, of("a2", v6));
+            // Of 85 a task of the other network is led elsewhere.
+            let of_o1 = if port == 85 { "a1" } else { reaches };
+            way("o1", node, of_o1, of("o1", v6));
+            way(
+                "a1",
+                node,
+                reaches,
+                if reaches == "a1" { hairpin } else { of("a1", v6) },
+            );
             if !v6 {
-                way("a", local, node);
+                way("a", local, reaches, node);
             }
         }
         for (last, reaches) in [(11, "a1"), (12, "b1")] {

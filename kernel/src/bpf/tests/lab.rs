@@ -7,7 +7,8 @@
 //! | `c` | 198.18.0.9, 2001:db8:18::9 | a client |
 //!
 //! Tasks serve on 8080. Published: port 81 leads to `a1`, 82 to `b1`, 83 to nobody. VIPs: 10.77.0.11 to `a1`,
-//! 10.77.0.12 to `b1`, port 80 on each; any other port of theirs unchanged; 10.77.0.13 to nobody.
+//! 10.77.0.12 to `b1`, port 80 on each; any other port of theirs unchanged; 10.77.0.13 to nobody. Port 84 leads to `a1`,
+//! which offers another port than the service; 85 leads to `b1`, and tasks of the other network to `a1`.
 
 use std::{
     collections::BTreeMap,
@@ -19,8 +20,8 @@ use std::{
 
 use ebpf_abi::{
     Addr, BACKEND_ACTIVE, Backend, CFG_DIRECT, EP_BACKEND, EpAddrKey, EpAddrVal, EpCfg, EpMacKey, EpMacVal, Mac,
-    MemberVal, NodeCfg, PoolKey, ROUTE_LOCAL, ROUTE_NODE, ROUTE_NONE, ROUTE_VIP, RouteKey, RouteVal, SvcKey, SvcVal,
-    TargetKey, TargetVal, mac,
+    MemberVal, NodeCfg, PoolKey, ROUTE_LOCAL, ROUTE_NODE, ROUTE_NONE, ROUTE_VIP, RouteKey, RouteVal, SVC_NETWORKS,
+    SVC_TARGETS, SvcKey, SvcVal, TARGET_HERE, TargetKey, TargetVal, mac,
 };
 
 use super::world::{World, ifindex, ip};
@@ -223,7 +224,7 @@ impl<'w> Lab<'w> {
                 if t.backend {
                     let published = if t.name == "a1" { 81 } else { 82 };
                     for proto in [6, 17] {
-                        for port in [published, 80] {
+                        for port in [published, 80, 85] {
                             let key = TargetKey {
                                 addr: addr(a),
                                 vni: t.vni,
@@ -238,6 +239,16 @@ impl<'w> Lab<'w> {
                                 },
                             );
                         }
+                    }
+                    for proto in [6, 17] {
+                        let key = TargetKey {
+                            addr: addr(a),
+                            vni: t.vni,
+                            port: u16::to_be(84),
+                            proto: proto | TARGET_HERE,
+                        };
+                        let tport = TARGET.to_be();
+                        targets.insert(key, TargetVal { tport, flags: 0 });
                     }
                     targets.insert(
                         TargetKey {
@@ -370,6 +381,34 @@ impl<'w> Lab<'w> {
         for (last, backend) in [(11, 1), (12, 2), (13, 0)] {
             offer(vip4(last), VNI, 80, backend, u32::from(last));
             offer(vip6(last.into()), VNI, 80, backend, u32::from(last));
+        }
+        for a in [
+            IpAddr::V4(node.v4),
+            IpAddr::V6(node.v6),
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+        ] {
+            for proto in [6, 17] {
+                for (port, vni, backend, tport, flags) in [
+                    (84_u16, 0, 1, 1_u16, SVC_TARGETS),
+                    (85, 0, 2, TARGET, SVC_NETWORKS),
+                    (85, OTHER_VNI, 1, TARGET, 0),
+                ] {
+                    let key = SvcKey {
+                        addr: addr(a),
+                        vni,
+                        port: port.to_be(),
+                        proto,
+                    };
+                    let svc = SvcVal {
+                        id: u32::from(port),
+                        lut_off: backend * 7,
+                        lut_len: 7,
+                        tport: tport.to_be(),
+                        flags,
+                    };
+                    services.insert(key, svc);
+                }
+            }
         }
         path.services.sync(&services).unwrap();
         for backend in [1, 2] {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     /// Seconds in all: later no connection begins.
     #[arg(long, default_value_t = 5.0)]
     duration: f64,
+    /// Connections also begin after --duration until this file is there; ten times as long at most.
+    #[arg(long, value_name = "FILE")]
+    until: Option<PathBuf>,
     /// A request fails after so many milliseconds.
     #[arg(long, default_value_t = 2000)]
     timeout_ms: u64,
@@ -57,6 +61,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     }
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(args.duration);
+    let latest = start + Duration::from_secs_f64(args.duration * 10.0);
     let threads: Vec<_> = (0..args.connections)
         .map(|n| {
             let life = Duration::from_secs_f64(args.life);
@@ -65,11 +70,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 Duration::from_millis(args.timeout_ms),
             );
             let share = life.mul_f64(f64::from(n) / f64::from(args.connections));
+            let until = args.until.clone();
             std::thread::spawn(move || {
+                let goes_on = || {
+                    let now = Instant::now();
+                    now < end || (now < latest && until.as_ref().is_some_and(|file| !file.exists()))
+                };
                 let mut held = Held::default();
                 // The first ones end one after the other, so that at any time some are young and some old.
                 let mut this = share.max(every);
-                while Instant::now() < end {
+                while goes_on() {
                     match one(to, this, every, timeout, &mut held) {
                         End::Own => {}
                         End::Cut => held.cut += 1,

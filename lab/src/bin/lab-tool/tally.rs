@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -31,6 +32,9 @@ pub(crate) struct Args {
     /// Try for so many seconds instead of a count (with --rate).
     #[arg(long, requires = "rate")]
     duration: Option<f64>,
+    /// Go on after --duration until this file is there; ten times as long at most.
+    #[arg(long, requires = "duration", value_name = "FILE")]
+    until: Option<PathBuf>,
     /// A try fails after so many milliseconds.
     #[arg(long, default_value_t = 1000)]
     timeout_ms: u64,
@@ -78,7 +82,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
         Some(rate) => {
-            for number in 0..count {
+            let most = match args.until {
+                Some(_) => count.saturating_mul(10),
+                None => count,
+            };
+            for number in 0..most {
+                if number >= count && args.until.as_ref().is_none_or(|file| file.exists()) {
+                    break;
+                }
                 #[allow(clippy::cast_precision_loss, reason = "a count of tries")]
                 let due = Duration::from_secs_f64(number as f64 / rate);
                 std::thread::sleep(due.saturating_sub(start.elapsed()));

@@ -5,8 +5,11 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SvcKey, TargetKey, TargetVal};
-use model::{Proto, row::Datapath, spec::Lb};
+use ebpf_abi::{
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SVC_NETWORKS, SVC_TARGETS, SvcKey, TARGET_HERE,
+    TargetKey, TargetVal,
+};
+use model::{NodeId, Proto, Vni, row::Datapath, spec::Lb};
 
 use crate::{
     maglev::Seed,
@@ -33,6 +36,8 @@ pub(super) struct Row {
     pub(super) service: u32,
     /// Port of the backends as on the wire, 0: unchanged.
     pub(super) tport: u16,
+    /// `SVC_*`.
+    pub(super) flags: u16,
     /// Index into `sets`; none: nobody takes new flows.
     pub(super) set: Option<usize>,
 }
@@ -165,7 +170,11 @@ impl Desired {
                     .iter()
                     .map(|(numbers, port)| (*numbers, offer(service, port, &there)));
                 // Every other port, as it is.
-                let any = Offer { tport: 0, by: None };
+                let any = Offer {
+                    tport: 0,
+                    flags: 0,
+                    by: None,
+                };
                 for ((port, proto), offer) in offers.chain([((0, 0), any)]) {
                     let set = match &offer.by {
                         None => set_all,
@@ -180,6 +189,7 @@ impl Desired {
                     let row = Row {
                         service: index,
                         tport: offer.tport,
+                        flags: offer.flags,
                         set,
                     };
                     self.take_key(key, row);
@@ -191,7 +201,12 @@ impl Desired {
             let offered = ports
                 .iter()
                 .filter_map(|(n, p)| Some((*n, service.target(id, p)?.to_be())));
-            for ((port, proto), tport) in offered.chain(any) {
+            // For the clients of this node where it is not what the service's entries say.
+            let here = service.ports.iter().filter_map(|p| {
+                let ((port, proto), own) = (numbers(p), service.target(id, p)?);
+                (own != p.target).then_some(((port, proto | TARGET_HERE), own.to_be()))
+            });
+            for ((port, proto), tport) in offered.chain(any).chain(here) {
                 for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)].into_iter().flatten() {
                     let key = TargetKey {
                         addr: addr(ip),
@@ -218,40 +233,66 @@ impl Desired {
             return;
         }
         for family in [Family::V4, Family::V6] {
-            let all = doors(backends, family);
-            let own: Vec<_> = all.iter().copied().filter(|(_, b)| is_local(b)).collect();
-            let (set_all, set_own) = (self.set(index, sets, &all), self.set(index, sets, &own));
-            for port in &service.ports {
-                let (of, set) = if port.host { (&own, set_own) } else { (&all, set_all) };
-                // Without a backend that speaks IPv6, or here, the port stays the host's own, which refuses: the client
-                // of an IPv6 address falls back to IPv4.
-                if of.is_empty() && (port.host || family == Family::V6) {
+            let all = doors(backends, family, None);
+            // A task that asks is led to the network that it shares with the backend: an answer by UDP bears the
+            // address of the interface that it leaves by, and it leaves by the client's network.
+            let (networks, flags) = match further(backends, &all, family) {
+                none if none.is_empty() => (none, 0),
+                some => (some, SVC_NETWORKS),
+            };
+            self.take_doors_of(wanted, index, service, (family, 0, flags), &all, sets);
+            for vni in networks {
+                let there = doors(backends, family, Some(vni));
+                self.take_doors_of(wanted, index, service, (family, vni.get(), 0), &there, sets);
+            }
+        }
+    }
+
+    /// Published ports of one family for who asks from a network; network 0: from anywhere.
+    fn take_doors_of(
+        &mut self,
+        wanted: &Wanted,
+        index: u32,
+        service: &Service,
+        (family, vni, flags): (Family, u32, u16),
+        all: &[&(&BackendId, &Backend)],
+        sets: &mut BTreeMap<Vec<CellKey>, usize>,
+    ) {
+        let own: Vec<_> = all.iter().copied().filter(|(_, b)| is_local(b)).collect();
+        let (set_all, set_own) = (self.set(index, sets, all), self.set(index, sets, &own));
+        for port in &service.ports {
+            let (of, set) = if port.host { (&*own, set_own) } else { (all, set_all) };
+            // Without a backend that speaks IPv6, or here, the port stays the host's own, which refuses: the client
+            // of an IPv6 address falls back to IPv4.
+            if of.is_empty() && (port.host || family == Family::V6) {
+                continue;
+            }
+            let (published, proto) = numbers(port);
+            let Offer { tport, flags: own, by } = offer(service, port, of);
+            let set = match &by {
+                None => set,
+                Some(by) => self.set(index, sets, by),
+            };
+            let local = wanted.local.iter();
+            let fits = |ip: &IpAddr| ip.is_ipv4() == (family == Family::V4) && publishable(ip);
+            for ip in local.filter(|ip| fits(ip) && port.on.as_ref().is_none_or(|on| on.contains(ip))) {
+                // No task reaches the loopback.
+                if vni != 0 && ip.is_loopback() {
                     continue;
                 }
-                let (published, proto) = numbers(port);
-                let Offer { tport, by } = offer(service, port, of);
-                let set = match &by {
-                    None => set,
-                    Some(by) => self.set(index, sets, by),
+                let key = SvcKey {
+                    addr: addr(*ip),
+                    vni,
+                    port: published,
+                    proto,
                 };
-                let local = wanted.local.iter();
-                let fits = |ip: &IpAddr| ip.is_ipv4() == (family == Family::V4) && publishable(ip);
-                for ip in local.filter(|ip| fits(ip) && port.on.as_ref().is_none_or(|on| on.contains(ip))) {
-                    let key = SvcKey {
-                        addr: addr(*ip),
-                        vni: 0,
-                        port: published,
-                        proto,
-                    };
-                    self.take_key(
-                        key,
-                        Row {
-                            service: index,
-                            tport,
-                            set,
-                        },
-                    );
-                }
+                let row = Row {
+                    service: index,
+                    tport,
+                    flags: flags | own,
+                    set,
+                };
+                self.take_key(key, row);
             }
         }
     }
@@ -308,35 +349,31 @@ fn numbers(p: &Port) -> (u16, u16) {
 struct Offer<'c> {
     /// The port of those on this node, as on the wire; 0: unchanged.
     tport: u16,
+    /// `SVC_TARGETS` when some of those on this node have another one.
+    flags: u16,
     /// Of the candidates; none: all of them.
     by: Option<Vec<&'c (&'c BackendId, &'c Backend)>>,
 }
 
-/// Who of `candidates` serves a published port here. The programs of the other nodes know the port of each of their
-/// backends; those of this node translate by what was published alone. So where a change of the port is under way, backends of this
-/// node that it has not reached come first, whatever their state: their flows go on; the new ones beside them are reached
-/// from other nodes, and from here too when nobody else takes new flows.
+/// Who of `candidates` serves a published port here: all but those whose tasks were made before it was published. Each
+/// node's programs know the port of each of its backends; while a change of the port is under way they are told to look.
 fn offer<'c>(service: &Service, port: &Port, candidates: &[&'c (&'c BackendId, &'c Backend)]) -> Offer<'c> {
     if service.others.is_empty() {
         return Offer {
             tport: port.target.to_be(),
+            flags: 0,
             by: None,
         };
     }
-    let all = candidates.iter().copied();
-    let all: Vec<_> = all.filter_map(|c| Some((c, service.target(c.0, port)?))).collect();
-    let with = |target: u16| -> Vec<_> {
-        let by = all.iter().filter(|(c, t)| !is_local(c.1) || *t == target);
-        by.map(|(c, _)| *c).collect()
-    };
-    let takes = |c: &(&BackendId, &Backend)| c.1.state == BackendState::Active;
-    let before = all.iter().find(|(c, t)| is_local(c.1) && *t != port.target);
-    let (target, by) = match before.map(|(_, target)| (*target, with(*target))) {
-        Some((target, by)) if by.iter().any(|c| takes(c)) || !all.iter().any(|(c, _)| takes(c)) => (target, by),
-        _ => (port.target, with(port.target)),
-    };
+    let by: Vec<_> = candidates
+        .iter()
+        .copied()
+        .filter(|(id, _)| service.target(id, port).is_some())
+        .collect();
+    let differs = |c: &(&BackendId, &Backend)| is_local(c.1) && service.target(c.0, port) != Some(port.target);
     Offer {
-        tport: target.to_be(),
+        tport: port.target.to_be(),
+        flags: if by.iter().any(|c| differs(c)) { SVC_TARGETS } else { 0 },
         by: Some(by),
     }
 }
@@ -345,17 +382,35 @@ fn is_local(b: &Backend) -> bool {
     matches!(b.place, Place::Local { .. })
 }
 
-/// The backends that published ports lead to: of a task's one.
+/// The backends that published ports lead to: of a task's one, on network `near` where it has one there.
 fn doors<'s, 'b>(
     backends: &'s [(&'b BackendId, &'b Backend)],
     family: Family,
+    near: Option<Vni>,
 ) -> Vec<&'s (&'b BackendId, &'b Backend)> {
-    let mut tasks = BTreeSet::new();
-    let mut first = |id: &BackendId, b: &Backend| b.slot.is_none_or(|slot| tasks.insert((id.node, slot)));
+    let mut chosen: BTreeMap<(NodeId, u32), &'s (&'b BackendId, &'b Backend)> = BTreeMap::new();
+    for c in backends.iter().filter(|(_, b)| has(b, family)) {
+        let Some(slot) = c.1.slot else { continue };
+        let door = chosen.entry((c.0.node, slot)).or_insert(c);
+        if near == Some(c.1.vni) && near != Some(door.1.vni) {
+            *door = c;
+        }
+    }
+    let is_door = |id: &BackendId, b: &Backend| {
+        b.slot
+            .is_none_or(|slot| chosen.get(&(id.node, slot)).is_some_and(|c| c.0 == id))
+    };
     backends
         .iter()
-        .filter(|(id, b)| has(b, family) && first(id, b))
+        .filter(|(id, b)| has(b, family) && is_door(id, b))
         .collect()
+}
+
+/// Networks on which some task has a backend that is not its door.
+fn further(backends: &[(&BackendId, &Backend)], doors: &[&(&BackendId, &Backend)], family: Family) -> BTreeSet<Vni> {
+    let doors: BTreeSet<&BackendId> = doors.iter().map(|(id, _)| *id).collect();
+    let others = backends.iter().filter(|(id, b)| has(b, family) && !doors.contains(id));
+    others.map(|(_, b)| b.vni).collect()
 }
 
 fn has(b: &Backend, family: Family) -> bool {

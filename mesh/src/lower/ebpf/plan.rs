@@ -114,7 +114,7 @@ pub fn plan(wanted: &Wanted, observed: &Observed) -> Plan {
             lut_off: place.map_or(0, |p| p.off),
             lut_len: place.map_or(0, rows::LutRow::len),
             tport: row.tport,
-            flags: 0,
+            flags: row.flags,
         };
         let held = observed.services.get(key);
         if held != Some(&value) && (held.is_some() || room.take(&mut problems, || describe(key))) {

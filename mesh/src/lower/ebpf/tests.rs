@@ -3,7 +3,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SvcKey, SvcVal, TargetKey};
+use ebpf_abi::{
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SVC_NETWORKS, SVC_TARGETS, SvcKey, SvcVal,
+    TARGET_HERE, TargetKey,
+};
 use model::{Mac, NodeId, On, PortSpec, PublishMode, Vni, intent::Vip, row::Datapath};
 use proptest::prelude::*;
 
@@ -201,6 +204,27 @@ fn a_task_on_two_networks_is_one_door_and_two_vips() {
     }
     assert_eq!(leads_to(&o, &key("10.77.0.2", 4096, 80, 6)), Some([1, 2].into()));
     assert_eq!(leads_to(&o, &key("10.78.0.2", 5000, 80, 6)), Some([101, 102].into()));
+    // A task of the second network that asks a node is led there; every other one as anybody.
+    let flags = |o: &Observed, ip: &str, net| o.services.get(&key(ip, net, 80, 6)).map(|v| v.flags);
+    for ip in ["198.18.0.1", "2001:db8::1"] {
+        for (port, proto) in [(80, 6), (53, 17)] {
+            assert_eq!(
+                leads_to(&o, &key(ip, 5000, port, proto)),
+                Some([101, 102].into()),
+                "{ip}"
+            );
+        }
+        assert_eq!(flags(&o, ip, 0), Some(SVC_NETWORKS), "{ip}");
+        assert_eq!(flags(&o, ip, 4096), None, "{ip}");
+    }
+    assert_eq!(leads_to(&o, &key("127.0.0.1", 5000, 80, 6)), None, "no task reaches it");
+    // A task that is not there yet is asked on its own network all the same.
+    let mut some = w.clone();
+    let s = some.services.get_mut(&7).unwrap();
+    s.backends.remove(&further(2, 2).0);
+    settle(&some, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 5000, 80, 6)), Some([101, 2].into()));
+    settle(&w, &mut o);
     // Where the first network is IPv4 alone, the second one is the way in for IPv6.
     let s = w.services.get_mut(&7).unwrap();
     for b in s.backends.values_mut().filter(|b| b.vni == vni(4096)) {
@@ -209,6 +233,8 @@ fn a_task_on_two_networks_is_one_door_and_two_vips() {
     settle(&w, &mut o);
     assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
     assert_eq!(leads_to(&o, &key("2001:db8::1", 0, 80, 6)), Some([101, 102].into()));
+    assert_eq!(flags(&o, "2001:db8::1", 0), Some(0));
+    assert_eq!(flags(&o, "2001:db8::1", 5000), None, "the way in is there already");
 }
 
 #[test]
@@ -301,39 +327,48 @@ fn a_changed_target_holds_where_the_change_has_come() {
             key("2001:db8::1", 0, 80, 6),
             key("10.77.0.2", 4096, 80, 6),
         ];
-        let told = keys.map(|k| (leads_to(o, &k).unwrap(), u16::from_be(o.services[&k].tport)));
+        let told = keys.map(|k| {
+            (
+                leads_to(o, &k).unwrap(),
+                u16::from_be(o.services[&k].tport),
+                o.services[&k].flags,
+            )
+        });
         assert!(told.iter().all(|t| *t == told[0]), "{told:?}");
         let dns = leads_to(o, &key("198.18.0.1", 0, 53, 17)).unwrap();
         assert_eq!(dns.len(), w_active(o), "others' ports are as ever");
+        assert_eq!(o.services[&key("198.18.0.1", 0, 53, 17)].flags, 0);
         told[0].clone()
     };
     fn w_active(o: &Observed) -> usize {
         leads_to(o, &key("10.77.0.2", 4096, 0, 0)).unwrap().len()
     }
-    // The programs translate for tasks of this node by the published port: the old one goes first.
-    assert_eq!(seen(&o), ([1, 3, 4].into(), 8080));
-    let target = |n: u8| {
+    let at = |o: &Observed, n: u8, proto: u16| {
         let v4 = Addr::v4([10, 77, 1, n]);
-        let found = o.targets.iter().find(|(k, _)| k.addr == v4 && k.port == 80u16.to_be());
+        let wanted = |k: &TargetKey| k.addr == v4 && (k.port, k.proto) == (80u16.to_be(), proto);
+        let found = o.targets.iter().find(|(k, _)| wanted(k));
         found.map(|(_, v)| u16::from_be(v.tport))
     };
+    // All take new flows; the programs look up the port of the one that the change has not reached.
+    assert_eq!(seen(&o), ([1, 2, 3, 4].into(), 9090, SVC_TARGETS));
     assert_eq!(
-        [target(1), target(2)],
+        [at(&o, 1, 6), at(&o, 2, 6)],
         [Some(8080), Some(9090)],
         "each as its task was made"
     );
-    // It drains: its flows go on, while there are others for the new ones.
+    let here = 6 | TARGET_HERE;
+    assert_eq!([at(&o, 1, here), at(&o, 2, here)], [Some(8080), None]);
+    // It drains: its flows go on, where it listens, also when all others of the old port are gone.
     let state = |w: &mut Wanted, n: usize, state| {
         w.services.get_mut(&7).unwrap().backends.get_mut(&ids[n]).unwrap().state = state;
     };
     state(&mut w, 0, BackendState::Draining);
-    settle(&w, &mut o);
-    assert_eq!(seen(&o), ([3, 4].into(), 8080));
     for n in [2, 3] {
         state(&mut w, n, BackendState::Draining);
     }
     settle(&w, &mut o);
-    assert_eq!(seen(&o), ([2].into(), 9090), "nobody else takes new flows");
+    assert_eq!(seen(&o), ([2].into(), 9090, SVC_TARGETS));
+    assert_eq!(at(&o, 1, here), Some(8080));
     // It has come.
     for n in [2, 3] {
         state(&mut w, n, BackendState::Active);
@@ -342,7 +377,23 @@ fn a_changed_target_holds_where_the_change_has_come() {
     s.backends.remove(&ids[0]);
     s.others.remove(&ids[0]);
     settle(&w, &mut o);
-    assert_eq!(seen(&o), ([2, 3, 4].into(), 9090), "the other node knows its own");
+    assert_eq!(seen(&o), ([2, 3, 4].into(), 9090, 0), "the other node knows its own");
+    assert!(
+        o.targets.keys().all(|k| k.proto & TARGET_HERE == 0),
+        "nothing is looked up any more"
+    );
+    // A port of single nodes as well.
+    let host = |at: u16| BTreeMap::from([(port("80:9090,mode=host"), Some(at))]);
+    let mut own = web(&["80:9090,mode=host"], [backend(1, 1)]);
+    own.services.get_mut(&7).unwrap().others = BTreeMap::from([(ids[0].clone(), host(8080))]);
+    let mut o2 = small();
+    settle(&own, &mut o2);
+    assert_eq!(o2.services[&key("198.18.0.1", 0, 80, 6)].flags, SVC_TARGETS);
+    assert_eq!(
+        [at(&o2, 1, 6), at(&o2, 1, here)],
+        [None, Some(8080)],
+        "nobody sends it from elsewhere"
+    );
     // A task from before the port was published has none for it.
     w.services.get_mut(&7).unwrap().others = BTreeMap::from([(ids[2].clone(), old(None)), (ids[1].clone(), old(None))]);
     settle(&w, &mut o);
