@@ -68,6 +68,27 @@ pub fn in_cluster(name: &str, nodes: u8, story: impl FnOnce(&Lab) -> anyhow::Res
     });
 }
 
+/// Whether the lab's nodes balance by IPVS. The few rows that one data path alone can do are listed in ARCHITECTURE.md.
+pub fn by_ipvs() -> bool {
+    std::env::var("NETD_LAB_DATAPATH").is_ok_and(|mode| mode == "ipvs")
+}
+
+/// Gives what a host sends from now on ports of its own, one of 16 ranges. A backend's node that balances by IPVS takes no
+/// flow through another node while it remembers one of its own from the same port, so in that case stories that go through
+/// several nodes in turn do not leave it to chance.
+///
+/// # Errors
+///
+/// When the kernel refuses.
+pub fn ports_of_its_own(host: &Host, range: u16) -> anyhow::Result<()> {
+    if by_ipvs() {
+        let first = 20_000 + range % 16 * 2500;
+        let set = format!("echo {first} {} >/proc/sys/net/ipv4/ip_local_port_range", first + 2499);
+        host.sh(&set)?.ok()?;
+    }
+    Ok(())
+}
+
 /// The folder of the binaries. `cargo xtask test` has built them; otherwise they are built here, so that
 /// `cargo test -p tests` never tests old ones.
 fn programs() -> anyhow::Result<PathBuf> {
