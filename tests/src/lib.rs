@@ -73,22 +73,6 @@ pub fn by_ipvs() -> bool {
     std::env::var("NETD_LAB_DATAPATH").is_ok_and(|mode| mode == "ipvs")
 }
 
-/// Gives what a host sends from now on ports of its own, one of 16 ranges. A backend's node that balances by IPVS takes no
-/// flow through another node while it remembers one of its own from the same port, so in that case stories that go through
-/// several nodes in turn do not leave it to chance.
-///
-/// # Errors
-///
-/// When the kernel refuses.
-pub fn ports_of_its_own(host: &Host, range: u16) -> anyhow::Result<()> {
-    if by_ipvs() {
-        let first = 20_000 + range % 16 * 2500;
-        let set = format!("echo {first} {} >/proc/sys/net/ipv4/ip_local_port_range", first + 2499);
-        host.sh(&set)?.ok()?;
-    }
-    Ok(())
-}
-
 /// The folder of the binaries. `cargo xtask test` has built them; otherwise they are built here, so that
 /// `cargo test -p tests` never tests old ones.
 fn programs() -> anyhow::Result<PathBuf> {
@@ -215,10 +199,25 @@ pub fn homes(host: &Host) -> anyhow::Result<BTreeSet<String>> {
 pub fn tally(host: &Host, netns: Option<&str>, words: &str) -> anyhow::Result<Tally> {
     let line = format!("lab-tool tally {words}");
     let argv: Vec<&str> = line.split_whitespace().collect();
-    match netns {
-        Some(netns) => host.in_netns(netns, &argv)?.json(),
-        None => host.run(&argv)?.json(),
+    let run = |argv: &[&str]| match netns {
+        Some(netns) => host.in_netns(netns, argv),
+        None => host.run(argv),
+    };
+    if by_ipvs() {
+        let to = argv.iter().skip_while(|w| **w != "--to").nth(1);
+        run(&["sh", "-c", &ports_for(to.context("tally of what?")?)])?.ok()?;
     }
+    run(&argv)?.json()
+}
+
+/// A command that gives what is sent from now on ports of its own, one of 16 ranges, by where it goes. Where nodes balance by
+/// IPVS, a client's port that was used through a backend's own node is not answered through another one, or the other way
+/// round, while the first flow is remembered: what goes through several nodes in turn is not left to chance.
+fn ports_for(to: &str) -> String {
+    let address = to.rsplit_once(':').map_or(to, |(address, _)| address);
+    let sum = address.bytes().map(u16::from).sum::<u16>();
+    let first = 20_000 + sum % 16 * 2500;
+    format!("echo {first} {} >/proc/sys/net/ipv4/ip_local_port_range", first + 2499)
 }
 
 /// As [`tally`], where every try must be answered.
