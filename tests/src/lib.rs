@@ -73,6 +73,23 @@ pub fn by_ipvs() -> bool {
     std::env::var("NETD_LAB_DATAPATH").is_ok_and(|mode| mode == "ipvs")
 }
 
+/// The device of the tunnel on a host that is in one network, and the words that run `ip` where it is: by IPVS in the
+/// network's sandbox.
+///
+/// # Errors
+///
+/// When there is none.
+pub fn tunnel(host: &Host) -> anyhow::Result<(String, String)> {
+    if !by_ipvs() {
+        return Ok(("nx0".to_owned(), "ip".to_owned()));
+    }
+    let all = host.sh("ls /run/netd/netns")?.ok()?.stdout;
+    let vni = all.split_whitespace().find_map(|name| name.strip_prefix("net-"));
+    let vni = vni.with_context(|| format!("{} has no sandbox: {all}", host.name()))?;
+    let ip = format!("nsenter --net=/run/netd/netns/net-{vni} ip");
+    Ok((format!("nx{vni}"), ip))
+}
+
 /// The folder of the binaries. `cargo xtask test` has built them; otherwise they are built here, so that
 /// `cargo test -p tests` never tests old ones.
 fn programs() -> anyhow::Result<PathBuf> {

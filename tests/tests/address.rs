@@ -9,7 +9,7 @@ use lab::wire::{Figure, Tally, Transfer};
 use lab::{DaemonOptions, Host, Lab, Options, Process, eventually};
 use model::api::{MemberView, NodeView, ServiceView};
 use serde::de::DeserializeOwned;
-use tests::{in_lab_with, status, tally};
+use tests::{in_lab_with, status, tally, tunnel};
 
 /// Longest time without an answer from a node that has moved.
 const GAP: Duration = Duration::from_secs(3);
@@ -361,8 +361,9 @@ fn addresses_and_ports_are_chosen_or_refused_by_name() {
         // The port is the cluster's, and is changed for all nodes at once.
         n1.netctl("cluster update data-path-port=14790")?.ok()?;
         for node in lab.nodes() {
-            let nx0 = node.sh("ip -d link show nx0")?.ok()?.stdout;
-            ensure!(nx0.contains("dstport 14790"), "{}: {nx0}", node.name());
+            let (device, ip) = tunnel(node)?;
+            let shown = node.sh(&format!("{ip} -d link show {device}"))?.ok()?.stdout;
+            ensure!(shown.contains("dstport 14790"), "{}: {shown}", node.name());
         }
         ping(n1, "t1")?;
         ping(n2, "t2")?;

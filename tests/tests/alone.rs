@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use lab::{Host, eventually};
 use model::api::EndpointView;
 use tests::managers::SETTLED;
-use tests::{address_kept, all_answered, create_web, in_cluster, running, status};
+use tests::{address_kept, all_answered, by_ipvs, create_web, in_cluster, running, status};
 
 #[test]
 fn workers_go_on_without_managers() {
@@ -116,10 +116,15 @@ fn vip(host: &Host) -> anyhow::Result<String> {
     Ok(format!("{}:80", vip.v4))
 }
 
-/// What netd holds in a host's kernel: links and pins.
+/// What netd holds in a host's kernel: links, and pins or sandboxes.
 fn held(host: &Host) -> anyhow::Result<BTreeSet<String>> {
     let links = host.sh("ls /sys/class/net")?.ok()?.stdout;
-    let pins = host.sh("find /sys/fs/bpf/netd")?.ok()?.stdout;
+    let folder = if by_ipvs() {
+        "/run/netd/netns"
+    } else {
+        "/sys/fs/bpf/netd"
+    };
+    let pins = host.sh(&format!("find {folder}"))?.ok()?.stdout;
     Ok(links
         .split_whitespace()
         .chain(pins.split_whitespace())
@@ -139,6 +144,12 @@ fn reboot(host: &Host) -> anyhow::Result<()> {
     ] {
         // Not all of it is there on every host.
         host.sh(line)?;
+    }
+    for tool in ["iptables-legacy", "ip6tables-legacy"].iter().filter(|_| by_ipvs()) {
+        for table in ["raw", "mangle", "nat", "filter"] {
+            host.sh(&format!("{tool} -t {table} -F"))?.ok()?;
+            host.sh(&format!("{tool} -t {table} -X"))?.ok()?;
+        }
     }
     host.heal()
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, ensure};
 use lab::wire::{Tally, Transfer};
 use lab::{Host, Process, eventually};
 use model::api::NodeHealth;
-use tests::{address_kept, create_web, homes, in_cluster, running, status, tasks};
+use tests::{address_kept, create_web, homes, in_cluster, running, status, tasks, tunnel};
 
 #[test]
 fn traffic_outlives_daemons_and_leaves_dead_nodes() {
@@ -51,9 +51,10 @@ fn traffic_outlives_daemons_and_leaves_dead_nodes() {
 
         // 2. Objects deleted behind netd's back come back; foreign ones are left alone.
         n1.sh("ip link add foreign0 type bridge")?.ok()?;
-        n1.sh("ip link del nx0")?.ok()?;
+        let (device, ip) = tunnel(n1)?;
+        n1.sh(&format!("{ip} link del {device}"))?.ok()?;
         eventually("the tunnel device to be repaired", Duration::from_secs(20), || {
-            Ok(n1.sh("ip link show nx0")?.success())
+            Ok(n1.sh(&format!("{ip} link show {device}"))?.success())
         })?;
         eventually("traffic to flow again", Duration::from_secs(20), || {
             address_kept(client, None, &format!("--to {to} -n 50 --timeout-ms 500")).map(|_| true)

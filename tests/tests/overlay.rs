@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use lab::{OUTSIDE_V4, eventually};
-use tests::{address_kept, all_answered, counter, grows, in_cluster};
+use tests::{address_kept, all_answered, by_ipvs, counter, grows, in_cluster};
 
 #[test]
 fn attached_namespaces_talk_and_strangers_do_not() {
@@ -86,12 +86,16 @@ fn attached_namespaces_talk_and_strangers_do_not() {
         );
 
         // VXLAN (RFC 7348) from a host that is no member; a source that the task was not given.
+        // (IPVS mode tells no counters: that the kernel drops these is shown by its own tests, `fabric::tests::routed`.)
+        let told = !by_ipvs();
         let before = counter(n2, "drop_vxlan_from_stranger")?;
         let frame = format!("0800000000000100{}0800{}", "020000000001020000000002", "00".repeat(46));
         client
             .run(&["lab-tool", "send", "--to", &n2.at(4789), "--hex", &frame, "-n", "10"])?
             .ok()?;
-        grows(n2, "drop_vxlan_from_stranger", before, 10)?;
+        if told {
+            grows(n2, "drop_vxlan_from_stranger", before, 10)?;
+        }
         let before = counter(n1, "drop_task_source_not_its_own")?;
         n1.sh("ip -n t1 addr add 10.77.200.200/32 dev eth0")?.ok()?;
         let forged = n1.in_netns(
@@ -110,7 +114,9 @@ fn attached_namespaces_talk_and_strangers_do_not() {
             ],
         )?;
         ensure!(!forged.success(), "a foreign source got through");
-        grows(n1, "drop_task_source_not_its_own", before, 3)?;
+        if told {
+            grows(n1, "drop_task_source_not_its_own", before, 3)?;
+        }
 
         // A route of ours does not lead the underlay to a task.
         ensure!(
