@@ -90,3 +90,112 @@ fn marks(sandbox: &Sandbox) -> BTreeMap<rules::Destination, u32> {
     out.extend(near.map(|((address, proto, port), m)| (to(*address, *proto, Some(*port)), *m)));
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use mesh::ipvs::{Door, DoorKey, MARK_BASE, VIP_MARKS, VipMarks};
+    use model::{NodeId, row::Datapath};
+
+    use super::*;
+
+    fn here(uplink: &[&str]) -> Here {
+        let uplink = uplink.iter().map(|a| a.parse().unwrap()).collect();
+        Here {
+            me: NodeId(1),
+            datapath: Datapath::Ipvs,
+            vtep: Ipv4Addr::new(198, 18, 0, 11),
+            vxlan_port: 4789,
+            underlay_mtu: 1500,
+            uplinks: ["eth0".to_owned()].into(),
+            direct: false,
+            addresses: Default::default(),
+            devices: [("eth0".to_owned(), uplink)].into(),
+            ifindex: BTreeMap::new(),
+        }
+    }
+
+    fn desired(internal: bool) -> overlay::Desired {
+        let network = overlay::Network {
+            subnet: "10.77.0.0/16".parse().unwrap(),
+            subnet6: Some("fd77::/64".parse().unwrap()),
+            internal,
+            mtu: None,
+            vips: Default::default(),
+        };
+        overlay::Desired {
+            networks: [(Vni::try_from(4097).unwrap(), network)].into(),
+            ..overlay::Desired::default()
+        }
+    }
+
+    #[test]
+    fn a_published_port_leads_to_its_vip_and_a_network_outside_unless_it_is_internal() {
+        let key = DoorKey {
+            proto: Proto::Tcp,
+            port: 80,
+            on: None,
+        };
+        let vip: Ipv4Addr = "10.77.0.1".parse().unwrap();
+        let door = Door {
+            v4: Some(vip),
+            v6: None,
+            port: 80,
+        };
+        let lowered = Lowered {
+            doors: [(key, door)].into(),
+            ..Lowered::default()
+        };
+        for internal in [false, true] {
+            let host = host_rules(&desired(internal), &lowered, &here(&["198.18.0.11"]));
+            let network = host.networks.first().unwrap();
+            assert_eq!(
+                (network.device.as_str(), network.outside, network.pools.len()),
+                ("nvh4097", !internal, 2)
+            );
+            let port = host.published.first().unwrap();
+            assert_eq!((port.port, port.v4, port.v6, port.target), (80, Some(vip), None, 80));
+        }
+    }
+
+    #[test]
+    fn the_address_of_a_way_out_stands_for_the_host() {
+        let v6 = |uplink: &[&str]| host_rules(&desired(false), &Lowered::default(), &here(uplink)).v6;
+        assert_eq!(v6(&["198.18.0.11"]), None);
+        assert_eq!(v6(&["198.18.0.11", "fd18::11"]), Some("fd18::11".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_vip_has_marks_for_its_ports_and_one_for_all_others() {
+        let vni = Vni::try_from(4097).unwrap();
+        let vip: IpAddr = "10.77.0.1".parse().unwrap();
+        let node: IpAddr = "198.18.0.11".parse().unwrap();
+        let marks = VipMarks {
+            ports: [((Proto::Tcp, 80), MARK_BASE + 1)].into(),
+            other: Some(MARK_BASE + VIP_MARKS),
+        };
+        let sandbox = Sandbox {
+            vips: [(vip, marks)].into(),
+            near: [((node, Proto::Tcp, 80), MARK_BASE + 1)].into(),
+            ..Sandbox::default()
+        };
+        let lowered = Lowered {
+            networks: [(vni, sandbox)].into(),
+            ..Lowered::default()
+        };
+        let told: Vec<_> = sandbox_rules(&desired(false), &lowered)[&vni]
+            .marks
+            .iter()
+            .map(|(to, mark)| (to.address, to.transport.number(), to.port, mark - MARK_BASE))
+            .collect();
+        let wanted = [
+            (vip, 6, None, VIP_MARKS),
+            (vip, 6, Some(80), 1),
+            (vip, 17, None, VIP_MARKS),
+            (node, 6, Some(80), 1),
+        ];
+        assert_eq!(told.len(), wanted.len());
+        assert!(wanted.iter().all(|w| told.contains(w)), "{told:?}");
+    }
+}
