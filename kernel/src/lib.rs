@@ -7,7 +7,9 @@
 
 pub mod bpf;
 pub mod fabric;
+pub mod firewall;
 pub mod heap;
+pub mod ipvs;
 pub mod netfilter;
 mod netlink;
 pub mod netns;

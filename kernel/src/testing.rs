@@ -1,11 +1,25 @@
 //! What the tests of this crate share.
 
-use std::path::{Path, PathBuf};
+use std::{
+    io,
+    net::{SocketAddr, UdpSocket},
+    path::{Path, PathBuf},
+};
 
 use crate::netns;
 
 /// What the names of folders begin with; the process id follows.
 const PREFIX: &str = "netd-test-";
+
+/// Receives a datagram. Who waits with a time limit may be interrupted by the end of a program that another test runs.
+pub(crate) fn hear(at: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, SocketAddr)> {
+    loop {
+        match at.recv_from(buffer) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            other => return other,
+        }
+    }
+}
 
 /// A folder below `/run` with namespaces in it; all of it is removed when it goes out of scope. Those of runs that were
 /// killed are removed by the next run.

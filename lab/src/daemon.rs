@@ -14,6 +14,9 @@ use crate::host::Host;
 /// A daemon that is not ready after this time has failed.
 const READY: Duration = Duration::from_secs(30);
 
+/// Which data path the daemons use where neither the lab nor the host says so: a whole suite runs over one or the other.
+const DATAPATH: &str = "NETD_LAB_DATAPATH";
+
 /// How daemons are started.
 #[derive(Debug, Clone, Default)]
 pub struct DaemonOptions {
@@ -252,7 +255,44 @@ impl Host {
             state = state.display(),
             more = format_args!("{}\n{}", self.daemon_options.config, self.more_config()?),
         );
+        let text = match std::env::var(DATAPATH) {
+            Ok(mode) => with_data_path(&text, &mode),
+            Err(_) => text,
+        };
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
+    }
+}
+
+/// A configuration that says which data path, where it did not say so before.
+fn with_data_path(text: &str, mode: &str) -> String {
+    const SECTION: &str = "[datapath]\n";
+    // No other section has a setting of this name.
+    if text.lines().any(|line| line.trim_start().starts_with("mode")) {
+        return text.to_owned();
+    }
+    let setting = format!("mode = \"{mode}\"\n");
+    match text.split_once(SECTION) {
+        Some((before, after)) => format!("{before}{SECTION}{setting}{after}"),
+        None => format!("{text}\n{SECTION}{setting}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_path_is_said_once() {
+        let said = "[datapath]\naddress = \"198.18.0.11\"\nmode = \"ebpf\"\n";
+        assert_eq!(with_data_path(said, "ipvs"), said);
+        assert_eq!(
+            with_data_path("[datapath]\nport = 1\n[log]\n", "ipvs"),
+            "[datapath]\nmode = \"ipvs\"\nport = 1\n[log]\n"
+        );
+        assert_eq!(
+            with_data_path("[log]\n", "ipvs"),
+            "[log]\n\n[datapath]\nmode = \"ipvs\"\n"
+        );
     }
 }

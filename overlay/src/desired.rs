@@ -98,18 +98,7 @@ impl Endpoint {
     }
     /// Link-local address of its interface, made from its MAC (RFC 4291 2.5.6, modified EUI-64).
     pub fn link_local(&self) -> Ipv6Addr {
-        let [a, b, c, d, e, f] = self.mac.0;
-        let word = |x: u8, y: u8| u16::from_be_bytes([x, y]);
-        Ipv6Addr::new(
-            0xfe80,
-            0,
-            0,
-            0,
-            word(a ^ 2, b),
-            word(c, 0xff),
-            word(0xfe, d),
-            word(e, f),
-        )
+        crate::names::link_local(self.mac)
     }
 }
 

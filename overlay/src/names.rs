@@ -1,8 +1,11 @@
 //! Names and marks of netd's objects in the kernel (DESIGN, Names of things in the kernel).
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::{Path, PathBuf},
+};
 
-use model::{EndpointId, Vni};
+use model::{EndpointId, Mac, Vni};
 
 /// The external VXLAN device.
 pub const VXLAN: &str = "nx0";
@@ -55,6 +58,65 @@ pub fn endpoint_of(alias: &str) -> Option<EndpointId> {
     alias.strip_prefix(MARK)?.strip_prefix("ep:")?.parse().ok()
 }
 
+/// What the file name of each sandbox begins with; its VNI follows.
+const SANDBOX: &str = "net-";
+
+/// Where a network's sandbox is found, in the folder of the sandboxes.
+pub fn sandbox(folder: &Path, vni: Vni) -> PathBuf {
+    folder.join(format!("{SANDBOX}{vni}"))
+}
+
+/// The network whose sandbox a file is by its name.
+pub fn sandbox_of(path: &Path) -> Option<Vni> {
+    let number = path.file_name()?.to_str()?.strip_prefix(SANDBOX)?;
+    let vni = Vni::try_from(number.parse::<u32>().ok()?).ok()?;
+    (vni.to_string() == number).then_some(vni)
+}
+
+/// Alias of a sandbox's `lo`, and of both ends of the veth between it and the host.
+pub fn sandbox_alias(vni: Vni) -> String {
+    format!("{MARK}net:{vni}")
+}
+
+/// Whether an alias is one of those.
+pub(crate) fn is_sandbox(alias: &str) -> bool {
+    alias.strip_prefix(MARK).is_some_and(|rest| rest.starts_with("net:"))
+}
+
+/// VXLAN device of a network, in its sandbox.
+pub fn tunnel(vni: Vni) -> String {
+    format!("nx{vni}")
+}
+
+/// Alias of [`tunnel`].
+pub fn tunnel_alias(vni: Vni) -> String {
+    format!("{MARK}vxlan:{vni}")
+}
+
+/// The host's end of the veth between it and a sandbox.
+pub fn host_end(vni: Vni) -> String {
+    format!("nvh{vni}")
+}
+
+/// The sandbox's end of it.
+pub const SANDBOX_END: &str = "nvup";
+
+/// The link-local address that belongs to a MAC (RFC 4291 2.5.6, modified EUI-64).
+pub fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let word = |x: u8, y: u8| u16::from_be_bytes([x, y]);
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        word(a ^ 2, b),
+        word(c, 0xff),
+        word(0xfe, d),
+        word(e, f),
+    )
+}
+
 /// Whether an alias is ours.
 pub fn is_ours(alias: Option<&str>) -> bool {
     alias.is_some_and(|a| a.starts_with(MARK))
@@ -73,6 +135,16 @@ mod tests {
         assert_eq!(endpoint_of(&endpoint_alias(&id)), Some(id));
         assert_eq!(endpoint_of("netd:vxlan:nx0"), None);
         assert_eq!(endpoint_of("netd:ep:../x"), None);
+        let vni = Vni::try_from(16_777_215).unwrap();
+        let path = sandbox(Path::new("/run/netd/netns"), vni);
+        assert_eq!(
+            (tunnel(vni).as_str(), host_end(vni).as_str()),
+            ("nx16777215", "nvh16777215")
+        );
+        assert_eq!(sandbox_of(&path), Some(vni));
+        for other in ["net-", "net-x", "net-007", "net-16777216", "web.1"] {
+            assert_eq!(sandbox_of(Path::new(other)), None, "{other}");
+        }
         assert!(is_ours(Some(VXLAN_ALIAS)) && !is_ours(Some("net")) && !is_ours(None));
     }
 }

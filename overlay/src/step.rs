@@ -5,7 +5,10 @@ use std::{fmt, net::IpAddr, path::PathBuf};
 use ipnet::IpNet;
 use model::Mac;
 
-use crate::objects::{Filter, Ns, Route, RouteKey, Rule};
+use crate::{
+    classify::Classifier,
+    objects::{ClassifierPlace, Filter, Ns, Route, RouteKey, RouteKind, Rule, Stray, Tunnel},
+};
 
 /// Changes to a device; what is `None` or `false` stays as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,21 +41,52 @@ pub enum Step {
         /// Mark.
         alias: String,
     },
-    /// Makes an endpoint's veth: one end in the host's namespace, the other in the task's.
-    CreateVeth {
-        /// Host side.
+    /// Makes a network's namespace, with its mark.
+    CreateSandbox {
+        /// Where its file is.
+        path: PathBuf,
+        /// Mark: the alias of its `lo`.
+        alias: String,
+    },
+    /// Takes a network's namespace away.
+    RemoveSandbox {
+        /// Where its file is.
+        path: PathBuf,
+    },
+    /// Makes a network's VXLAN device in the host's namespace and moves it into the sandbox.
+    CreateTunnel {
+        /// The sandbox.
+        sandbox: PathBuf,
+        /// Name.
         name: String,
-        /// MAC of the host side.
+        /// What it is.
+        tunnel: Tunnel,
+        /// MAC.
         mac: Mac,
-        /// Octets, both sides.
+        /// Octets.
         mtu: u32,
         /// Mark.
         alias: String,
-        /// Task's namespace.
-        task: PathBuf,
-        /// Task side.
+    },
+    /// Removes a VXLAN device of ours that no path leads to.
+    DeleteStray(Stray),
+    /// Makes a veth over two namespaces.
+    CreateVeth {
+        /// Where the near side is, and the step is carried out.
+        ns: Ns,
+        /// Near side.
+        name: String,
+        /// MAC of the near side.
+        mac: Mac,
+        /// Octets, both sides.
+        mtu: u32,
+        /// Mark of the near side.
+        alias: String,
+        /// Where the far side is.
+        far: Ns,
+        /// Far side.
         peer: String,
-        /// MAC of the task side.
+        /// MAC of the far side.
         peer_mac: Mac,
     },
     /// Changes a device.
@@ -118,6 +152,51 @@ pub enum Step {
         /// Address.
         address: IpAddr,
     },
+    /// Says where a VXLAN device sends the frames to a MAC, in the place of what it held.
+    SetFdb {
+        /// Where.
+        ns: Ns,
+        /// Device.
+        link: String,
+        /// MAC.
+        mac: Mac,
+        /// Outer destination.
+        to: IpAddr,
+    },
+    /// Removes such an entry.
+    DeleteFdb {
+        /// Where.
+        ns: Ns,
+        /// Device.
+        link: String,
+        /// MAC.
+        mac: Mac,
+        /// Outer destination.
+        to: IpAddr,
+    },
+    /// Gives a device its hooks for filters.
+    AddClsact {
+        /// Where.
+        ns: Ns,
+        /// Device.
+        link: String,
+    },
+    /// Adds a filter.
+    AddClassifier {
+        /// Where.
+        ns: Ns,
+        /// Device.
+        link: String,
+        /// Filter.
+        classifier: Classifier,
+    },
+    /// Removes a filter.
+    DeleteClassifier {
+        /// Where.
+        ns: Ns,
+        /// Which.
+        place: ClassifierPlace,
+    },
     /// Adds a route.
     AddRoute {
         /// Where.
@@ -162,8 +241,20 @@ impl Step {
     /// Where it happens.
     pub fn ns(&self) -> &Ns {
         match self {
-            Step::CreateVxlan { .. } | Step::CreateVeth { .. } | Step::SetFilter(_) | Step::RemoveFilter => &Ns::Host,
-            Step::ChangeLink { ns, .. }
+            Step::CreateVxlan { .. }
+            | Step::CreateSandbox { .. }
+            | Step::RemoveSandbox { .. }
+            | Step::CreateTunnel { .. }
+            | Step::DeleteStray(_)
+            | Step::SetFilter(_)
+            | Step::RemoveFilter => &Ns::Host,
+            Step::CreateVeth { ns, .. }
+            | Step::SetFdb { ns, .. }
+            | Step::DeleteFdb { ns, .. }
+            | Step::AddClsact { ns, .. }
+            | Step::AddClassifier { ns, .. }
+            | Step::DeleteClassifier { ns, .. }
+            | Step::ChangeLink { ns, .. }
             | Step::DeleteLink { ns, .. }
             | Step::SetSysctl { ns, .. }
             | Step::AddAddress { ns, .. }
@@ -177,7 +268,7 @@ impl Step {
         }
     }
 
-    /// The device that it is about, where it needs one.
+    /// The device of [`Step::ns`] that it is about, where it needs one.
     pub fn link(&self) -> Option<&str> {
         match self {
             Step::CreateVxlan { name, .. }
@@ -187,17 +278,31 @@ impl Step {
             Step::AddAddress { link, .. }
             | Step::DeleteAddress { link, .. }
             | Step::SetNeighbour { link, .. }
-            | Step::DeleteNeighbour { link, .. } => Some(link),
+            | Step::DeleteNeighbour { link, .. }
+            | Step::SetFdb { link, .. }
+            | Step::DeleteFdb { link, .. }
+            | Step::AddClsact { link, .. }
+            | Step::AddClassifier { link, .. } => Some(link),
+            Step::DeleteClassifier { place, .. } => Some(&place.link),
             Step::AddRoute { route, .. } | Step::DeleteRoute { route, .. } => Some(&route.link),
             Step::SetSysctl { key, .. } => device_of(key),
-            Step::AddRule { .. } | Step::DeleteRule { .. } | Step::SetFilter(_) | Step::RemoveFilter => None,
+            Step::CreateSandbox { .. }
+            | Step::RemoveSandbox { .. }
+            | Step::CreateTunnel { .. }
+            | Step::DeleteStray(_)
+            | Step::AddRule { .. }
+            | Step::DeleteRule { .. }
+            | Step::SetFilter(_)
+            | Step::RemoveFilter => None,
         }
     }
 }
 
 /// The device that a setting belongs to: `net/ipv4/conf/<device>/forwarding`.
 pub fn device_of(key: &str) -> Option<&str> {
-    key.split('/').nth(3).filter(|name| !matches!(*name, "all" | "default"))
+    let mut parts = key.split('/').skip(2);
+    let device = parts.next().filter(|p| *p == "conf").and_then(|_| parts.next());
+    device.filter(|name| !matches!(*name, "all" | "default"))
 }
 
 impl fmt::Display for Change {
@@ -224,6 +329,11 @@ struct RouteText<'a>(&'a RouteKey, &'a Route);
 impl fmt::Display for RouteText<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let RouteText(key, route) = self;
+        match route.kind {
+            RouteKind::Unicast => {}
+            RouteKind::Local => f.write_str("local ")?,
+            RouteKind::Unreachable => f.write_str("unreachable ")?,
+        }
         write!(f, "{}", key.to)?;
         if let Some(via) = route.via {
             write!(f, " via {via}")?;
@@ -236,6 +346,23 @@ impl fmt::Display for RouteText<'_> {
     }
 }
 
+/// `1100 from 10.77.0.5/32 table 7`, `ip rule`'s words.
+struct RuleText<'a>(&'a Rule);
+
+impl fmt::Display for RuleText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let rule = self.0;
+        write!(f, "{} from {}", rule.priority, rule.from)?;
+        if rule.own {
+            f.write_str(" iif lo")?;
+        }
+        if let Some(mark) = rule.mark {
+            write!(f, " fwmark {:#x}/{:#x}", mark.value, mark.mask)?;
+        }
+        write!(f, " table {}", rule.table)
+    }
+}
+
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "[{}] ", self.ns())?;
@@ -243,19 +370,32 @@ impl fmt::Display for Step {
             Step::CreateVxlan {
                 name, port, mac, mtu, ..
             } => write!(f, "create vxlan {name} external port {port} mac {mac} mtu {mtu}"),
-            Step::CreateVeth {
+            Step::CreateSandbox { path, .. } => write!(f, "create namespace {}", path.display()),
+            Step::RemoveSandbox { path } => write!(f, "remove namespace {}", path.display()),
+            Step::CreateTunnel {
+                sandbox,
                 name,
-                task,
-                peer,
-                peer_mac,
+                tunnel: Tunnel { vni, port, local },
+                mac,
                 mtu,
                 ..
             } => {
                 write!(
                     f,
-                    "create veth {name} mtu {mtu} peer {peer} mac {peer_mac} in {}",
-                    task.display()
+                    "create vxlan {name} id {vni} port {port} local {local} mac {mac} mtu {mtu} in {}",
+                    sandbox.display()
                 )
+            }
+            Step::DeleteStray(Stray { nsid, name }) => write!(f, "delete link {name} of namespace {nsid}"),
+            Step::CreateVeth {
+                name,
+                far,
+                peer,
+                peer_mac,
+                mtu,
+                ..
+            } => {
+                write!(f, "create veth {name} mtu {mtu} peer {peer} mac {peer_mac} in {far}")
             }
             Step::ChangeLink { name, change, .. } => write!(f, "change link {name}{change}"),
             Step::DeleteLink { name, .. } => write!(f, "delete link {name}"),
@@ -273,13 +413,16 @@ impl fmt::Display for Step {
                 RouteText(key, route)
             ),
             Step::DeleteRoute { key, route, .. } => write!(f, "delete route {}", RouteText(key, route)),
-            Step::AddRule { rule, .. } => {
-                write!(f, "add rule {} from {} table {}", rule.priority, rule.from, rule.table)
-            }
-            Step::DeleteRule { rule, .. } => write!(
+            Step::AddRule { rule, .. } => write!(f, "add rule {}", RuleText(rule)),
+            Step::DeleteRule { rule, .. } => write!(f, "delete rule {}", RuleText(rule)),
+            Step::SetFdb { link, mac, to, .. } => write!(f, "set fdb {mac} dev {link} dst {to}"),
+            Step::DeleteFdb { link, mac, to, .. } => write!(f, "delete fdb {mac} dev {link} dst {to}"),
+            Step::AddClsact { link, .. } => write!(f, "add clsact dev {link}"),
+            Step::AddClassifier { link, classifier, .. } => write!(f, "add filter dev {link} {classifier}"),
+            Step::DeleteClassifier { place, .. } => write!(
                 f,
-                "delete rule {} from {} table {}",
-                rule.priority, rule.from, rule.table
+                "delete filter dev {} pref {} handle {:#x}",
+                place.link, place.priority, place.handle
             ),
             Step::SetFilter(filter) => write!(
                 f,

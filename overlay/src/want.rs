@@ -12,16 +12,16 @@ use model::EndpointId;
 use crate::{
     desired::{Desired, Endpoint, Network, Node},
     names,
-    objects::{Filter, Link, LinkKind, Route, RouteKey, Rule, Space, Sysctl, Wanted, ranges},
+    objects::{Filter, Link, LinkKind, Ns, Route, RouteKey, Rule, Space, Sysctl, Wanted, ranges},
 };
 
 /// `RT_TABLE_MAIN`.
-const MAIN: u32 = 254;
+pub(crate) const MAIN: u32 = 254;
 /// MTU of the VXLAN device, octets. What does not fit the underlay is answered by the programs; the device itself must
 /// never be what drops a packet (its largest is 65,535 less headers).
 const VXLAN_MTU: u32 = 65_000;
 /// Below this a device has no IPv6 (RFC 8200 5).
-const IPV6_MIN_MTU: u32 = 1280;
+pub(crate) const IPV6_MIN_MTU: u32 = 1280;
 
 /// What the kernel can do, as far as it changes what is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -48,10 +48,28 @@ pub fn want(desired: &Desired, abilities: Abilities) -> Wanted {
             tunnel: Some((node.vtep, node.vxlan_port)),
         });
     }
+    tasks(&mut out, desired, node, abilities, |out, id, ep, mtu| {
+        host_side(&mut out.host, node, id, ep, mtu, abilities)
+    });
+    out
+}
+
+/// The tasks' side of every endpoint that can be had; `near` adds the other side.
+pub(crate) fn tasks(
+    out: &mut Wanted,
+    desired: &Desired,
+    node: &Node,
+    abilities: Abilities,
+    mut near: impl FnMut(&mut Wanted, &EndpointId, &Endpoint, u32),
+) {
     let mut taken = Taken::default();
     let mut by_task: BTreeMap<&PathBuf, Vec<(&EndpointId, &Endpoint, &Network)>> = BTreeMap::new();
     for (id, ep) in &desired.endpoints {
         match taken.admit(id, ep, desired) {
+            Ok(_) if out.sandboxes.contains_key(&ep.netns) => {
+                let why = format!("{} is a network's namespace; try: another one", ep.netns.display());
+                out.refused.insert(id.clone(), why);
+            }
             Ok(network) => by_task.entry(&ep.netns).or_default().push((id, ep, network)),
             Err(why) => {
                 out.refused.insert(id.clone(), why);
@@ -60,7 +78,6 @@ pub fn want(desired: &Desired, abilities: Abilities) -> Wanted {
     }
     for (path, mut endpoints) in by_task {
         endpoints.sort_by_key(|(_, ep, _)| (ep.interface.len(), &ep.interface));
-        let space = out.tasks.entry(path.clone()).or_default();
         let first = |v4: bool| {
             let mut able = endpoints.iter().map(|(_, ep, _)| *ep);
             able.find(|ep| ep.addresses().any(|a| a.is_ipv4() == v4))
@@ -72,12 +89,17 @@ pub fn want(desired: &Desired, abilities: Abilities) -> Wanted {
             several: endpoints.len() > 1,
         };
         for (id, ep, network) in endpoints {
-            let mtu = u32::from(network.mtu.map_or(node.mtu, |m| m.min(node.mtu)));
-            host_side(&mut out.host, node, id, ep, mtu, abilities);
+            let mtu = mtu_of(network, node);
+            near(out, id, ep, mtu);
+            let space = out.tasks.entry(path.clone()).or_default();
             task_side(space, node, id, ep, network, mtu, abilities.ipv6, ways);
         }
     }
-    out
+}
+
+/// Largest IP packet of a network's tasks on this node, octets.
+pub(crate) fn mtu_of(network: &Network, node: &Node) -> u32 {
+    u32::from(network.mtu.map_or(node.mtu, |m| m.min(node.mtu)))
 }
 
 /// How a namespace's packets leave it.
@@ -91,7 +113,7 @@ struct Ways {
     several: bool,
 }
 
-fn set(space: &mut Space, family: &str, device: &str, key: &str, value: Sysctl) {
+pub(crate) fn set(space: &mut Space, family: &str, device: &str, key: &str, value: Sysctl) {
     space.sysctls.insert(format!("net/{family}/conf/{device}/{key}"), value);
 }
 
@@ -110,6 +132,15 @@ fn host(space: &mut Space, node: &Node, abilities: Abilities) {
     // The programs ask the routing tables where a reply goes, and bpf_ipv4_fib_lookup() and bpf_ipv6_fib_lookup() of
     // net/core/filter.c say "not forwarded" for a device that does not forward itself.
     set(space, "ipv4", names::VXLAN, "forwarding", Sysctl::is("1"));
+    if abilities.ipv6 {
+        set(space, "ipv6", names::VXLAN, "forwarding", Sysctl::is("1"));
+        set(space, "ipv6", names::VXLAN, "accept_ra", Sysctl::is("0"));
+    }
+    forward(space, node, abilities);
+}
+
+/// Makes a router of the host as far as it must be one.
+pub(crate) fn forward(space: &mut Space, node: &Node, abilities: Abilities) {
     for uplink in &node.uplinks {
         set(space, "ipv4", uplink, "forwarding", Sysctl::is("1"));
         if abilities.ipv6 && abilities.force_forwarding {
@@ -129,13 +160,9 @@ fn host(space: &mut Space, node: &Node, abilities: Abilities) {
             );
         }
     }
-    if abilities.ipv6 {
-        set(space, "ipv6", names::VXLAN, "forwarding", Sysctl::is("1"));
-        set(space, "ipv6", names::VXLAN, "accept_ra", Sysctl::is("0"));
-        if !abilities.force_forwarding {
-            // ip6_forward() of net/ipv6/ip6_output.c looks at `all` alone.
-            set(space, "ipv6", "all", "forwarding", Sysctl::is("1"));
-        }
+    if abilities.ipv6 && !abilities.force_forwarding {
+        // ip6_forward() of net/ipv6/ip6_output.c looks at `all` alone.
+        set(space, "ipv6", "all", "forwarding", Sysctl::is("1"));
     }
 }
 
@@ -150,34 +177,31 @@ fn host_side(space: &mut Space, node: &Node, id: &EndpointId, ep: &Endpoint, mtu
         set(space, "ipv6", &name, "forwarding", Sysctl::is("1"));
         set(space, "ipv6", &name, "accept_ra", Sysctl::is("0"));
     }
+    lead_to(space, node, id, ep, mtu);
+}
+
+/// An endpoint's near device, and what leads to it.
+pub(crate) fn lead_to(space: &mut Space, node: &Node, id: &EndpointId, ep: &Endpoint, mtu: u32) {
+    let name = names::veth(id);
     for to in ep.addresses().chain(ep.extra.iter().copied()) {
-        let route = Route {
-            link: name.clone(),
-            via: None,
-            source: None,
+        let key = RouteKey {
+            table: MAIN,
+            to: IpNet::from(to),
         };
-        space.routes.insert(
-            RouteKey {
-                table: MAIN,
-                to: IpNet::from(to),
-            },
-            route,
-        );
+        space.routes.insert(key, Route::unicast(&name, None, None));
         space.neighbours.insert((name.clone(), to), ep.mac);
     }
     let kind = LinkKind::Veth {
-        task: ep.netns.clone(),
+        far: Ns::Task(ep.netns.clone()),
         peer: ep.interface.clone(),
     };
-    space.links.insert(
-        name,
-        Link {
-            kind,
-            alias: names::endpoint_alias(id),
-            mac: node.mac,
-            mtu,
-        },
-    );
+    let link = Link {
+        kind,
+        alias: names::endpoint_alias(id),
+        mac: node.mac,
+        mtu,
+    };
+    space.links.insert(name, link);
 }
 
 #[allow(clippy::too_many_arguments, reason = "all of them are facts of one endpoint")]
@@ -192,7 +216,7 @@ fn task_side(
     ways: Ways,
 ) {
     let name = &ep.interface;
-    let kind = LinkKind::Peer { host: names::veth(id) };
+    let kind = LinkKind::Peer { near: names::veth(id) };
     space.links.insert(
         name.clone(),
         Link {
@@ -222,11 +246,7 @@ fn task_side(
         let gateway = names::gateway(address);
         space.neighbours.insert((name.clone(), gateway), node.mac);
         let mut route = |table, to| {
-            let route = Route {
-                link: name.clone(),
-                via: Some(gateway),
-                source: Some(address),
-            };
+            let route = Route::unicast(name, Some(gateway), Some(address));
             space.routes.insert(RouteKey { table, to }, route);
         };
         let everything = default_of(address);
@@ -243,6 +263,8 @@ fn task_side(
             route(table, everything);
             space.rules.insert(Rule {
                 from: IpNet::from(address),
+                mark: None,
+                own: false,
                 table,
                 priority: names::RULE_PRIORITY,
             });
@@ -250,7 +272,8 @@ fn task_side(
     }
 }
 
-fn default_of(address: IpAddr) -> IpNet {
+/// The prefix of everything of an address' family.
+pub(crate) fn default_of(address: IpAddr) -> IpNet {
     match address {
         IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
         IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),

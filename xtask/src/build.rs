@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, bail};
 
 /// A package and the programs that it brings.
-type Programs = (&'static str, &'static [&'static str]);
+pub(crate) type Programs = (&'static str, &'static [&'static str]);
 
 /// What makes hosts and talks in them.
 pub(crate) const LAB: &[Programs] = &[("lab", &["lab-anchor", "lab-tool"])];

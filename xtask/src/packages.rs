@@ -109,6 +109,27 @@ const BUSYBOX: Package = Package {
     purpose: "starting the guest",
 };
 
+const USER_MODE_LINUX: Package = Package {
+    name: "user-mode-linux",
+    program: "linux.uml",
+    purpose: "a kernel with IPVS",
+};
+const KMOD: Package = Package {
+    name: "kmod",
+    program: "modprobe",
+    purpose: "its modules",
+};
+const IPTABLES: Package = Package {
+    name: "iptables",
+    program: "iptables-legacy",
+    purpose: "rules where a kernel has no nf_tables, and reading them",
+};
+const IPVSADM: Package = Package {
+    name: "ipvsadm",
+    program: "ipvsadm",
+    purpose: "reading its services, and those that are compared with",
+};
+
 /// What a lab needs.
 pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
 /// What the demo and the end-to-end tests need.
@@ -125,9 +146,12 @@ pub(crate) const ALL: &[Package] = &[
     NFTABLES,
     OPENSSL,
     PYTHON,
+    IPTABLES,
 ];
 /// What the lane on another kernel needs.
 pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];
+/// What the lane with IPVS needs beside what runs in it.
+pub(crate) const IPVS: &[Package] = &[USER_MODE_LINUX, KMOD, IPTABLES, IPVSADM, IPROUTE2, UTIL_LINUX];
 
 /// Folders that hold programs even where a person's PATH leaves them out.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];
@@ -249,7 +273,7 @@ mod tests {
 
     #[test]
     fn every_package_is_listed_once() {
-        for list in [ALL, KERNEL61] {
+        for list in [ALL, KERNEL61, IPVS] {
             let mut names: Vec<&str> = list.iter().map(|p| p.name).collect();
             names.sort_unstable();
             let all = names.len();

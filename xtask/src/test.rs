@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 
 use crate::build::{self, Profile};
+use crate::lane::ipvs::What;
 use crate::lane::{self, Lane};
 use crate::packages;
 use crate::stories;
@@ -21,8 +22,11 @@ pub(crate) struct Args {
     #[arg(long)]
     unit: bool,
     /// Instead of them, a lane's tests on another kernel than this machine's.
-    #[arg(long, value_enum, conflicts_with_all = ["e2e", "unit"])]
+    #[arg(long, value_enum)]
     lane: Option<Lane>,
+    /// Lane ipvs: guests at once; default: as many as there are CPUs.
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=64))]
+    guests: Option<u8>,
     /// Run only tests whose name contains this.
     filter: Option<String>,
 }
@@ -37,7 +41,12 @@ pub(crate) struct Part {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(lane) = args.lane {
-        return lane::run(lane, args.filter.as_deref());
+        let what = What {
+            unit: !args.e2e,
+            others: !args.e2e,
+            e2e: args.e2e,
+        };
+        return lane::run(lane, what, args.filter.as_deref(), args.guests.map(usize::from));
     }
     if !nix::unistd::geteuid().is_root() {
         bail!(
@@ -76,6 +85,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         }
         Ok(())
     })?;
+    let whole = !args.e2e && !args.unit && filter.is_empty();
+    if whole && cfg!(not(target_arch = "x86_64")) {
+        println!("the lane with IPVS is left out: User-Mode Linux is for x86-64 alone");
+    } else if whole {
+        let short = What {
+            unit: true,
+            others: false,
+            e2e: false,
+        };
+        if let Err(e) = lane::run(Lane::Ipvs, short, None, args.guests.map(usize::from)) {
+            eprintln!("{e:#}");
+            broken.push("the lane with IPVS");
+        }
+    }
     lab::sweep();
     let mut rows = vec![["tests", "passed", "failed", "ignored"].map(str::to_owned).to_vec()];
     for part in parts.iter().filter(|p| p.passed + p.failed > 0) {

@@ -7,16 +7,17 @@ use std::{
 };
 
 use nix::errno::Errno;
-use overlay::{Change, Ns, Plan, Route, RouteKey, Rule, Step};
+use overlay::{Change, Ns, Plan, Route, RouteKey, RouteKind, Rule, Step, Stray};
 
-use super::{Report, StepError};
+use super::{Report, StepError, sandbox};
 use crate::{
     netfilter,
     netlink::{Refusal, Request},
     netns::{self, Netns},
     rtnl::{
-        self, Address, Neighbour, PROTOCOL, Rtnl,
+        self, Address, Fdb, Neighbour, PROTOCOL, Rtnl,
         request::{self, LinkChange, VethEnd, Which},
+        tc,
     },
     sysctl,
 };
@@ -32,7 +33,7 @@ pub fn apply(plan: &Plan) -> Report {
         };
         let outcome = match ns {
             Ns::Host => in_namespace(group, &mut broken),
-            Ns::Task(path) => in_task(path, group, &mut broken),
+            Ns::Sandbox(path) | Ns::Task(path) => in_other(path, group, &mut broken),
         };
         for (step, result) in group.iter().zip(outcome) {
             match result {
@@ -46,7 +47,7 @@ pub fn apply(plan: &Plan) -> Report {
 
 type Outcome = Vec<Result<(), StepError>>;
 
-fn in_task(path: &Path, group: &[Step], broken: &mut Broken) -> Outcome {
+fn in_other(path: &Path, group: &[Step], broken: &mut Broken) -> Outcome {
     let netns = Netns::open(path);
     let outcome = netns.and_then(|netns| netns::run_in(&netns, || in_namespace(group, broken)));
     match outcome {
@@ -108,22 +109,37 @@ fn is_removal(step: &Step) -> bool {
     matches!(step, Step::DeleteLink { .. })
 }
 
-/// Devices that could not be made or brought up: what builds on them is left out.
+/// Namespaces and devices that could not be made or brought up: what builds on them is left out.
 #[derive(Default)]
-struct Broken(BTreeSet<(Ns, String)>);
+struct Broken {
+    devices: BTreeSet<(Ns, String)>,
+    sandboxes: BTreeSet<Ns>,
+}
 
 impl Broken {
     fn note(&mut self, step: &Step) {
         match step {
-            Step::CreateVxlan { name, .. } => {
-                self.0.insert((Ns::Host, name.clone()));
+            Step::CreateSandbox { path, .. } => {
+                self.sandboxes.insert(Ns::Sandbox(path.clone()));
             }
-            Step::CreateVeth { name, task, peer, .. } => {
-                self.0.insert((Ns::Host, name.clone()));
-                self.0.insert((Ns::Task(task.clone()), peer.clone()));
+            Step::CreateVxlan { name, .. } => {
+                self.devices.insert((Ns::Host, name.clone()));
+            }
+            Step::CreateTunnel { sandbox, name, .. } => {
+                self.devices.insert((Ns::Sandbox(sandbox.clone()), name.clone()));
+            }
+            Step::CreateVeth {
+                ns, name, far, peer, ..
+            } => {
+                self.devices.insert((ns.clone(), name.clone()));
+                self.devices.insert((far.clone(), peer.clone()));
             }
             Step::ChangeLink { ns, name, .. } => {
-                self.0.insert((ns.clone(), name.clone()));
+                self.devices.insert((ns.clone(), name.clone()));
+            }
+            // Without its filters a device would let in everybody.
+            Step::AddClsact { ns, link } | Step::AddClassifier { ns, link, .. } => {
+                self.devices.insert((ns.clone(), link.clone()));
             }
             _ => {}
         }
@@ -133,8 +149,20 @@ impl Broken {
         if is_removal(step) {
             return None;
         }
+        let target = match step {
+            Step::CreateTunnel { sandbox, .. } => Some(Ns::Sandbox(sandbox.clone())),
+            Step::CreateVeth { far, .. } => Some(far.clone()),
+            _ => None,
+        };
+        let sandbox = [target.as_ref(), Some(step.ns())]
+            .into_iter()
+            .flatten()
+            .find(|ns| self.sandboxes.contains(*ns));
+        if let Some(ns) = sandbox {
+            return Some(ns.to_string());
+        }
         let key = (step.ns().clone(), step.link()?.to_owned());
-        self.0.contains(&key).then_some(key.1)
+        self.devices.contains(&key).then_some(key.1)
     }
 }
 
@@ -171,14 +199,13 @@ impl Hand {
             Step::SetSysctl { key, value, .. } => sysctl::set(key, value).map(|_| None).map_err(StepError::from),
             Step::SetFilter(filter) => netfilter::set(filter).map(|_| None).map_err(StepError::from),
             Step::RemoveFilter => netfilter::remove().map(|_| None).map_err(StepError::from),
-            Step::CreateVeth { task, .. } => Netns::open(task).map_err(StepError::from).and_then(|netns| {
-                // The namespace must be open when the request is sent: at once.
-                let requests = create_veth(step, &netns);
-                let results = self.rtnl.execute(&requests).map_err(StepError::from)?;
-                self.indices = None;
-                verdict(step, results)?;
-                Ok(None)
-            }),
+            Step::CreateVeth {
+                far: Ns::Sandbox(path) | Ns::Task(path),
+                ..
+            } => self.with_far(step, path, create_veth).map(|()| None),
+            Step::CreateTunnel { sandbox, .. } => self.with_far(step, sandbox, create_tunnel).map(|()| None),
+            Step::CreateSandbox { path, alias } => sandbox::create(path, alias).map(|()| None),
+            Step::RemoveSandbox { path } => netns::remove(path).map(|()| None).map_err(StepError::from),
             _ => self.requests(step).map(Some),
         };
         match result {
@@ -191,11 +218,30 @@ impl Hand {
         }
     }
 
+    /// Sends requests that name another namespace, which must be open then: at once.
+    fn with_far(
+        &mut self,
+        step: &Step,
+        path: &Path,
+        requests: fn(&Step, &Netns) -> Vec<Request>,
+    ) -> Result<(), StepError> {
+        let netns = Netns::open(path)?;
+        let results = self.rtnl.execute(&requests(step, &netns))?;
+        self.indices = None;
+        verdict(step, results)
+    }
+
     /// Whether a step may be queued behind those that wait.
     fn waits(&self, step: &Step) -> bool {
         !matches!(
             step,
-            Step::SetSysctl { .. } | Step::SetFilter(_) | Step::RemoveFilter | Step::CreateVeth { .. }
+            Step::SetSysctl { .. }
+                | Step::SetFilter(_)
+                | Step::RemoveFilter
+                | Step::CreateVeth { .. }
+                | Step::CreateTunnel { .. }
+                | Step::CreateSandbox { .. }
+                | Step::RemoveSandbox { .. }
         )
     }
 
@@ -337,12 +383,38 @@ impl Hand {
             Step::DeleteRoute { key, route, .. } => vec![request::delete_route(&self.route(key, route)?)],
             Step::AddRule { rule, .. } => vec![request::add_rule(&to_rule(rule))],
             Step::DeleteRule { rule, .. } => vec![request::delete_rule(&to_rule(rule))],
-            Step::CreateVeth { .. } | Step::SetSysctl { .. } | Step::SetFilter(_) | Step::RemoveFilter => Vec::new(),
+            Step::SetFdb { link, mac, to, .. } => vec![request::set_fdb(&self.fdb(link, *mac, *to)?)],
+            Step::DeleteFdb { link, mac, to, .. } => vec![request::delete_fdb(&self.fdb(link, *mac, *to)?)],
+            Step::AddClsact { link, .. } => vec![tc::add_clsact(self.index(link)?)],
+            Step::AddClassifier { link, classifier, .. } => vec![tc::add(self.index(link)?, classifier)],
+            Step::DeleteClassifier { place, .. } => {
+                let index = self.index(&place.link)?;
+                vec![tc::delete(index, place.hook, place.priority, place.handle)]
+            }
+            Step::DeleteStray(Stray { nsid, name }) => vec![request::delete_link_of(*nsid, name)],
+            Step::CreateVeth { .. }
+            | Step::CreateTunnel { .. }
+            | Step::CreateSandbox { .. }
+            | Step::RemoveSandbox { .. }
+            | Step::SetSysctl { .. }
+            | Step::SetFilter(_)
+            | Step::RemoveFilter => Vec::new(),
         })
     }
 
+    fn fdb(&mut self, link: &str, mac: model::Mac, to: std::net::IpAddr) -> Result<Fdb, StepError> {
+        let index = self.index(link)?;
+        Ok(Fdb { index, mac, to })
+    }
+
     fn route(&mut self, key: &RouteKey, route: &Route) -> Result<rtnl::Route, StepError> {
+        let kind = match route.kind {
+            RouteKind::Unicast => rtnl::RouteKind::Unicast,
+            RouteKind::Local => rtnl::RouteKind::Local,
+            RouteKind::Unreachable => rtnl::RouteKind::Unreachable,
+        };
         Ok(rtnl::Route {
+            kind,
             table: key.table,
             to: key.to,
             via: route.via,
@@ -359,6 +431,8 @@ impl Hand {
 fn to_rule(rule: &Rule) -> rtnl::Rule {
     rtnl::Rule {
         from: rule.from,
+        mark: rule.mark.map_or((0, 0), |m| (m.value, m.mask)),
+        own: rule.own,
         table: rule.table,
         priority: rule.priority,
         protocol: PROTOCOL,
@@ -405,6 +479,35 @@ fn create_veth(step: &Step, netns: &Netns) -> Vec<Request> {
     vec![request::create_veth(&near, &far), mark(name, alias)]
 }
 
+/// The device is made where its outer packets shall be, then moved; one chain, so no kill can come between. It is named by
+/// an index that nobody else gives: what follows must not meet somebody else's device when it cannot be made.
+fn create_tunnel(step: &Step, netns: &Netns) -> Vec<Request> {
+    /// Far above what the kernel counts up to, the VNI below it: "N" in ASCII.
+    const INDEX: u32 = 0x4e00_0000;
+    let Step::CreateTunnel {
+        name,
+        tunnel,
+        mac,
+        mtu,
+        alias,
+        ..
+    } = step
+    else {
+        return Vec::new();
+    };
+    let index = INDEX | tunnel.vni.get();
+    let change = LinkChange {
+        mtu: Some(*mtu),
+        alias: Some(alias),
+        ..LinkChange::default()
+    };
+    vec![
+        request::create_vxlan_at(index, name, tunnel.vni.get(), tunnel.port, tunnel.local, *mac),
+        request::change_link(&Which::Index(index), &change),
+        request::move_link(&Which::Index(index), netns.as_fd()),
+    ]
+}
+
 /// The kernel applies attributes in an order of its own and stops at the first that it refuses; a device comes up only
 /// when the rest is right, so that is a request of its own.
 fn changes(name: &str, change: &Change) -> Vec<Request> {
@@ -427,19 +530,25 @@ fn changes(name: &str, change: &Change) -> Vec<Request> {
         .collect()
 }
 
-/// One result for a step's requests. What is gone needs no removal; a rule that is there needs no adding.
+/// One result for a step's requests. What is gone needs no removal; a rule or filter that is there needs no adding.
 fn verdict(step: &Step, results: Vec<Result<(), Refusal>>) -> Result<(), StepError> {
     let removal = matches!(
         step,
         Step::DeleteLink { .. }
             | Step::DeleteAddress { .. }
             | Step::DeleteNeighbour { .. }
+            | Step::DeleteFdb { .. }
+            | Step::DeleteClassifier { .. }
+            | Step::DeleteStray(_)
             | Step::DeleteRoute { .. }
             | Step::DeleteRule { .. }
     );
+    let repeatable = matches!(
+        step,
+        Step::AddRule { .. } | Step::AddClsact { .. } | Step::AddClassifier { .. }
+    );
     for refusal in results.into_iter().filter_map(Result::err) {
-        let harmless =
-            removal && refusal.is_absent() || matches!(step, Step::AddRule { .. }) && refusal.errno == Errno::EEXIST;
+        let harmless = removal && refusal.is_absent() || repeatable && refusal.errno == Errno::EEXIST;
         if !harmless {
             return Err(StepError::Refused(refusal));
         }

@@ -8,8 +8,13 @@
 
 mod apply;
 mod observe;
+mod sandbox;
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+};
 
 use overlay::{Abilities, Desired, Observed, Plan, Step, Wanted};
 
@@ -18,7 +23,10 @@ use crate::{
     netfilter::FilterError,
     netlink::{NetlinkError, Refusal},
     netns::NetnsError,
-    rtnl::RtnlError,
+    rtnl::{
+        RtnlError,
+        tc::{self, Lack},
+    },
     sysctl::{self, SysctlError},
 };
 
@@ -34,6 +42,18 @@ pub enum ObserveError {
     /// Packet filter.
     #[error("cannot read the packet filter of the host")]
     Filter(#[from] FilterError),
+    /// The host's namespace itself.
+    #[error("cannot look at the namespace of the host")]
+    Netns(#[from] NetnsError),
+    /// Folder of the sandboxes.
+    #[error("cannot list {path}; try: run as root")]
+    Folder {
+        /// Where.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A step that failed.
@@ -46,7 +66,7 @@ pub enum StepError {
     #[error("rtnetlink failed")]
     Rtnl(#[from] RtnlError),
     /// The namespace cannot be entered.
-    #[error("the task's namespace cannot be used")]
+    #[error("the namespace cannot be used")]
     Netns(#[from] NetnsError),
     /// A setting.
     #[error("the setting cannot be written")]
@@ -121,32 +141,95 @@ pub fn abilities() -> Abilities {
     }
 }
 
+/// What this kernel lacks for the shape that it routes by itself ([`overlay::routed`]). Empty: nothing. Modules are loaded
+/// by asking, where the host lets the kernel do so.
+pub fn routed_lacks() -> Result<Vec<Lack>, RtnlError> {
+    let mut lacks = tc::lacks()?;
+    if !abilities().ipv6 {
+        // A gateway is an IPv6 address, also for IPv4.
+        lacks.push(Lack {
+            what: "IPv6",
+            option: "CONFIG_IPV6, and no ipv6.disable=1",
+            module: "ipv6",
+        });
+    }
+    Ok(lacks)
+}
+
+/// Which of the two shapes, and where sandboxes lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape<'a> {
+    /// For the eBPF programs. Sandboxes that the other shape left in the folder are removed.
+    Programs {
+        /// Folder of the namespaces' files.
+        folder: &'a Path,
+    },
+    /// Routed by the kernel, for IPVS. The packet filter is not this plan's.
+    Routed {
+        /// Folder of the namespaces' files.
+        folder: &'a Path,
+        /// [`routed_lacks`] was empty; with `false` nobody checks who sends, so it is for tests alone.
+        classifiers: bool,
+    },
+}
+
+impl Shape<'_> {
+    /// What `desired` is in this shape, on this kernel; for [`reconcile_wanted`].
+    pub fn want(&self, desired: &Desired) -> Wanted {
+        match *self {
+            Shape::Programs { folder } => Wanted {
+                sandbox_folder: Some(folder.to_owned()),
+                ..overlay::want(desired, abilities())
+            },
+            Shape::Routed { folder, classifiers } => {
+                let setting = overlay::routed::Setting {
+                    folder,
+                    abilities: abilities(),
+                    ipvs: sysctl::read("net/ipv4/vs/conntrack").is_ok_and(|v| v.is_some()),
+                    classifiers,
+                };
+                overlay::routed::want(desired, &setting)
+            }
+        }
+    }
+}
+
 /// Brings the calling thread's namespace, as the host's, and the tasks' to what is desired. When nothing is to be done
 /// nothing is written, and the tables are read once.
 pub fn reconcile(desired: &Desired) -> Result<Round, ObserveError> {
-    round(desired, None, Extent::All)
+    round(overlay::want(desired, abilities()), None, Extent::All)
 }
 
 /// As [`reconcile`], but only what is missing is added: for a view that may be older than what the kernel holds.
 pub fn complete(desired: &Desired) -> Result<Round, ObserveError> {
-    round(desired, None, Extent::Additions)
+    round(overlay::want(desired, abilities()), None, Extent::Additions)
 }
 
 /// As [`reconcile`], for an endpoint that has just come: of the tasks' namespaces only these are read and changed, so that
 /// the cost does not grow with the number of those that stand already. `desired` is the whole all the same.
 pub fn reconcile_tasks(desired: &Desired, only: &BTreeSet<PathBuf>) -> Result<Round, ObserveError> {
-    round(desired, Some(only), Extent::All)
+    round(overlay::want(desired, abilities()), Some(only), Extent::All)
+}
+
+/// As [`reconcile`], [`complete`] and [`reconcile_tasks`], for what [`Shape::want`] wants.
+pub fn reconcile_wanted(
+    wanted: Wanted,
+    only: Option<&BTreeSet<PathBuf>>,
+    extent: Extent,
+) -> Result<Round, ObserveError> {
+    round(wanted, only, extent)
 }
 
 /// How much of a plan is carried out.
-#[derive(Clone, Copy)]
-enum Extent {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// All of it.
     All,
+    /// What only adds.
     Additions,
 }
 
-fn round(desired: &Desired, only: Option<&BTreeSet<PathBuf>>, extent: Extent) -> Result<Round, ObserveError> {
-    let wanted = overlay::want(desired, abilities());
+fn round(wanted: Wanted, only: Option<&BTreeSet<PathBuf>>, extent: Extent) -> Result<Round, ObserveError> {
     let survey = observe(&wanted, only)?;
     let plan = overlay::plan(&wanted, &survey.observed);
     let plan = match extent {

@@ -5,31 +5,45 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use overlay::{LinkKind, Observed, Route, RouteKey, Rule, SeenLink, SeenSpace, Space, Wanted, names};
+use overlay::{
+    ClassifierPlace, LinkKind, MaskedMark, Ns, Observed, Route, RouteKey, RouteKind, Rule, SeenLink, SeenSpace, Space,
+    Tunnel, Wanted, names,
+};
 
-use super::{ObserveError, StepError, Survey};
+use super::{ObserveError, StepError, Survey, sandbox};
 use crate::{
     netfilter::{self, FilterError, Seen},
     netns::{self, Netns},
-    rtnl::{Link, PROTOCOL, Rtnl, RtnlError},
+    rtnl::{self, Link, PROTOCOL, Rtnl, RtnlError},
     sysctl::{self, SysctlError},
 };
 
-/// Reads the calling thread's namespace as the host's, and those of the tasks in `wanted`; with `only`, of those alone.
+/// Reads the calling thread's namespace as the host's, the sandboxes, and those of the tasks in `wanted`; with `only`, of
+/// those alone.
 pub fn observe(wanted: &Wanted, only: Option<&BTreeSet<PathBuf>>) -> Result<Survey, ObserveError> {
+    let sandboxes = sandbox::look(wanted, only)?;
     // The plan leaves the devices of other tasks alone, so their settings (most of the work) are not read.
     let passed_over = |device: &str| match wanted.host.links.get(device).map(|l| &l.kind) {
-        Some(LinkKind::Veth { task, .. }) => only.is_some_and(|o| !o.contains(task)),
+        Some(LinkKind::Veth {
+            far: Ns::Task(task), ..
+        }) => only.is_some_and(|o| !o.contains(task)),
+        Some(LinkKind::Veth {
+            far: Ns::Sandbox(path), ..
+        }) => !sandboxes.sandboxes.contains_key(path),
         _ => false,
     };
+    let host = SeenSpace {
+        sysctls: sysctls(&wanted.host, passed_over)?,
+        ..space(&mut Rtnl::open()?)?
+    };
     let mut observed = Observed {
-        host: SeenSpace {
-            sysctls: sysctls(&wanted.host, passed_over)?,
-            ..space(&mut Rtnl::open()?)?
-        },
+        host,
+        sandboxes: sandboxes.sandboxes,
+        strays: sandboxes.strays,
         ..Observed::default()
     };
     match netfilter::observe() {
+        _ if wanted.filter_elsewhere => {}
         Ok(Seen::Ours(filter)) => (observed.filter, observed.filter_present) = (Some(filter), true),
         Ok(Seen::Other) => observed.filter_present = true,
         Ok(Seen::Absent) => {}
@@ -37,7 +51,7 @@ pub fn observe(wanted: &Wanted, only: Option<&BTreeSet<PathBuf>>) -> Result<Surv
         Err(FilterError::Missing { .. }) => {}
         Err(e) => return Err(e.into()),
     }
-    let mut unreadable = Vec::new();
+    let mut unreadable = sandboxes.unreadable;
     for (path, wanted) in wanted
         .tasks
         .iter()
@@ -66,7 +80,10 @@ fn task(path: &Path, wanted: &Space) -> Result<SeenSpace, StepError> {
 }
 
 /// The wanted settings, as they are in the calling thread's namespace.
-fn sysctls(wanted: &Space, passed_over: impl Fn(&str) -> bool) -> Result<BTreeMap<String, String>, SysctlError> {
+pub(super) fn sysctls(
+    wanted: &Space,
+    passed_over: impl Fn(&str) -> bool,
+) -> Result<BTreeMap<String, String>, SysctlError> {
     let mut out = BTreeMap::new();
     for key in wanted
         .sysctls
@@ -82,11 +99,21 @@ fn sysctls(wanted: &Space, passed_over: impl Fn(&str) -> bool) -> Result<BTreeMa
 
 fn seen_link(l: &Link) -> SeenLink {
     let vxlan = l.vxlan.filter(|v| v.external && !v.learning);
+    let tunnel = l.vxlan.filter(|v| !v.external && !v.learning && l.lower_elsewhere);
+    let tunnel = tunnel.and_then(|v| {
+        Some(Tunnel {
+            vni: v.vni.try_into().ok()?,
+            port: v.port,
+            local: v.local?,
+        })
+    });
     SeenLink {
         index: l.index,
         alias: l.alias.clone(),
         kind: l.kind.clone(),
         vxlan_port: vxlan.map(|v| v.port),
+        tunnel,
+        peer_in: Default::default(),
         peer: l.lower.filter(|_| l.kind.as_deref() == Some("veth")),
         mac: l.mac,
         mtu: l.mtu,
@@ -95,8 +122,38 @@ fn seen_link(l: &Link) -> SeenLink {
     }
 }
 
-/// Everything but the settings.
-fn space(rtnl: &mut Rtnl) -> Result<SeenSpace, RtnlError> {
+/// What VXLAN devices of ours send where, and the filters of our devices.
+pub(super) fn forwarding(rtnl: &mut Rtnl, out: &mut SeenSpace) -> Result<(), RtnlError> {
+    let ours: BTreeMap<u32, String> = out
+        .links
+        .iter()
+        .filter(|(_, l)| names::is_ours(l.alias.as_deref()) && l.kind.as_deref() == Some("vxlan"))
+        .map(|(name, l)| (l.index, name.clone()))
+        .collect();
+    for f in rtnl.fdb()? {
+        out.fdb
+            .extend(ours.get(&f.index).map(|link| (link.clone(), f.mac, f.to)));
+    }
+    for (index, link) in ours {
+        if !rtnl.has_clsact(index)? {
+            continue;
+        }
+        out.clsact.insert(link.clone());
+        out.classifiers.extend(rtnl.classifiers(index)?.into_iter().map(|c| {
+            let place = ClassifierPlace {
+                link: link.clone(),
+                hook: c.hook,
+                priority: c.priority,
+                handle: c.handle,
+            };
+            (place, c.classifier)
+        }));
+    }
+    Ok(())
+}
+
+/// Everything but the settings, and what only sandboxes have.
+pub(super) fn space(rtnl: &mut Rtnl) -> Result<SeenSpace, RtnlError> {
     let links = rtnl.links()?;
     let name: BTreeMap<u32, &str> = links.iter().map(|l| (l.index, l.name.as_str())).collect();
     let name_of = |index: u32| name.get(&index).map(|n| (*n).to_owned());
@@ -121,26 +178,39 @@ fn space(rtnl: &mut Rtnl) -> Result<SeenSpace, RtnlError> {
         out.neighbours
             .extend(name_of(n.index).map(|link| ((link, n.address), n.mac)));
     }
-    for r in rtnl.routes()?.into_iter().filter(|r| r.protocol == PROTOCOL) {
+    for r in rtnl
+        .routes_of_any_kind()?
+        .into_iter()
+        .filter(|r| r.protocol == PROTOCOL)
+    {
         let key = RouteKey {
             table: r.table,
             to: r.to,
         };
-        out.routes.extend(name_of(r.index).map(|link| {
-            (
-                key,
-                Route {
-                    link,
-                    via: r.via,
-                    source: r.source,
-                },
-            )
+        let (kind, link) = match r.kind {
+            rtnl::RouteKind::Unicast => (RouteKind::Unicast, name_of(r.index)),
+            rtnl::RouteKind::Local => (RouteKind::Local, name_of(r.index)),
+            rtnl::RouteKind::Unreachable => (RouteKind::Unreachable, Some("lo".to_owned())),
+        };
+        out.routes.extend(link.map(|link| {
+            let route = Route {
+                kind,
+                link,
+                via: r.via,
+                source: r.source,
+            };
+            (key, route)
         }));
     }
     let rules = rtnl.rules()?.into_iter().filter(|r| r.protocol == PROTOCOL);
     out.rules = rules
         .map(|r| Rule {
             from: r.from,
+            mark: (r.mark.1 > 0).then_some(MaskedMark {
+                value: r.mark.0,
+                mask: r.mark.1,
+            }),
+            own: r.own,
             table: r.table,
             priority: r.priority,
         })

@@ -1,5 +1,7 @@
 //! The overlay's plans against the real kernel, in namespaces of our own: a node with an uplink, an outsider, tasks.
 
+mod routed;
+
 use std::{
     net::{IpAddr, SocketAddr, UdpSocket},
     os::fd::AsFd,
@@ -19,7 +21,7 @@ use crate::{
             LinkChange, VethEnd, Which, add_address, add_route, change_link, create_bridge, create_veth, delete_link,
         },
     },
-    testing::Folder,
+    testing::{Folder, hear},
 };
 
 struct World {
@@ -51,6 +53,7 @@ fn set_up(ns: &Netns, link: &str, nets: &[&str], gateway: Option<&str>) {
         let via: IpAddr = g.parse().unwrap();
         let to = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().unwrap();
         add_route(&Route {
+            kind: Default::default(),
             table: TABLE_MAIN,
             to,
             via: Some(via),
@@ -181,15 +184,20 @@ fn veth(id: &str) -> String {
 }
 fn socket(ns: &Netns, at: &str) -> UdpSocket {
     let s = netns::run_in(ns, || UdpSocket::bind(at).unwrap()).unwrap();
-    s.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     s
 }
-/// Sends a question and takes the answer; tells the source that the server saw.
+/// Sends a question until it is heard, and takes the answer; tells the source that the server saw. (A veth whose other end
+/// went down and up again may lose what is sent until the kernel's linkwatch has seen it, up to a second later.)
 fn ask(client: &UdpSocket, server: &UdpSocket) -> SocketAddr {
-    client.send_to(b"?", server.local_addr().unwrap()).unwrap();
-    let (_, seen) = server.recv_from(&mut [0; 8]).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(250))).unwrap();
+    let mut questions = (0..20).filter_map(|_| {
+        client.send_to(b"?", server.local_addr().unwrap()).unwrap();
+        hear(server, &mut [0; 8]).ok()
+    });
+    let (_, seen) = questions.next().unwrap();
     server.send_to(b"!", seen).unwrap();
-    assert_eq!(client.recv_from(&mut [0; 8]).unwrap().1, server.local_addr().unwrap());
+    assert_eq!(hear(client, &mut [0; 8]).unwrap().1, server.local_addr().unwrap());
     seen
 }
 
@@ -463,11 +471,12 @@ fn a_failure_stops_only_what_builds_on_it_and_is_told_once() {
     // A namespace that goes between look and deed.
     let mut plan = overlay::plan(&round.wanted, &Default::default());
     let gone = Step::CreateVeth {
+        ns: overlay::Ns::Host,
         name: "nv1".into(),
         mac: Mac([2; 6]),
         mtu: 1450,
         alias: "netd:ep:x".into(),
-        task: w.path("nowhere"),
+        far: overlay::Ns::Task(w.path("nowhere")),
         peer: "eth0".into(),
         peer_mac: Mac([2; 6]),
     };

@@ -177,6 +177,11 @@ fn missing(what: &'static str, option: &'static str, module: &'static str, sourc
     }
 }
 
+/// Whether the table has a chain of that name.
+pub(crate) fn has_chain(name: &str) -> bool {
+    rules::CHAINS.iter().any(|c| c.name == name)
+}
+
 /// Ranges of one family.
 fn family(ranges: &BTreeSet<Range>, v4: bool) -> impl Iterator<Item = &Range> {
     ranges.iter().filter(move |(start, _)| start.is_ipv4() == v4)

@@ -17,7 +17,7 @@ use crate::{
         request::{LinkChange, VethEnd, Which, add_address, change_link, create_veth},
     },
     sysctl,
-    testing::Folder,
+    testing::{Folder, hear},
 };
 
 fn filter(pools: &[&str], outside: &[&str]) -> Filter {
@@ -176,6 +176,7 @@ fn world(folder: &Folder) -> (Netns, Netns, Netns) {
             let via: IpAddr = g.parse().unwrap();
             let to = if via.is_ipv4() { "0.0.0.0/0" } else { "::/0" }.parse().unwrap();
             crate::rtnl::request::add_route(&crate::rtnl::Route {
+                kind: Default::default(),
                 table: crate::rtnl::TABLE_MAIN,
                 to,
                 via: Some(via),
@@ -215,7 +216,7 @@ fn world(folder: &Folder) -> (Netns, Netns, Netns) {
 
 fn socket(ns: &Netns, at: &str) -> UdpSocket {
     let s = netns::run_in(ns, || UdpSocket::bind(at).unwrap()).unwrap();
-    s.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    s.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     s
 }
 
@@ -223,7 +224,7 @@ fn socket(ns: &Netns, at: &str) -> UdpSocket {
 fn pass(from: &UdpSocket, to: &UdpSocket, text: &str) -> String {
     from.send_to(text.as_bytes(), to.local_addr().unwrap()).unwrap();
     let mut buffer = [0; 64];
-    let (n, source) = to.recv_from(&mut buffer).unwrap();
+    let (n, source) = hear(to, &mut buffer).unwrap();
     assert_eq!(&buffer[..n], text.as_bytes());
     source.ip().to_string()
 }
@@ -268,14 +269,14 @@ fn tasks_reach_the_outside_by_their_nodes_address_and_are_not_reached_unasked() 
         .unwrap();
         let fourth = socket(&outsider, &at(o, 2002));
         inside.send_to(b"out", fourth.local_addr().unwrap()).unwrap();
-        let (_, seen) = fourth.recv_from(&mut [0; 64]).unwrap();
+        let (_, seen) = hear(&fourth, &mut [0; 64]).unwrap();
         assert_eq!(seen.ip().to_string(), n, "masqueraded");
         // Nobody's packet to the task first: it is dropped. Then the answer, which arrives.
         let stranger = socket(&outsider, &at(o, 3000));
         stranger.send_to(b"unasked", inside.local_addr().unwrap()).unwrap();
         fourth.send_to(b"answer", seen).unwrap();
         let mut buffer = [0; 64];
-        let (length, source) = inside.recv_from(&mut buffer).unwrap();
+        let (length, source) = hear(&inside, &mut buffer).unwrap();
         assert_eq!(
             (&buffer[..length], source.ip().to_string().as_str()),
             (&b"answer"[..], o)

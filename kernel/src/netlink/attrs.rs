@@ -30,6 +30,14 @@ impl<'a> Attrs<'a> {
         self.get(kind)
             .map(|v| String::from_utf8_lossy(v.strip_suffix(&[0]).unwrap_or(v)).into_owned())
     }
+    /// A number in the machine's order.
+    pub(crate) fn u16(self, kind: u16) -> Option<u16> {
+        self.get(kind)?.first_chunk().map(|b| u16::from_ne_bytes(*b))
+    }
+    /// A number in the machine's order.
+    pub(crate) fn u32(self, kind: u16) -> Option<u32> {
+        self.get(kind)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
+    }
     /// A number in network order, as nf_tables has them.
     pub(crate) fn be32(self, kind: u16) -> Option<u32> {
         self.get(kind)?.first_chunk().map(|b| u32::from_be_bytes(*b))

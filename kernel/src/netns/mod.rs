@@ -107,6 +107,15 @@ impl Netns {
         Self::check(file.into(), path)
     }
 
+    /// The same once more.
+    pub fn try_clone(&self) -> Result<Self, NetnsError> {
+        let fd = self.fd.try_clone();
+        Ok(Netns {
+            fd: fd.map_err(system("open", Path::new("a network namespace once more")))?,
+            id: self.id,
+        })
+    }
+
     /// That of a process.
     pub fn of_process(pid: u32) -> Result<Self, NetnsError> {
         Self::open(&PathBuf::from(format!("/proc/{pid}/ns/net")))
@@ -162,6 +171,16 @@ pub fn run_in<T: Send>(netns: &Netns, f: impl FnOnce() -> T + Send) -> Result<T,
     })
 }
 
+/// Runs `f` on a thread of its own inside a new namespace, with its loopback up, that nobody else knows and that ends with
+/// what `f` opened in it.
+pub fn run_in_new<T: Send>(f: impl FnOnce() -> T + Send) -> Result<T, NetnsError> {
+    on_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).map_err(|e| NetnsError::Enter(e.into()))?;
+        loopback_up().map_err(|e| NetnsError::Loopback(Box::new(e)))?;
+        Ok(f())
+    })
+}
+
 fn on_thread<T: Send>(f: impl FnOnce() -> Result<T, NetnsError> + Send) -> Result<T, NetnsError> {
     std::thread::scope(|scope| {
         let thread = std::thread::Builder::new().name("netns".into()).spawn_scoped(scope, f);
@@ -176,6 +195,23 @@ fn on_thread<T: Send>(f: impl FnOnce() -> Result<T, NetnsError> + Send) -> Resul
 ///
 /// Missing folders are made. A file that is left from a namespace which is gone (a reboot, a crash) is used again.
 pub fn create(path: &Path) -> Result<Netns, NetnsError> {
+    create_prepared(path, loopback_up)
+}
+
+/// As [`create`], with an alias on the loopback: the owner's mark, which is there before the namespace has a name.
+pub fn create_marked(path: &Path, alias: &str) -> Result<Netns, NetnsError> {
+    create_prepared(path, || {
+        let change = LinkChange {
+            up: Some(true),
+            alias: Some(alias),
+            ..LinkChange::default()
+        };
+        let mut rtnl = crate::rtnl::Rtnl::open()?;
+        Ok(rtnl.execute_all(&[change_link(&Which::Index(1), &change)])?)
+    })
+}
+
+fn create_prepared(path: &Path, prepare: impl FnOnce() -> Result<(), RtnlError> + Send) -> Result<Netns, NetnsError> {
     match Netns::open(path) {
         Ok(_) => return Err(NetnsError::Exists { path: path.to_owned() }),
         Err(e) if e.is_absent() => {}
@@ -192,7 +228,7 @@ pub fn create(path: &Path) -> Result<Netns, NetnsError> {
         .map_err(system("make", path))?;
     let made = on_thread(|| {
         unshare(CloneFlags::CLONE_NEWNET).map_err(|e| system("make a network namespace for", path)(e.into()))?;
-        loopback_up().map_err(|e| NetnsError::Loopback(Box::new(e)))?;
+        prepare().map_err(|e| NetnsError::Loopback(Box::new(e)))?;
         mount(
             Some("/proc/thread-self/ns/net"),
             path,

@@ -12,11 +12,11 @@ use netlink_packet_route::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
     },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia},
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::types::{Address, Link, Neighbour, Route, Rule, Vxlan};
+use super::types::{Address, Fdb, Link, Neighbour, Route, RouteKind, Rule, Vxlan};
 use crate::netlink::Answer;
 
 pub(super) fn message(answer: &Answer) -> Option<Message> {
@@ -47,7 +47,7 @@ pub(super) fn link(m: LinkMessage) -> Link {
             LinkAttribute::IfAlias(n) => out.alias = Some(n),
             LinkAttribute::Controller(i) => out.master = Some(i),
             LinkAttribute::Link(i) => out.lower = Some(i),
-            LinkAttribute::LinkNetNsId(_) => out.lower_elsewhere = true,
+            LinkAttribute::LinkNetNsId(id) => (out.lower_elsewhere, out.elsewhere) = (true, Some(id)),
             LinkAttribute::Address(o) => out.mac = mac(&o),
             LinkAttribute::Mtu(n) => out.mtu = n,
             LinkAttribute::LinkInfo(infos) => infos.into_iter().for_each(|i| info(&mut out, i)),
@@ -78,6 +78,9 @@ fn info(out: &mut Link, info: LinkInfo) {
                     InfoVxlan::CollectMetadata(yes) => v.external = yes,
                     InfoVxlan::Port(p) => v.port = p,
                     InfoVxlan::Learning(yes) => v.learning = yes,
+                    InfoVxlan::Id(n) => v.vni = n,
+                    InfoVxlan::Local(a) => v.local = Some(a.into()),
+                    InfoVxlan::Local6(a) => v.local = Some(a.into()),
                     _ => {}
                 }
             }
@@ -116,17 +119,27 @@ fn ip(a: RouteAddress) -> Option<IpAddr> {
     }
 }
 
-/// The route, once for each next hop, and whether it leads to this host. Empty for what is neither unicast nor local, and
-/// for nexthop objects that the kernel does not spell out.
-pub(super) fn routes(m: RouteMessage) -> Vec<(Route, bool)> {
+/// The route, once for each next hop. Empty for kinds that netd knows nothing of, and for nexthop objects that the kernel
+/// does not spell out.
+pub(super) fn routes(m: RouteMessage) -> Vec<Route> {
     route(m).unwrap_or_default()
 }
 
-fn route(m: RouteMessage) -> Option<Vec<(Route, bool)>> {
-    let local = m.header.kind == RouteType::Local;
-    if !local && m.header.kind != RouteType::Unicast {
-        return None;
+fn via(a: RouteVia) -> Option<IpAddr> {
+    match a {
+        RouteVia::Inet(v4) => Some(v4.into()),
+        RouteVia::Inet6(v6) => Some(v6.into()),
+        _ => None,
     }
+}
+
+fn route(m: RouteMessage) -> Option<Vec<Route>> {
+    let kind = match m.header.kind {
+        RouteType::Unicast => RouteKind::Unicast,
+        RouteType::Local => RouteKind::Local,
+        RouteType::Unreachable => RouteKind::Unreachable,
+        _ => return None,
+    };
     let zero: IpAddr = match m.header.address_family {
         AddressFamily::Inet => std::net::Ipv4Addr::UNSPECIFIED.into(),
         AddressFamily::Inet6 => std::net::Ipv6Addr::UNSPECIFIED.into(),
@@ -134,6 +147,7 @@ fn route(m: RouteMessage) -> Option<Vec<(Route, bool)>> {
     };
     let (mut to, mut index, mut hops) = (zero, None, Vec::new());
     let mut out = Route {
+        kind,
         table: u32::from(m.header.table),
         to: IpNet::new(zero, 0).ok()?,
         via: None,
@@ -149,6 +163,7 @@ fn route(m: RouteMessage) -> Option<Vec<(Route, bool)>> {
             RouteAttribute::Table(t) => out.table = t,
             RouteAttribute::Destination(d) => to = ip(d)?,
             RouteAttribute::Gateway(g) => out.via = ip(g),
+            RouteAttribute::Via(v) => out.via = via(v),
             RouteAttribute::Oif(i) => index = Some(i),
             RouteAttribute::MultiPath(list) => hops = list,
             RouteAttribute::PrefSource(s) => out.source = ip(s),
@@ -163,26 +178,23 @@ fn route(m: RouteMessage) -> Option<Vec<(Route, bool)>> {
     }
     out.to = IpNet::new(to, m.header.destination_prefix_length).ok()?;
     if hops.is_empty() {
-        out.index = index?;
-        return Some(vec![(out, local)]);
+        out.index = match kind {
+            RouteKind::Unreachable => 0,
+            RouteKind::Unicast | RouteKind::Local => index?,
+        };
+        return Some(vec![out]);
     }
     let each = hops.into_iter().map(|hop| {
-        let via = |a| {
-            if let RouteAttribute::Gateway(g) = a {
-                ip(g)
-            } else {
-                None
-            }
-        };
-        let via = hop.attributes.into_iter().find_map(via);
-        (
-            Route {
-                index: hop.interface_index,
-                via,
-                ..out.clone()
-            },
-            local,
-        )
+        let via = hop.attributes.into_iter().find_map(|a| match a {
+            RouteAttribute::Gateway(g) => ip(g),
+            RouteAttribute::Via(v) => via(v),
+            _ => None,
+        });
+        Route {
+            index: hop.interface_index,
+            via,
+            ..out.clone()
+        }
     });
     Some(each.collect())
 }
@@ -208,6 +220,29 @@ pub(super) fn neighbour(m: NeighbourMessage) -> Option<Neighbour> {
     })
 }
 
+/// An entry of a VXLAN device that does not age, where it sends frames to another host.
+pub(super) fn fdb(m: NeighbourMessage) -> Option<Fdb> {
+    let (mut to, mut hw) = (None, None);
+    for a in m.attributes {
+        match a {
+            // The family is that of bridges, so the library does not know the address' own.
+            NeighbourAttribute::Destination(NeighbourAddress::Other(o)) => {
+                let four = <[u8; 4]>::try_from(o.as_slice()).map(IpAddr::from);
+                to = four
+                    .or_else(|_| <[u8; 16]>::try_from(o.as_slice()).map(IpAddr::from))
+                    .ok();
+            }
+            NeighbourAttribute::LinkLayerAddress(o) => hw = mac(&o),
+            _ => {}
+        }
+    }
+    Some(Fdb {
+        index: m.header.ifindex,
+        mac: hw?,
+        to: to?,
+    })
+}
+
 pub(super) fn rule(m: RuleMessage) -> Option<Rule> {
     if m.header.action != RuleAction::ToTable {
         return None;
@@ -218,8 +253,12 @@ pub(super) fn rule(m: RuleMessage) -> Option<Rule> {
         _ => return None,
     };
     let (mut table, mut priority, mut protocol) = (u32::from(m.header.table), 0, 0);
+    let (mut mark, mut own) = ((0, 0), false);
     for a in m.attributes {
         match a {
+            RuleAttribute::FwMark(m) => mark.0 = m,
+            RuleAttribute::FwMask(m) => mark.1 = m,
+            RuleAttribute::Iifname(name) => own = name == "lo",
             RuleAttribute::Source(ip) => from = ip,
             RuleAttribute::Table(t) => table = t,
             RuleAttribute::Priority(p) => priority = p,
@@ -229,6 +268,8 @@ pub(super) fn rule(m: RuleMessage) -> Option<Rule> {
     }
     Some(Rule {
         from: IpNet::new(from, m.header.src_len).ok()?,
+        mark,
+        own,
         table,
         priority,
         protocol,

@@ -5,7 +5,9 @@
 
 mod decode;
 mod events;
+mod nsid;
 pub mod request;
+pub mod tc;
 mod types;
 
 use std::net::IpAddr;
@@ -22,7 +24,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 
 pub use self::{
     events::{Event, Events},
-    types::{Address, Link, Neighbour, PROTOCOL, Route, Rule, TABLE_MAIN, Vxlan, Way},
+    types::{Address, Fdb, Link, Neighbour, PROTOCOL, Route, RouteKind, Rule, TABLE_MAIN, Vxlan, Way},
 };
 pub use crate::netlink::{NetlinkError, Refusal, Request};
 use crate::{
@@ -160,6 +162,13 @@ impl Rtnl {
 
     /// All unicast routes of all tables, IPv4 and IPv6; one with several next hops stands once for each.
     pub fn routes(&mut self) -> Result<Vec<Route>, RtnlError> {
+        let mut all = self.routes_of_any_kind()?;
+        all.retain(|r| r.kind == RouteKind::Unicast);
+        Ok(all)
+    }
+
+    /// As [`Rtnl::routes`], with those that end here or lead nowhere.
+    pub fn routes_of_any_kind(&mut self) -> Result<Vec<Route>, RtnlError> {
         let mut out = Vec::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut m = RouteMessage::default();
@@ -175,7 +184,7 @@ impl Rtnl {
                 Message::NewRoute(r) => decode::routes(r),
                 _ => Vec::new(),
             });
-            out.extend(routes.filter(|(_, local)| !local).map(|(r, _)| r));
+            out.extend(routes);
         }
         Ok(out)
     }
@@ -189,6 +198,24 @@ impl Rtnl {
             .filter_map(|m| {
                 if let Message::NewNeighbour(n) = m {
                     decode::neighbour(n)
+                } else {
+                    None
+                }
+            })
+            .collect())
+    }
+
+    /// Entries of all VXLAN devices that send to another host.
+    pub fn fdb(&mut self) -> Result<Vec<Fdb>, RtnlError> {
+        let mut m = NeighbourMessage::default();
+        m.header.family = AddressFamily::Bridge;
+        let answers = self.list("forwarding entries", Message::GetNeighbour(m))?;
+        Ok(answers
+            .iter()
+            .filter_map(decode::message)
+            .filter_map(|m| {
+                if let Message::NewNeighbour(n) = m {
+                    decode::fdb(n)
                 } else {
                     None
                 }
@@ -228,10 +255,13 @@ impl Rtnl {
             .get(&request::request(Message::GetRoute(m), 0))
             .map_err(|source| RtnlError::NoRoute { to, source })?;
         let route = match decode::message(&answer) {
-            Some(Message::NewRoute(r)) => decode::routes(r).into_iter().next(),
+            Some(Message::NewRoute(r)) => {
+                let mut all = decode::routes(r).into_iter();
+                all.find(|r| r.kind != RouteKind::Unreachable)
+            }
             _ => None,
         };
-        let (route, local) = route.ok_or(RtnlError::NoRoute {
+        let route = route.ok_or(RtnlError::NoRoute {
             to,
             source: NetlinkError::Short,
         })?;
@@ -243,7 +273,7 @@ impl Rtnl {
             via: route.via,
             source: route.source,
             mtu,
-            local,
+            local: route.kind == RouteKind::Local,
             link,
         })
     }

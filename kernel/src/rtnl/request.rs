@@ -14,14 +14,15 @@ use netlink_packet_route::{
         AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute, LinkFlags,
         LinkInfo, LinkMessage,
     },
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState},
     route::{
         RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteProtocol, RouteScope, RouteType,
+        RouteVia,
     },
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::types::{Address, Neighbour, Route, Rule};
+use super::types::{Address, Fdb, Neighbour, Route, RouteKind, Rule};
 use crate::netlink::Request;
 
 /// `NDA_PROTOCOL` of linux/neighbour.h.
@@ -143,6 +144,17 @@ pub fn create_vxlan(
     )
 }
 
+/// As [`create_vxlan`] without a remote, under an index of the caller's choice: what follows in the same chain can name
+/// the device by it, and never meets somebody else's device of the same name.
+pub fn create_vxlan_at(index: u32, name: &str, vni: u32, port: u16, local: IpAddr, mac: Mac) -> Request {
+    let mut request = create_vxlan(name, vni, port, local, None, Some(mac));
+    // `ifi_index` of `struct ifinfomsg`.
+    if let Some(place) = request.body.get_mut(4..8) {
+        place.copy_from_slice(&index.to_ne_bytes());
+    }
+    request
+}
+
 /// Makes a bridge.
 pub fn create_bridge(name: &str) -> Request {
     new_link(
@@ -191,7 +203,7 @@ pub fn change_link(which: &Which<'_>, change: &LinkChange<'_>) -> Request {
     request(Message::NewLink(m), 0)
 }
 
-/// Moves a device into another namespace, under a name. It loses its addresses and goes down.
+/// Moves a device into another namespace, under its name. It loses its addresses and goes down.
 pub fn move_link(which: &Which<'_>, netns: BorrowedFd<'_>) -> Request {
     let mut m = which.message();
     m.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
@@ -223,6 +235,13 @@ pub fn delete_links(indices: &[u32]) -> Vec<Request> {
 /// Removes a device (and a veth's other end).
 pub fn delete_link(which: &Which<'_>) -> Request {
     request(Message::DelLink(which.message()), 0)
+}
+
+/// Removes a device of another namespace, which is given by its number in the socket's.
+pub fn delete_link_of(nsid: i32, name: &str) -> Request {
+    let mut m = Which::Name(name).message();
+    m.attributes.push(LinkAttribute::IfNetnsId(nsid));
+    request(Message::DelLink(m), 0)
 }
 
 fn family(a: IpAddr) -> AddressFamily {
@@ -279,12 +298,16 @@ fn route(r: &Route) -> RouteMessage {
     // The attribute holds the table; the octet is for tables below 256 (RT_TABLE_COMPAT 252 otherwise).
     h.table = u8::try_from(r.table).unwrap_or(252);
     h.protocol = RouteProtocol::from(r.protocol);
-    h.kind = RouteType::Unicast;
-    let link_scope = r.via.is_none() && r.to.addr().is_ipv4();
-    h.scope = if link_scope {
-        RouteScope::Link
-    } else {
-        RouteScope::Universe
+    h.kind = match r.kind {
+        RouteKind::Unicast => RouteType::Unicast,
+        RouteKind::Local => RouteType::Local,
+        RouteKind::Unreachable => RouteType::Unreachable,
+    };
+    h.scope = match r.kind {
+        _ if r.to.addr().is_ipv6() => RouteScope::Universe,
+        RouteKind::Local => RouteScope::Host,
+        RouteKind::Unicast if r.via.is_none() => RouteScope::Link,
+        RouteKind::Unicast | RouteKind::Unreachable => RouteScope::Universe,
     };
     if r.onlink {
         h.flags = RouteFlags::Onlink;
@@ -294,8 +317,17 @@ fn route(r: &Route) -> RouteMessage {
     if r.to.prefix_len() > 0 {
         a.push(RouteAttribute::Destination(RouteAddress::from(r.to.network())));
     }
-    a.extend(r.via.map(|v| RouteAttribute::Gateway(RouteAddress::from(v))));
-    a.push(RouteAttribute::Oif(r.index));
+    a.extend(r.via.map(|v| {
+        if v.is_ipv4() == r.to.addr().is_ipv4() {
+            RouteAttribute::Gateway(RouteAddress::from(v))
+        } else {
+            RouteAttribute::Via(RouteVia::from(v))
+        }
+    }));
+    // fib_create_info() of net/ipv4/fib_semantics.c refuses a device for a route that leads nowhere.
+    if r.kind != RouteKind::Unreachable {
+        a.push(RouteAttribute::Oif(r.index));
+    }
     a.extend(r.source.map(|s| RouteAttribute::PrefSource(RouteAddress::from(s))));
     if r.metric > 0 {
         a.push(RouteAttribute::Priority(r.metric));
@@ -348,6 +380,29 @@ pub fn delete_neighbour(n: &Neighbour) -> Request {
     request(Message::DelNeighbour(neighbour(n)), 0)
 }
 
+fn fdb(f: &Fdb) -> NeighbourMessage {
+    let mut m = NeighbourMessage::default();
+    m.header.family = AddressFamily::Bridge;
+    m.header.ifindex = f.index;
+    m.header.state = NeighbourState::Permanent;
+    m.header.flags = NeighbourFlags::Own;
+    m.attributes = vec![
+        NeighbourAttribute::Destination(NeighbourAddress::from(f.to)),
+        NeighbourAttribute::LinkLayerAddress(f.mac.0.to_vec()),
+    ];
+    m
+}
+
+/// Says where a VXLAN device sends the frames to a MAC, in the place of where it sent them until now.
+pub fn set_fdb(f: &Fdb) -> Request {
+    request(Message::NewNeighbour(fdb(f)), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Removes such an entry.
+pub fn delete_fdb(f: &Fdb) -> Request {
+    request(Message::DelNeighbour(fdb(f)), 0)
+}
+
 fn rule(r: &Rule) -> RuleMessage {
     let mut m = RuleMessage::default();
     m.header.family = family(r.from.addr());
@@ -360,6 +415,13 @@ fn rule(r: &Rule) -> RuleMessage {
     ];
     if r.from.prefix_len() > 0 {
         m.attributes.push(RuleAttribute::Source(r.from.network()));
+    }
+    if r.mark.1 > 0 {
+        m.attributes
+            .extend([RuleAttribute::FwMark(r.mark.0), RuleAttribute::FwMask(r.mark.1)]);
+    }
+    if r.own {
+        m.attributes.push(RuleAttribute::Iifname("lo".to_owned()));
     }
     m
 }

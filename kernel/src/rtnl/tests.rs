@@ -92,7 +92,9 @@ fn an_external_vxlan_is_as_asked_for() {
         Some(Vxlan {
             external: true,
             port: 4790,
-            learning: false
+            learning: false,
+            vni: 0,
+            local: None,
         })
     );
     assert_eq!((nx0.mtu, nx0.mac), (65_000, Some(mac)));
@@ -110,7 +112,9 @@ fn an_external_vxlan_is_as_asked_for() {
         Some(Vxlan {
             external: false,
             port: 4791,
-            learning: false
+            learning: false,
+            vni: 7,
+            local: Some(ip("198.18.0.1")),
         })
     );
 }
@@ -165,6 +169,7 @@ fn addresses_routes_neighbours_and_rules_come_back_as_they_were_given() {
     assert_eq!(ours(host.addresses().unwrap()), wanted);
 
     let route = |to, via: Option<&str>, source: Option<IpAddr>, table| Route {
+        kind: Default::default(),
         table,
         to: net(to),
         via: via.map(ip),
@@ -185,6 +190,28 @@ fn addresses_routes_neighbours_and_rules_come_back_as_they_were_given() {
             ..route("10.10.0.0/16", Some("169.254.1.1"), None, 0x6e00_1000)
         },
         route("fd00:10::/64", Some("fe80::1"), None, 0x6e00_1000),
+        // IPv4 by an IPv6 gateway, and routes that end here or nowhere.
+        route("10.11.0.0/16", Some("fe80::1"), None, TABLE_MAIN),
+        Route {
+            kind: RouteKind::Local,
+            index: 1,
+            ..route("10.12.0.1/32", None, None, 255)
+        },
+        Route {
+            kind: RouteKind::Local,
+            index: 1,
+            ..route("fd00:12::1/128", None, None, 255)
+        },
+        Route {
+            kind: RouteKind::Unreachable,
+            index: 0,
+            ..route("10.12.0.0/16", None, None, TABLE_MAIN)
+        },
+        Route {
+            kind: RouteKind::Unreachable,
+            index: 0,
+            ..route("fd00:12::/64", None, None, TABLE_MAIN)
+        },
     ];
     let adds: Vec<Request> = routes.iter().map(add_route).collect();
     host.execute_all(&adds).unwrap();
@@ -200,14 +227,15 @@ fn addresses_routes_neighbours_and_rules_come_back_as_they_were_given() {
         l
     };
     routes.sort();
-    assert_eq!(ours(host.routes().unwrap()), routes);
+    assert_eq!(ours(host.routes_of_any_kind().unwrap()), routes);
+    assert_eq!(ours(host.routes().unwrap()).len(), routes.len() - 4);
     let moved = Route {
         source: Some(v4.addr()),
         ..route("10.9.0.7/32", None, None, TABLE_MAIN)
     };
     host.execute_all(&[replace_route(&moved)]).unwrap();
     assert!(ours(host.routes().unwrap()).contains(&moved));
-    assert_eq!(ours(host.routes().unwrap()).len(), routes.len());
+    assert_eq!(ours(host.routes_of_any_kind().unwrap()).len(), routes.len());
 
     let mac = Mac([2, 0x6e, 0, 0, 0, 9]);
     let mut neighbours: Vec<Neighbour> = ["169.254.1.1", "fe80::1"]
@@ -232,6 +260,8 @@ fn addresses_routes_neighbours_and_rules_come_back_as_they_were_given() {
         .iter()
         .map(|f| Rule {
             from: net(f),
+            mark: (0x6e00_0000, 0xff00_0000),
+            own: true,
             table: 0x6e00_1000,
             priority: 1100,
             protocol: PROTOCOL,

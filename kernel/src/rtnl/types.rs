@@ -27,8 +27,10 @@ pub struct Link {
     pub master: Option<u32>,
     /// Index of the lower device; for a veth its peer's, in the peer's namespace.
     pub lower: Option<u32>,
-    /// The lower device (or peer) lies in another namespace.
+    /// The lower device (or peer) lies in another namespace; likewise the socket of a VXLAN device that was moved.
     pub lower_elsewhere: bool,
+    /// Number of that namespace in this one (`IFLA_LINK_NETNSID`).
+    pub elsewhere: Option<i32>,
     /// MAC address, where it has one of six octets.
     pub mac: Option<Mac>,
     /// Octets.
@@ -52,6 +54,21 @@ pub struct Vxlan {
     pub port: u16,
     /// Learns MAC addresses from packets.
     pub learning: bool,
+    /// Network; 0 in collect-metadata mode.
+    pub vni: u32,
+    /// Source of the outer packets.
+    pub local: Option<IpAddr>,
+}
+
+/// Where a VXLAN device sends the frames to a MAC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Fdb {
+    /// Device.
+    pub index: u32,
+    /// Inner destination.
+    pub mac: Mac,
+    /// Outer destination.
+    pub to: IpAddr,
 }
 
 /// An address of a device.
@@ -67,14 +84,28 @@ pub struct Address {
     pub tentative: bool,
 }
 
-/// A unicast route with one next hop.
+/// What a route does, `RTN_*` of linux/rtnetlink.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum RouteKind {
+    /// Sends on.
+    #[default]
+    Unicast,
+    /// Takes in.
+    Local,
+    /// Answers "unreachable". It has no device; IPv6 shows `lo`.
+    Unreachable,
+}
+
+/// A route with one next hop.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
+    /// What it does.
+    pub kind: RouteKind,
     /// Table.
     pub table: u32,
     /// Destination.
     pub to: IpNet,
-    /// Gateway.
+    /// Gateway; an IPv4 route may have an IPv6 one (`RTA_VIA`).
     pub via: Option<IpAddr>,
     /// Device.
     pub index: u32,
@@ -105,11 +136,15 @@ pub struct Neighbour {
     pub protocol: u8,
 }
 
-/// A policy rule: packets with a source look into a table.
+/// A policy rule: packets that match look into a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Rule {
-    /// Source.
+    /// Source; a prefix of no bits: any of the family.
     pub from: IpNet,
+    /// Mark and mask (`FRA_FWMARK`, `FRA_FWMASK`); a mask of 0: any.
+    pub mark: (u32, u32),
+    /// Only packets of the namespace itself (`iif lo`).
+    pub own: bool,
     /// Table.
     pub table: u32,
     /// Place among the rules; lower comes first.

@@ -8,6 +8,8 @@ use crate::*;
 pub(crate) struct Kernel {
     pub(crate) seen: Observed,
     next: BTreeMap<Ns, u32>,
+    /// Both ends of each veth, each way.
+    pairs: BTreeMap<(Ns, String), (Ns, String)>,
 }
 
 type Outcome = Result<(), String>;
@@ -40,13 +42,10 @@ impl Kernel {
         let link = SeenLink {
             index,
             alias: alias.map(str::to_owned),
-            kind: None,
-            vxlan_port: None,
-            peer: None,
-            mac: None,
             mtu: 1500,
             up: true,
             generates_addresses: true,
+            ..SeenLink::default()
         };
         self.space(ns).unwrap().links.insert(name.to_owned(), link);
     }
@@ -54,6 +53,10 @@ impl Kernel {
     pub(crate) fn space(&mut self, ns: &Ns) -> Result<&mut SeenSpace, String> {
         match ns {
             Ns::Host => Ok(&mut self.seen.host),
+            Ns::Sandbox(path) => match self.seen.sandboxes.get_mut(path) {
+                Some(SeenSandbox::Ours(space)) => Ok(space),
+                _ => Err(format!("no namespace {ns}")),
+            },
             Ns::Task(path) => self
                 .seen
                 .tasks
@@ -61,6 +64,30 @@ impl Kernel {
                 .and_then(Option::as_mut)
                 .ok_or_else(|| format!("no namespace {ns}")),
         }
+    }
+
+    /// A look at what is wanted: of sandboxes that are not there it says so.
+    pub(crate) fn look(&mut self, wanted: &Wanted) {
+        for path in wanted.sandboxes.keys() {
+            self.seen.sandboxes.entry(path.clone()).or_insert(SeenSandbox::Absent);
+        }
+    }
+
+    /// Somebody takes a sandbox's name away while it lives on: its VXLAN device is out of sight, and so are the other ends
+    /// of its veths.
+    pub(crate) fn lose(&mut self, path: &PathBuf) {
+        let Some(SeenSandbox::Ours(space)) = self.seen.sandboxes.remove(path) else {
+            return;
+        };
+        let ns = Ns::Sandbox(path.clone());
+        self.next.remove(&ns);
+        for (name, link) in space.links {
+            self.pairs.remove(&(ns.clone(), name.clone()));
+            if link.tunnel.is_some() {
+                self.seen.strays.insert(Stray { nsid: 7, name });
+            }
+        }
+        self.pairs.retain(|_, far| far.0 != ns);
     }
 
     /// The namespace ends: its devices go, and their other ends.
@@ -81,28 +108,21 @@ impl Kernel {
         space.addresses.retain(|(l, _)| l != name);
         space.neighbours.retain(|(l, _), _| l != name);
         space.routes.retain(|_, r| r.link != name);
-        space.sysctls.retain(|k, _| k.split('/').nth(3) != Some(name));
+        space.fdb.retain(|(l, ..)| l != name);
+        space.clsact.remove(name);
+        space.classifiers.retain(|p, _| p.link != name);
+        space.sysctls.retain(|k, _| device_of(k) != Some(name));
     }
 
     fn remove(&mut self, ns: &Ns, name: &str) -> Outcome {
-        let Some(link) = self.space(ns)?.links.get(name).cloned() else {
+        if !self.space(ns)?.links.contains_key(name) {
             return Ok(());
-        };
+        }
         Self::drop_one(self.space(ns)?, name);
-        let others: Vec<Ns> = std::iter::once(Ns::Host)
-            .chain(self.seen.tasks.keys().cloned().map(Ns::Task))
-            .filter(|o| o != ns)
-            .collect();
-        for other in others {
-            let Ok(space) = self.space(&other) else { continue };
-            let end = space
-                .links
-                .iter()
-                .find(|(_, l)| l.peer == Some(link.index) && link.peer == Some(l.index))
-                .map(|(n, _)| n.clone());
-            if let Some(end) = end {
+        if let Some((far, end)) = self.pairs.remove(&(ns.clone(), name.to_owned())) {
+            self.pairs.remove(&(far.clone(), end.clone()));
+            if let Ok(space) = self.space(&far) {
                 Self::drop_one(space, &end);
-                break;
             }
         }
         Ok(())
@@ -114,6 +134,14 @@ impl Kernel {
         }
         self.space(ns)?.links.insert(name.to_owned(), link);
         Ok(())
+    }
+
+    fn tunnels(&self) -> impl Iterator<Item = Tunnel> {
+        let sandboxes = self.seen.sandboxes.values().filter_map(|s| match s {
+            SeenSandbox::Ours(space) => Some(space),
+            _ => None,
+        });
+        sandboxes.flat_map(|s| s.links.values().filter_map(|l| l.tunnel))
     }
 
     fn on<'a>(&'a mut self, ns: &Ns, link: &str) -> Result<&'a mut SeenSpace, String> {
@@ -134,52 +162,120 @@ impl Kernel {
                 mtu,
                 alias,
             } => {
-                let index = self.index(&Ns::Host);
+                if self.tunnels().any(|t| t.port == port) {
+                    return Err("a tunnel has the port".into());
+                }
                 let link = SeenLink {
-                    index,
+                    index: self.index(&Ns::Host),
                     alias: Some(alias),
                     kind: Some("vxlan".into()),
                     vxlan_port: Some(port),
-                    peer: None,
                     mac: Some(mac),
                     mtu,
-                    up: false,
                     generates_addresses: true,
+                    ..SeenLink::default()
                 };
                 self.make(&Ns::Host, &name, link)
             }
+            Step::CreateTunnel {
+                sandbox,
+                name,
+                tunnel,
+                mac,
+                mtu,
+                alias,
+            } => {
+                if self.tunnels().any(|t| (t.vni, t.port) == (tunnel.vni, tunnel.port)) {
+                    return Err("exists".into());
+                }
+                if self.seen.strays.iter().any(|s| s.name == name) {
+                    return Err("exists, somewhere".into());
+                }
+                let host = &self.seen.host.links;
+                if host.contains_key(&name) || host.values().any(|l| l.vxlan_port == Some(tunnel.port)) {
+                    return Err("name or port is taken".into());
+                }
+                let ns = Ns::Sandbox(sandbox);
+                self.space(&ns)?;
+                let link = SeenLink {
+                    index: self.index(&ns),
+                    alias: Some(alias),
+                    kind: Some("vxlan".into()),
+                    tunnel: Some(tunnel),
+                    mac: Some(mac),
+                    mtu,
+                    generates_addresses: true,
+                    ..SeenLink::default()
+                };
+                self.make(&ns, &name, link)
+            }
+            Step::DeleteStray(stray) => {
+                self.seen.strays.remove(&stray);
+                Ok(())
+            }
+            Step::CreateSandbox { path, alias } => {
+                if !matches!(self.seen.sandboxes.get(&path), None | Some(SeenSandbox::Absent)) {
+                    return Err("something is there".into());
+                }
+                let ns = Ns::Sandbox(path.clone());
+                self.seen
+                    .sandboxes
+                    .insert(path, SeenSandbox::Ours(SeenSpace::default()));
+                self.link(&ns, "lo", Some(&alias));
+                Ok(())
+            }
+            Step::RemoveSandbox { path } => {
+                let ns = Ns::Sandbox(path.clone());
+                let left: Vec<String> = self.space(&ns)?.links.keys().cloned().collect();
+                if left != ["lo"] {
+                    return Err(format!("{left:?} would go a moment later"));
+                }
+                self.next.remove(&ns);
+                self.seen.sandboxes.remove(&path);
+                Ok(())
+            }
             Step::CreateVeth {
+                ns,
                 name,
                 mac,
                 mtu,
                 alias,
-                task,
+                far,
                 peer,
                 peer_mac,
             } => {
-                let inside = Ns::Task(task);
-                self.space(&inside)?;
-                let (a, b) = (self.index(&Ns::Host), self.index(&inside));
+                self.space(&far)?;
+                let (a, b) = (self.index(&ns), self.index(&far));
+                // In a sandbox the observer finds out where the other end lies.
+                let known = |at: &Ns, of: &Ns| match at {
+                    Ns::Sandbox(_) => PeerIn::Known(of.clone()),
+                    _ => PeerIn::Unasked,
+                };
                 let near = SeenLink {
                     index: a,
                     alias: Some(alias),
                     kind: Some("veth".into()),
-                    vxlan_port: None,
                     peer: Some(b),
+                    peer_in: known(&ns, &far),
                     mac: Some(mac),
                     mtu,
-                    up: false,
                     generates_addresses: true,
+                    ..SeenLink::default()
                 };
-                let far = SeenLink {
+                let there = SeenLink {
                     index: b,
                     alias: None,
                     peer: Some(a),
+                    peer_in: known(&far, &ns),
                     mac: Some(peer_mac),
                     ..near.clone()
                 };
-                self.make(&inside, &peer, far)?;
-                self.make(&Ns::Host, &name, near)
+                self.make(&far, &peer, there)?;
+                self.make(&ns, &name, near)?;
+                let ends = ((ns, name), (far, peer));
+                self.pairs.insert(ends.1.clone(), ends.0.clone());
+                self.pairs.insert(ends.0, ends.1);
+                Ok(())
             }
             Step::ChangeLink { ns, name, change } => {
                 let space = self.on(&ns, &name)?;
@@ -224,6 +320,49 @@ impl Kernel {
                 self.on(&ns, &link)?.neighbours.remove(&(link, address));
                 Ok(())
             }
+            Step::SetFdb { ns, link, mac, to } => {
+                let space = self.on(&ns, &link)?;
+                // vxlan_fdb_replace() of drivers/net/vxlan changes the first destination and leaves the others.
+                let first = space.fdb.iter().find(|(l, m, _)| (l, m) == (&link, &mac)).cloned();
+                first.map(|f| space.fdb.remove(&f));
+                space.fdb.insert((link, mac, to));
+                Ok(())
+            }
+            Step::DeleteFdb { ns, link, mac, to } => {
+                self.on(&ns, &link)?.fdb.remove(&(link, mac, to));
+                Ok(())
+            }
+            Step::AddClsact { ns, link } => {
+                self.on(&ns, &link)?.clsact.insert(link);
+                Ok(())
+            }
+            Step::AddClassifier { ns, link, classifier } => {
+                let space = self.on(&ns, &link)?;
+                if !space.clsact.contains(&link) {
+                    return Err(format!("no hooks at {link}"));
+                }
+                let same = space.classifiers.iter().find_map(|(p, c)| {
+                    let c = c.filter(|c| p.link == link && c.on == classifier.on)?;
+                    (p.hook == classifier.hook && p.priority == classifier.priority).then_some(c.verdict)
+                });
+                match same {
+                    Some(verdict) if verdict == classifier.verdict => return Ok(()),
+                    Some(_) => return Err(format!("{classifier} exists, and does something else")),
+                    None => {}
+                }
+                let place = ClassifierPlace {
+                    link,
+                    hook: classifier.hook,
+                    priority: classifier.priority,
+                    handle: 1 + space.classifiers.keys().map(|p| p.handle).max().unwrap_or(0),
+                };
+                space.classifiers.insert(place, Some(classifier));
+                Ok(())
+            }
+            Step::DeleteClassifier { ns, place } => {
+                self.on(&ns, &place.link)?.classifiers.remove(&place);
+                Ok(())
+            }
             Step::AddRoute {
                 ns,
                 key,
@@ -234,9 +373,11 @@ impl Kernel {
                 if !space.links[&route.link].up {
                     return Err(format!("route on {}, which is down", route.link));
                 }
-                let source_is_ours = route
-                    .source
-                    .is_none_or(|s| space.addresses.iter().any(|(_, n)| n.addr() == s));
+                // The host has the addresses of its NIC.
+                let source_is_ours = ns == Ns::Host
+                    || route
+                        .source
+                        .is_none_or(|s| space.addresses.iter().any(|(_, n)| n.addr() == s));
                 if !source_is_ours {
                     return Err(format!("route from {:?}, which is nobody's", route.source));
                 }

@@ -1,4 +1,4 @@
-mod kernel;
+pub(crate) mod kernel;
 mod properties;
 mod tables;
 

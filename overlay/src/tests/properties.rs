@@ -1,12 +1,13 @@
 //! For any two states of the view, any accident in between and anything foreign: the plan can be carried out in its
 //! order, afterwards nothing is left to do, what is wanted is there, and what is foreign is untouched.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, path::Path};
 
 use proptest::prelude::*;
 
 use super::{kernel::Kernel, *};
 
+const FOLDER: &str = "/run/netd/netns";
 const TASKS: [&str; 3] = ["/run/netd/netns/a", "/run/netd/netns/b", "/run/netd/netns/c"];
 
 #[derive(Debug, Clone)]
@@ -23,6 +24,10 @@ enum Accident {
     Emptied,
     /// Somebody flushes the rules.
     Flushed,
+    /// Somebody takes a sandbox's name away while it lives on.
+    Lost(usize),
+    /// Somebody takes the filters' hooks away, and changes what is left.
+    Unhooked,
 }
 
 fn accidents() -> impl Strategy<Value = Vec<Accident>> {
@@ -33,6 +38,8 @@ fn accidents() -> impl Strategy<Value = Vec<Accident>> {
         (0usize..6).prop_map(Accident::Down),
         Just(Accident::Emptied),
         Just(Accident::Flushed),
+        (0usize..2).prop_map(Accident::Lost),
+        Just(Accident::Unhooked),
     ];
     prop::collection::vec(one, 0..3)
 }
@@ -92,6 +99,33 @@ fn add_foreign(k: &mut Kernel, which: &BTreeSet<usize>) -> Vec<(Ns, String)> {
     chosen
 }
 
+fn sandboxes(k: &mut Kernel) -> impl Iterator<Item = &mut SeenSpace> {
+    k.seen.sandboxes.values_mut().filter_map(|s| match s {
+        SeenSandbox::Ours(space) => Some(space),
+        _ => None,
+    })
+}
+
+/// In either shape.
+fn wish(d: &Desired, routed: bool, abilities: Abilities) -> Wanted {
+    let folder = Path::new(FOLDER);
+    match routed {
+        false => Wanted {
+            sandbox_folder: Some(folder.to_owned()),
+            ..want(d, abilities)
+        },
+        true => routed::want(
+            d,
+            &routed::Setting {
+                folder,
+                abilities,
+                ipvs: true,
+                classifiers: true,
+            },
+        ),
+    }
+}
+
 fn happen(k: &mut Kernel, accident: &Accident) {
     match accident {
         Accident::Killed(_) => {}
@@ -115,8 +149,14 @@ fn happen(k: &mut Kernel, accident: &Accident) {
             }
         }
         Accident::Emptied => {
-            let spaces = std::iter::once(&mut k.seen.host).chain(k.seen.tasks.values_mut().flatten());
-            for s in spaces {
+            let sandboxes = k.seen.sandboxes.values_mut().filter_map(|s| match s {
+                SeenSandbox::Ours(space) => Some(space),
+                _ => None,
+            });
+            let tasks = k.seen.tasks.values_mut().flatten();
+            for s in std::iter::once(&mut k.seen.host).chain(sandboxes).chain(tasks) {
+                s.fdb.pop_first();
+                s.classifiers.pop_last();
                 s.routes.pop_first();
                 s.addresses.pop_last();
                 s.neighbours.pop_first();
@@ -125,6 +165,22 @@ fn happen(k: &mut Kernel, accident: &Accident) {
             }
         }
         Accident::Flushed => k.seen.filter = None,
+        Accident::Lost(n) => {
+            let path = k.seen.sandboxes.keys().nth(*n).cloned();
+            path.iter().for_each(|p| k.lose(p));
+        }
+        Accident::Unhooked => {
+            for (i, s) in sandboxes(k).enumerate() {
+                if i == 0 {
+                    s.clsact.clear();
+                    s.classifiers.clear();
+                } else if let Some(mut first) = s.classifiers.first_entry() {
+                    first.insert(None);
+                }
+                let stale = s.fdb.first().map(|(l, m, _)| (l.clone(), *m, ip("198.18.0.77")));
+                s.fdb.extend(stale);
+            }
+        }
     }
 }
 
@@ -132,21 +188,21 @@ fn holds(w: &Wanted, k: &Kernel, p: &Plan) {
     if !p.conflicts.is_empty() {
         return;
     }
-    let spaces = std::iter::once((&w.host, Some(&k.seen.host))).chain(
-        w.tasks
-            .iter()
-            .map(|(path, s)| (s, k.seen.tasks.get(path).and_then(Option::as_ref))),
-    );
-    let lost: BTreeSet<&String> = w
-        .host
-        .links
-        .iter()
-        .filter(|(_, l)| matches!(&l.kind, LinkKind::Veth { task, .. } if p.gone.contains(task)))
-        .map(|(n, _)| n)
-        .collect();
-    for (wanted, seen) in spaces {
-        let Some(seen) = seen else { continue };
-        for (name, link) in wanted.links.iter().filter(|(n, _)| !lost.contains(n)) {
+    let mut spaces = vec![(Ns::Host, &w.host)];
+    spaces.extend(w.sandboxes.iter().map(|(p, s)| (Ns::Sandbox(p.clone()), &s.space)));
+    spaces.extend(w.tasks.iter().map(|(p, s)| (Ns::Task(p.clone()), s)));
+    let mut lost: BTreeSet<(&Ns, &String)> = BTreeSet::new();
+    for (ns, wanted) in &spaces {
+        let gone = |l: &Link| matches!(&l.kind, LinkKind::Veth { far: Ns::Task(t), .. } if p.gone.contains(t));
+        lost.extend(wanted.links.iter().filter(|(_, l)| gone(l)).map(|(n, _)| (ns, n)));
+    }
+    for (ns, wanted) in &spaces {
+        let Some(seen) = k.seen.space(ns) else {
+            assert!(!matches!(ns, Ns::Sandbox(_)), "{ns} is not there");
+            continue;
+        };
+        let of = |l: &String| !lost.contains(&(ns, l));
+        for (name, link) in wanted.links.iter().filter(|(n, _)| of(n)) {
             let l = seen.links.get(name).unwrap_or_else(|| panic!("{name} is missing"));
             assert!(
                 l.up && !l.generates_addresses
@@ -156,7 +212,6 @@ fn holds(w: &Wanted, k: &Kernel, p: &Plan) {
                 "{name}: {l:?}"
             );
         }
-        let of = |l: &String| !lost.contains(l);
         assert_eq!(
             seen.addresses.iter().collect::<Vec<_>>(),
             wanted.addresses.iter().filter(|(l, _)| of(l)).collect::<Vec<_>>()
@@ -170,15 +225,32 @@ fn holds(w: &Wanted, k: &Kernel, p: &Plan) {
             wanted.neighbours.keys().filter(|(l, _)| of(l)).collect::<Vec<_>>()
         );
         assert_eq!(seen.rules, wanted.rules);
+        let fdb: BTreeSet<_> = wanted.fdb.iter().map(|((l, m), to)| (l.clone(), *m, *to)).collect();
+        assert_eq!(seen.fdb, fdb);
+        let classifiers: Vec<_> = seen
+            .classifiers
+            .iter()
+            .map(|(p, c)| (p.link.clone(), c.unwrap()))
+            .collect();
+        assert_eq!(classifiers.len(), wanted.classifiers.len());
+        assert_eq!(classifiers.into_iter().collect::<BTreeSet<_>>(), wanted.classifiers);
+        let ours = seen
+            .links
+            .iter()
+            .filter(|(n, l)| *n != "lo" && names::is_ours(l.alias.as_deref()));
+        if *ns == Ns::Host || matches!(ns, Ns::Sandbox(_)) {
+            let lost = lost.iter().filter(|(n, _)| *n == ns).count();
+            assert_eq!(
+                ours.count(),
+                wanted.links.len() - lost,
+                "a device of ours is left over in {ns}"
+            );
+        }
     }
-    let ours = k
-        .seen
-        .host
-        .links
-        .values()
-        .filter(|l| names::is_ours(l.alias.as_deref()))
-        .count();
-    assert_eq!(ours, w.host.links.len() - lost.len(), "a device of ours is left over");
+    for (path, sandbox) in &k.seen.sandboxes {
+        let there = matches!(sandbox, SeenSandbox::Ours(_));
+        assert_eq!(there, w.sandboxes.contains_key(path), "{}", path.display());
+    }
     assert_eq!(k.seen.filter, w.filter);
 }
 
@@ -187,12 +259,15 @@ proptest! {
 
     #[test]
     fn one_plan_leads_there_and_the_next_is_empty(
-        first in view(), second in view(), accidents in accidents(), strangers in foreign(), early in prop::bool::ANY, force_forwarding in prop::bool::ANY,
+        first in view(), second in view(), accidents in accidents(), strangers in foreign(), early in prop::bool::ANY,
+        force_forwarding in prop::bool::ANY, routed in any::<(bool, bool)>(),
     ) {
         let abilities = Abilities { ipv6: true, force_forwarding };
         let mut k = Kernel::new(&TASKS);
         let mut theirs = if early { add_foreign(&mut k, &strangers) } else { Vec::new() };
-        let p = plan(&want(&first, abilities), &k.seen);
+        let wanted = wish(&first, routed.0, abilities);
+        k.look(&wanted);
+        let p = plan(&wanted, &k.seen);
         let killed = accidents.iter().find_map(|a| if let Accident::Killed(n) = a { Some(*n) } else { None }).unwrap_or(usize::MAX);
         for step in p.steps.iter().take(killed) {
             k.apply(step).map_err(|e| TestCaseError::fail(format!("{step}: {e}")))?;
@@ -203,7 +278,12 @@ proptest! {
         theirs.retain(|(ns, name)| k.space(ns).is_ok_and(|s| s.links.contains_key(name)));
         let before: Vec<_> = theirs.iter().map(|(ns, n)| k.space(ns).unwrap().links[n].clone()).collect();
 
-        let wanted = want(&second, abilities);
+        let wanted = wish(&second, routed.1, abilities);
+        if wanted.filter_elsewhere {
+            // Whoever it belongs to then removes or replaces it.
+            (k.seen.filter, k.seen.filter_present) = (None, false);
+        }
+        k.look(&wanted);
         let p = plan(&wanted, &k.seen);
         k.run(&p).map_err(TestCaseError::fail)?;
         holds(&wanted, &k, &p);

@@ -1,14 +1,18 @@
 //! What a bench reports.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
+
+type Text = Cow<'static, str>;
 
 /// One line of a report.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Figure {
-    pub(super) bench: &'static str,
-    pub(super) metric: &'static str,
+    pub(super) bench: Text,
+    pub(super) metric: Text,
     /// Who netd is compared with.
-    pub(super) contender: Option<&'static str>,
+    pub(super) contender: Option<Text>,
     /// How many times better netd is: the median over the rounds.
     pub(super) ratio: Option<f64>,
     /// netd's own figure: the median over the rounds.
@@ -26,7 +30,7 @@ impl Figure {
     /// From pairs (netd, contender), one a round; more is better. `None` without a round.
     pub(super) fn from_rounds(
         bench: &'static str,
-        metric: &'static str,
+        metric: impl Into<Text>,
         contender: &'static str,
         unit: &'static str,
         rounds: &[(f64, f64)],
@@ -37,9 +41,9 @@ impl Figure {
             .map(|(own, other)| own / other)
             .collect();
         Some(Figure {
-            bench,
-            metric,
-            contender: Some(contender),
+            bench: bench.into(),
+            metric: metric.into(),
+            contender: Some(contender.into()),
             ratio: Some(round(median(&ratios)?)),
             value: round(median(&rounds.iter().map(|r| r.0).collect::<Vec<_>>())?),
             unit: unit.to_owned(),
@@ -54,7 +58,7 @@ impl Figure {
     /// From pairs (netd, contender) of a cost, one a round; less is better, so the ratio is contender / netd.
     pub(super) fn of_costs(
         bench: &'static str,
-        metric: &'static str,
+        metric: impl Into<Text>,
         contender: &'static str,
         unit: &'static str,
         rounds: &[(f64, f64)],
@@ -67,10 +71,10 @@ impl Figure {
     }
 
     /// A figure of netd's own: the median, and between which values it lay.
-    pub(super) fn own(bench: &'static str, metric: &'static str, unit: &str, values: &[f64]) -> Figure {
+    pub(super) fn own(bench: &'static str, metric: impl Into<Text>, unit: &str, values: &[f64]) -> Figure {
         Figure {
-            bench,
-            metric,
+            bench: bench.into(),
+            metric: metric.into(),
             contender: None,
             ratio: None,
             value: round(median(values).unwrap_or(0.0)),
@@ -105,9 +109,9 @@ pub(super) fn table(figures: &[Figure]) -> String {
     ];
     for f in figures {
         rows.push(vec![
-            f.bench.to_owned(),
-            f.metric.to_owned(),
-            f.contender.unwrap_or("-").to_owned(),
+            f.bench.clone().into_owned(),
+            f.metric.clone().into_owned(),
+            f.contender.as_deref().unwrap_or("-").to_owned(),
             f.ratio.map_or("-".to_owned(), |r| format!("{r:.3}")),
             format!("{:.3}", f.min),
             format!("{:.3}", f.max),
@@ -134,6 +138,15 @@ mod tests {
     fn of_a_cost_less_is_better() {
         let f = Figure::of_costs("gossip", "row_p99", "serf", "s", &[(0.1, 0.2), (0.2, 0.2), (0.1, 0.4)]).unwrap();
         assert_eq!((f.ratio, f.min, f.max, f.value), (Some(2.0), 1.0, 4.0, 0.1));
+    }
+
+    #[test]
+    fn a_figure_is_read_as_it_was_written() {
+        let one = Figure::from_rounds("ipvs", format!("{}_short", "swarm"), "direct", "conn/s", &[(1.0, 2.0)]).unwrap();
+        for figure in [one, Figure::own("mesh", "change_100_ms", "ms", &[0.5])] {
+            let text = serde_json::to_string(&figure).unwrap();
+            assert_eq!(serde_json::from_str::<Figure>(&text).unwrap(), figure);
+        }
     }
 
     #[test]

@@ -12,17 +12,17 @@ use super::{Effort, direct};
 use crate::ui;
 
 /// Metric, `lab-tool load`'s word for it, unit.
-const METRICS: [(&str, &str, &str); 3] = [
+pub(super) const METRICS: [(&str, &str, &str); 3] = [
     ("short", "short", "conn/s"),
     ("requests", "requests", "requests/s"),
     ("bulk", "bulk", "Gbit/s"),
 ];
 
-/// One of the two that are measured in turns.
-struct Side {
-    lab: Lab,
+/// One of those that are measured in turns.
+pub(super) struct Side {
+    pub(super) lab: Lab,
     /// What the client asks.
-    target: String,
+    pub(super) target: String,
 }
 
 pub(super) fn run(programs: &Path, effort: Effort, baseline: bool) -> anyhow::Result<Vec<Figure>> {
@@ -31,7 +31,7 @@ pub(super) fn run(programs: &Path, effort: Effort, baseline: bool) -> anyhow::Re
             let (lab, target) = direct::lab("bench-second", programs)?;
             Side { lab, target }
         } else {
-            netd(programs)?
+            netd("bench-netd", programs)?
         };
         let (lab, target) = direct::lab("bench-direct", programs)?;
         Ok((own, Side { lab, target }))
@@ -68,7 +68,7 @@ pub(super) fn run(programs: &Path, effort: Effort, baseline: bool) -> anyhow::Re
     Ok(figures)
 }
 
-fn measure(side: &Side, load: &str, seconds: f64) -> anyhow::Result<f64> {
+pub(super) fn measure(side: &Side, load: &str, seconds: f64) -> anyhow::Result<f64> {
     let figure: wire::Figure = side
         .lab
         .client()?
@@ -93,9 +93,9 @@ fn measure(side: &Side, load: &str, seconds: f64) -> anyhow::Result<f64> {
 }
 
 /// Two nodes with netd; the backend is a namespace on n2, published through n1.
-fn netd(programs: &Path) -> anyhow::Result<Side> {
+pub(super) fn netd(name: &str, programs: &Path) -> anyhow::Result<Side> {
     let lab = Lab::new(
-        "bench-netd",
+        name,
         Options {
             nodes: 2,
             clients: 1,

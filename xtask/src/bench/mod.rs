@@ -4,12 +4,15 @@ mod delivery;
 mod direct;
 mod figure;
 mod gossip;
+mod ipvs;
 mod joins;
 mod mesh;
 mod placement;
 mod process;
 mod raft;
 mod services;
+
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -19,10 +22,12 @@ use nix::unistd::Pid;
 use crate::build::{self, Profile};
 use crate::packages;
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Name {
     /// Connections, requests and one stream through a published port of another node.
     Mesh,
+    /// The same over IPVS, beside Docker Swarm's rules and a bare virtual server: in User-Mode Linux.
+    Ipvs,
     /// How soon all nodes know of a row and of a death; what an idle daemon costs.
     Gossip,
     /// A million tasks on 4,700 nodes, placed and committed; a node's death.
@@ -45,7 +50,7 @@ pub(crate) struct Args {
     /// One JSON object a line on standard output.
     #[arg(long)]
     json: bool,
-    /// Measure the hand-made path against a second one of its own: how quiet is this machine?
+    /// mesh: measure the hand-made path against a second one of its own: how quiet is this machine? ipvs: the others alone.
     #[arg(long)]
     baseline: bool,
     #[command(flatten)]
@@ -64,6 +69,12 @@ struct Extra {
     /// joins: nodes that join.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(10..=8000))]
     joiners: u32,
+    /// ipvs: how long the kernel takes to be told of services, alone.
+    #[arg(long, conflicts_with = "baseline")]
+    programming: bool,
+    /// ipvs: this is the guest, and the programs are in this folder.
+    #[arg(long, hide = true)]
+    inside: Option<PathBuf>,
 }
 
 impl Extra {
@@ -99,7 +110,24 @@ impl Effort {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     packages::ensure(packages::LAB)?;
+    if args.name == Name::Ipvs {
+        packages::ensure(packages::IPVS)?;
+    }
+    let part = match (args.baseline, args.extra.programming) {
+        (true, _) => ipvs::Part::Others,
+        (_, true) => ipvs::Part::Programming,
+        _ => ipvs::Part::All,
+    };
     let programs = match args.name {
+        Name::Ipvs => match &args.extra.inside {
+            Some(folder) => folder.clone(),
+            None => {
+                if part == ipvs::Part::All {
+                    crate::lane::ipvs::offered()?;
+                }
+                ipvs::build(part)?
+            }
+        },
         Name::Joins | Name::Placement => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
         _ if args.baseline => build::programs(Profile::Release, build::LAB)?,
         _ => build::programs(Profile::Release, build::ALL)?,
@@ -126,6 +154,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             );
             mesh::run(&programs, effort, args.baseline)?
         }
+        Name::Ipvs if args.extra.inside.is_some() => ipvs::inside(&programs, effort, part)?,
+        Name::Ipvs => ipvs::run(&programs, args.quick, part)?,
         Name::Raft => raft::run(&programs, effort)?,
         Name::Placement => placement::run(&programs, effort)?,
         Name::Services => services::run(&programs, effort)?,

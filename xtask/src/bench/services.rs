@@ -58,7 +58,7 @@ pub(super) fn run(programs: &Path, effort: Effort) -> anyhow::Result<Vec<Figure>
         .iter()
         .filter_map(|(metric, swarm)| {
             let pairs: Vec<(f64, f64)> = taken.get(metric)?.iter().map(|own| (*own, *swarm)).collect();
-            Figure::of_costs("services", metric, "swarm", "s", &pairs)
+            Figure::of_costs("services", *metric, "swarm", "s", &pairs)
         })
         .collect();
     figures.push(Figure::own("services", "lost_requests", "requests", &lost));

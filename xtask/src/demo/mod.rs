@@ -12,12 +12,14 @@ mod services;
 mod show;
 mod traces;
 
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use lab::{DaemonOptions, Lab, Options};
 
 use crate::build::{self, Profile};
+use crate::lane::{Lane, ipvs};
 use crate::packages;
 use crate::ui;
 use show::Show;
@@ -36,7 +38,16 @@ pub(crate) struct Args {
     /// Unoptimised programs: quicker to build while the demo itself is worked on.
     #[arg(long)]
     debug: bool,
+    /// On another kernel than this machine's: `ipvs`, in User-Mode Linux.
+    #[arg(long, value_enum, conflicts_with_all = ["keep", "down"])]
+    lane: Option<Lane>,
+    /// This is the guest, and the programs are in this folder.
+    #[arg(long, hide = true)]
+    inside: Option<PathBuf>,
 }
+
+/// How long the demo may take in a guest, whose system calls are slow.
+const IN_GUEST: Duration = Duration::from_secs(20 * 60);
 
 type Step = fn(&Lab, &mut Show) -> anyhow::Result<()>;
 
@@ -58,11 +69,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         println!("{} kept lab(s) ended", lab::end_kept()?);
         return Ok(());
     }
+    if let Some(lane) = args.lane {
+        return in_guest(lane, args);
+    }
     if !nix::unistd::geteuid().is_root() {
         bail!("the demo makes network namespaces and needs root; try: sudo -E env PATH=\"$PATH\" cargo xtask demo");
     }
     packages::ensure(packages::ALL)?;
-    let programs = build::programs(if args.debug { Profile::Debug } else { Profile::Release }, build::ALL)?;
+    let programs = match &args.inside {
+        Some(folder) => folder.clone(),
+        None => build::programs(profile(args), build::ALL)?,
+    };
     let start = Instant::now();
     let before = kernel::Machine::look()?;
     let options = Options {
@@ -112,5 +129,30 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match show.short() {
         0 => Ok(()),
         n => bail!("{n} expectation(s) fell short"),
+    }
+}
+
+fn profile(args: &Args) -> Profile {
+    match args.debug {
+        true => Profile::Debug,
+        false => Profile::Release,
+    }
+}
+
+/// The same demo, in a guest.
+fn in_guest(lane: Lane, args: &Args) -> anyhow::Result<()> {
+    if lane != Lane::Ipvs {
+        bail!("the demo runs on a machine that works as one; try: --lane ipvs");
+    }
+    ipvs::offered()?;
+    packages::ensure(packages::IPVS)?;
+    packages::ensure(packages::ALL)?;
+    let programs = build::programs(profile(args), build::ALL)?;
+    let folder = programs.to_str().context("a folder whose name is no text")?;
+    let mut words = vec!["demo", "--inside", folder];
+    words.extend(args.strace.then_some("--strace"));
+    match ipvs::own(&words, &programs, IN_GUEST, &mut |line| println!("{line}"))? {
+        0 => Ok(()),
+        status => bail!("the demo ended with {status} in the guest: its reasons stand above"),
     }
 }

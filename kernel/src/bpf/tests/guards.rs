@@ -15,6 +15,7 @@ use super::{
     talk::{closed, exchange, serve, tcp, udp},
     world::both_tunnels,
 };
+use crate::testing::hear;
 
 /// Whether `ping` from a namespace gets an answer.
 fn ping(lab: &Lab<'_>, netns: &str, to: IpAddr, words: &[&str]) -> bool {
@@ -318,13 +319,13 @@ fn errors_of_a_client_find_the_backend() {
             server.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
             let client = w.within(from, || UdpSocket::bind((any, 0)).unwrap());
             client.send_to(b"x", (to, port)).unwrap();
-            let (_, peer) = server.recv_from(&mut [0; 16]).unwrap();
+            let (_, peer) = hear(&server, &mut [0; 16]).unwrap();
             drop(client);
             server.connect(peer).unwrap();
             server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
             // Again for a while: a process that another test forks just now may hold the socket until it runs `exec`.
             let refused = (0..10).any(|_| {
-                let sent = server.send(b"y").and_then(|_| server.recv(&mut [0; 16]));
+                let sent = server.send(b"y").and_then(|_| hear(&server, &mut [0; 16]));
                 sent.is_err_and(|e| e.kind() == ErrorKind::ConnectionRefused)
             });
             assert!(refused, "{from} {to}: {}", lab.said());

@@ -7,6 +7,7 @@ use std::{
 };
 
 use super::world::{World, wait};
+use crate::testing::hear;
 
 const WAIT: Duration = Duration::from_secs(5);
 
@@ -131,9 +132,9 @@ pub(super) fn udp(world: &World, netns: &str, to: (IpAddr, u16), octets: usize) 
         let mut b = vec![0; 65_536];
         let mut last = std::io::Error::other("never asked");
         for _ in 0..4 {
-            let answer = s.send(&sent).and_then(|_| s.recv(&mut b));
+            let answer = s.send(&sent).and_then(|_| hear(&s, &mut b));
             match answer {
-                Ok(n) => {
+                Ok((n, _)) => {
                     let (heard, head) = heard(&b[..n], s.local_addr()?);
                     assert!(b[head..n] == sent[..], "the datagram came back as it was sent");
                     return Ok(heard);

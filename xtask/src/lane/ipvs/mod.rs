@@ -1,0 +1,180 @@
+//! Tests on a kernel with IPVS, which not every machine's own kernel has: User-Mode Linux.
+//!
+//! Each test program runs in a guest of its own, so that one that brings its kernel down takes no other with it; a guest has
+//! one CPU, so as many run at once as this machine has.
+//!
+//! What that kernel (Debian's 6.1) has and has not, as far as it matters:
+//! - nf_tables without IPv4, IPv6 and inet: rules are those of iptables-legacy;
+//! - bpf(2), bpffs and clsact, but neither BTF nor a BPF compiler, and no unaligned access (its verifier: "misaligned packet
+//!   access"): netd's programs are not taken, so that a cluster of both data paths cannot be made in one guest;
+//! - cgroups, and all namespaces;
+//! - one CPU, a clock of 100 Hz with high resolution timers, and slow system calls: a lab takes longer than elsewhere;
+//! - neither SMP nor preemption: what needs two CPUs to go wrong is not found here.
+
+mod init;
+mod own;
+mod several;
+mod uml;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+
+use super::programs::{self, TestProgram};
+use super::seen;
+use crate::build::{self, Profile};
+use crate::packages;
+use crate::ui::table;
+pub(crate) use own::{offered, own};
+use several::Work;
+
+/// Which tests of crate `kernel` are the lane's, by what their names begin with: IPVS, the rules of its mode (iptables'
+/// here), the overlay of its mode. Each part has a guest of its own.
+const KERNEL: [(&str, &str); 3] = [
+    ("ipvs", "ipvs::"),
+    ("firewall", "firewall::"),
+    ("overlay", "fabric::tests::routed::"),
+];
+/// Those of them that are for kernels with nf_tables.
+const NFTABLES: &str = "firewall::tests::nft::";
+/// Which of this program's own: what becomes of a guest that goes wrong.
+const LANE: &str = "lane::ipvs::uml::tests::";
+/// The name of the check of rules made by hand.
+const BY_HAND: &str = "rules-by-hand";
+/// How long one test program may take.
+const LIMIT: Duration = Duration::from_secs(15 * 60);
+
+/// What of the lane is run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct What {
+    /// The tests of crate `kernel`.
+    pub(crate) unit: bool,
+    /// What others' figures are measured by.
+    pub(crate) others: bool,
+    /// The end-to-end tests.
+    pub(crate) e2e: bool,
+}
+
+/// Runs the lane in `guests` guests at once.
+///
+/// # Errors
+///
+/// Something that the lane needs is missing, a test failed, or not every test was run.
+pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Result<()> {
+    packages::ensure(packages::IPVS)?;
+    if what.e2e {
+        offered()?;
+        packages::ensure(packages::ALL)?;
+    }
+    let start = Instant::now();
+    if what.unit && filter.is_none() {
+        itself()?;
+    }
+    let visible = own::visible()?;
+    let visible: Vec<&Path> = visible.iter().map(PathBuf::as_path).collect();
+    let mut work = Vec::new();
+    if what.unit {
+        let kernel = programs::of_kernel()?;
+        for (name, part) in KERNEL {
+            // Some are ignored where they are run without being asked for: most machines have no IPVS.
+            let mut some = chosen(vec![kernel.clone()], part, filter, " --include-ignored")?;
+            for one in &mut some {
+                name.clone_into(&mut one.name);
+            }
+            work.extend(some);
+        }
+    }
+    if what.others && BY_HAND.contains(filter.unwrap_or_default()) {
+        work.push(by_hand()?);
+    }
+    if what.e2e {
+        let built = build::programs(Profile::Debug, build::ALL)?;
+        let programs = programs::build(&["-p", "tests", "--tests"])?;
+        // One lab at a time in a guest, as elsewhere.
+        let mut all = chosen(programs, "", filter, " --test-threads=1")?;
+        for one in &mut all {
+            one.script.insert_str(0, &own::environment(&built));
+        }
+        work.extend(all);
+    }
+    if work.is_empty() {
+        bail!(
+            "no test of this lane has {:?} in its name\n  try: cargo xtask test --lane ipvs, without a filter",
+            filter.unwrap_or_default()
+        );
+    }
+    println!(
+        "... {} tests of {} programs, in {} guest(s) of User-Mode Linux",
+        work.iter().map(|w| w.tests.unwrap_or(1)).sum::<usize>(),
+        work.len(),
+        guests.min(work.len())
+    );
+    let told = several::run(work, guests, &visible, LIMIT);
+    let mut rows = vec![
+        ["tests", "passed", "failed", "ignored", "s"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut broken = Vec::new();
+    for one in told {
+        let sums = one.sums.unwrap_or_default();
+        let numbers = [sums.passed, sums.failed, sums.ignored, one.took.as_secs()].map(|n| n.to_string());
+        rows.push([vec![one.name.clone()], numbers.to_vec()].concat());
+        broken.extend(one.fault.map(|fault| format!("{}: {fault:#}", one.name)));
+    }
+    println!("\n{}{} s in all", table(&rows), start.elapsed().as_secs());
+    if !broken.is_empty() {
+        bail!("{}", broken.join("\n"));
+    }
+    Ok(())
+}
+
+/// The tests of the lane itself, which boot their guests: what it says of others could not be believed otherwise.
+fn itself() -> anyhow::Result<()> {
+    let programs = programs::build(&["-p", "xtask", "--bins"])?;
+    let program = programs.first().context("cargo named no test program of `xtask`")?;
+    let status = std::process::Command::new(&program.path)
+        // Most of them wait most of the time.
+        .args(["--ignored", "--test-threads=4", LANE])
+        .status()
+        .with_context(|| format!("running {}", program.path.display()))?;
+    anyhow::ensure!(
+        status.success(),
+        "the lane itself failed ({status}): the reasons stand above"
+    );
+    Ok(())
+}
+
+/// What others' figures are measured by: their rules still carry, on the programs of this build.
+fn by_hand() -> anyhow::Result<Work> {
+    let programs = build::programs(Profile::Debug, build::LAB)?;
+    let folder = programs.to_str().context("a folder whose name is no text")?;
+    let words = ["bench", "ipvs", "--baseline", "--quick", "--inside", folder];
+    Ok(Work {
+        name: BY_HAND.to_owned(),
+        script: own::script(&words, &programs)?,
+        tests: None,
+    })
+}
+
+/// The tests whose whole name, `program::test`, contains the filter; of those whose own begins with `within`.
+fn chosen(programs: Vec<TestProgram>, within: &str, filter: Option<&str>, options: &str) -> anyhow::Result<Vec<Work>> {
+    let mut work = Vec::new();
+    for program in programs {
+        let name = &program.name;
+        let tests = program.list(|test| {
+            test.starts_with(within)
+                && !test.starts_with(NFTABLES)
+                && format!("{name}::{test}").contains(filter.unwrap_or_default())
+        })?;
+        if !tests.is_empty() {
+            work.push(Work {
+                script: seen::script(&program.path, options, &tests),
+                tests: Some(tests.len()),
+                name: program.name,
+            });
+        }
+    }
+    Ok(work)
+}
