@@ -229,9 +229,13 @@ async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next)
             },
             Leader::Nobody => {}
         }
-        if let (None, Err(e)) = (c.manager_now(), c.manager()) {
-            // It was demoted meanwhile; maybe that was what it passed on.
-            return super::nodes::demoted(c, &req.path, &req.body).unwrap_or_else(|| Fail(e).into_response());
+        if c.manager_now().is_none() {
+            // It was demoted meanwhile; maybe that was what it passed on. All else is a worker's now.
+            let done = super::nodes::demoted(c, &req.path, &req.body);
+            return match done {
+                Some(answer) => answer,
+                None => next.run(req.rebuild()).await,
+            };
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
