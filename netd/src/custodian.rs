@@ -257,7 +257,15 @@ impl Manager {
 
     async fn look_after(&self, c: &Cluster) -> Result<(), ApiError> {
         let intent = c.intent();
-        let now = held(&self.store)?;
+        let mut now = held(&self.store)?;
+        if vault_differs(&c.vault(), now.secrets.unlock.as_ref()) {
+            // A log that was opened just now may lack its end: keys that are sealed are not laid open, nor sealed with the
+            // key of before, because of what it does not know yet. It is looked again.
+            if self.settle().await.is_err() {
+                return Ok(());
+            }
+            now = held(&self.store)?;
+        }
         let unlock = now.secrets.unlock.clone();
         if vault_differs(&c.vault(), unlock.as_ref()) {
             let sealed = unlock.is_some();

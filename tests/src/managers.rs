@@ -154,6 +154,18 @@ fn exchange(
     Ok((head.to_owned(), body.to_owned()))
 }
 
+/// What a manager answers holds all that was acknowledged before, whether it leads or not.
+///
+/// # Errors
+///
+/// When it says that it may not.
+pub fn fresh(host: &Host, path: &str) -> anyhow::Result<String> {
+    let (head, body) = exchange(Duration::from_secs(5), &socket(host), "GET", path, None, "")?;
+    let whole = head.starts_with("HTTP/1.1 200 ") && !head.contains(STALE_HEADER);
+    ensure!(whole, "{}: {head} {body}", host.name());
+    Ok(body)
+}
+
 #[derive(Default)]
 struct Record {
     /// Objects whose creation was acknowledged, and when.
@@ -258,11 +270,10 @@ impl Writers {
         ensure!(!record.acknowledged.is_empty(), "nothing was written");
         // A manager that has just begun may not know yet whether it holds all, and says so: it is asked again.
         let (there, _) = until("a list of all that there is", SETTLED, || {
-            let limit = Duration::from_secs(5);
-            let (head, body) = exchange(limit, &socket(host), "GET", "/v1/services", None, "")?;
-            ensure!(head.starts_with("HTTP/1.1 200 "), "{head} {body}");
-            ensure!(!head.contains(STALE_HEADER), "{head}");
-            Ok(Some(serde_json::from_str::<Vec<ServiceView>>(&body)?))
+            Ok(Some(serde_json::from_str::<Vec<ServiceView>>(&fresh(
+                host,
+                "/v1/services",
+            )?)?))
         })?;
         let there: BTreeSet<&str> = there.iter().map(|s| s.name.as_str()).collect();
         let lost: Vec<&str> = record

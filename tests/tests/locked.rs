@@ -53,6 +53,8 @@ fn managers_are_locked_and_opened_one_by_one() {
         })?;
 
         // The key is changed at one that does not lead; it opens all, and the old one none.
+        let sealed = |m: &Host| fs::read(m.folder().join("state/identity/lock")).map_err(anyhow::Error::from);
+        let before: Vec<Vec<u8>> = managers.iter().map(|m| sealed(m)).collect::<anyhow::Result<_>>()?;
         let second = two
             .netctl("cluster unlock-key --rotate -q")?
             .ok()?
@@ -60,9 +62,10 @@ fn managers_are_locked_and_opened_one_by_one() {
             .trim()
             .to_owned();
         ensure!(second != first, "another key");
-        for m in &managers {
+        // The log has it at once, each manager's disk when that manager has sealed it anew.
+        for (m, before) in managers.iter().zip(&before) {
             eventually(&format!("{} to be sealed anew", m.name()), SETTLED, || {
-                Ok(key(m)? == second)
+                Ok(key(m)? == second && sealed(m)? != *before)
             })?;
         }
         for m in &managers {

@@ -8,7 +8,7 @@ use lab::wire::Tally;
 use lab::{Process, eventually};
 use model::api::NodeView;
 use model::intent::Role;
-use tests::managers::{self, SETTLED, Writers, all_reached, form, leader, members, quorum, spread, voters};
+use tests::managers::{self, SETTLED, Writers, all_reached, form, fresh, leader, members, quorum, spread, voters};
 use tests::{create_web, in_lab, status};
 
 /// How often the leader is killed: `NETD_LEADER_KILLS`, default 5.
@@ -39,6 +39,16 @@ fn leaders_die_under_writes() {
         let leads = leader(lab, n1)?;
         let follower = hosts.iter().find(|h| h.name() != leads.name()).context("no follower")?;
         follower.netctl("network create app --subnet 10.77.0.0/16")?.ok()?;
+        // What was acknowledged by one of them is seen on each of them.
+        for n in 0..6 {
+            let by = hosts[n % hosts.len()];
+            by.netctl(&format!("network create seen{n} --subnet 10.78.{n}.0/24 --detach"))?
+                .ok()?;
+            for host in &hosts {
+                let all = fresh(host, "/v1/networks")?;
+                ensure!(all.contains(&format!("\"seen{n}\"")), "{}: {all}", host.name());
+            }
+        }
         create_web(lab, "app", 2)?;
         follower.netctl("service publish 80")?.ok()?;
 

@@ -9,7 +9,7 @@ use std::{
 use nix::errno::Errno;
 use overlay::{Change, Ns, Plan, Route, RouteKey, RouteKind, Rule, Step, Stray};
 
-use super::{Report, StepError, sandbox};
+use super::{Report, StepError, carrier, sandbox};
 use crate::{
     netfilter,
     netlink::{Refusal, Request},
@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Carries out a plan in the calling thread's namespace (as the host's) and the tasks'. A failure stops only what builds
-/// on it.
+/// on it. Devices that come up can send when it returns.
 pub fn apply(plan: &Plan) -> Report {
     let mut report = Report::default();
     let mut broken = Broken::default();
@@ -42,6 +42,7 @@ pub fn apply(plan: &Plan) -> Report {
             }
         }
     }
+    carrier::wait(plan);
     report
 }
 

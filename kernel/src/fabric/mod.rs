@@ -7,6 +7,7 @@
 //! [`reconcile`] goes through all of it. Everything is safe to repeat, and safe to be killed in.
 
 mod apply;
+mod carrier;
 mod observe;
 mod sandbox;
 

@@ -495,6 +495,22 @@ fn a_failure_stops_only_what_builds_on_it_and_is_told_once() {
     );
 }
 
+#[test]
+fn what_is_attached_can_send_at_once() {
+    let w = World::new("fabric-carrier");
+    for n in 0..20_u8 {
+        let id = format!("t{n}");
+        w.task(&id);
+        w.settle(&w.with(&[(&id, 4096, n, &id, "eth0")]));
+        let running = |netns: &Netns, name: &str| {
+            let link = netns::run_in(netns, || Rtnl::open().unwrap().link(name).unwrap()).unwrap();
+            link.is_some_and(|l| l.running)
+        };
+        assert!(running(&Netns::open(&w.path(&id)).unwrap(), "eth0"), "{id}");
+        assert!(running(&w.node, &veth(&id)), "{id}");
+    }
+}
+
 /// Not a benchmark: a guard against a cost that grows with what is there already.
 #[test]
 fn attaching_stays_quick() {

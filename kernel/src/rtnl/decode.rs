@@ -37,6 +37,8 @@ pub(super) fn link(m: LinkMessage) -> Link {
     let mut out = Link {
         index: m.header.index,
         up: m.header.flags.contains(LinkFlags::Up),
+        carrier: m.header.flags.contains(LinkFlags::LowerUp),
+        running: m.header.flags.contains(LinkFlags::Running),
         loopback: m.header.flags.contains(LinkFlags::Loopback),
         generates_addresses: true,
         ..Link::default()

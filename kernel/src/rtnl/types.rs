@@ -37,6 +37,10 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// There is a carrier: of a veth, its other end is up too (`IFF_LOWER_UP`).
+    pub carrier: bool,
+    /// It sends: the kernel has taken note of the carrier (`IFF_RUNNING`).
+    pub running: bool,
     /// It is the loopback.
     pub loopback: bool,
     /// IPv6 addresses are made by the kernel (`addrgenmode` is not `none`).

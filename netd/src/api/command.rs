@@ -1,4 +1,5 @@
-//! A command that another manager passes on: one that lost the lead while it carried a request out.
+//! What managers ask the leader among themselves: to carry a command out, by one that lost the lead while it carried a
+//! request out, and how far the log has settled, by one that is to answer a read.
 
 use axum::{body::Bytes, extract::State};
 use cluster::state::{Applied, Command, MAX_COMMAND};
@@ -11,6 +12,8 @@ use super::{
 
 /// Where it is answered, on the managers' port alone.
 pub(crate) const PATH: &str = "/internal/command";
+/// Where the leader tells how far all that was acknowledged reaches, on the managers' port alone.
+pub(crate) const SETTLED: &str = "/internal/settled";
 /// Octets of a body.
 pub(super) const MAX: usize = MAX_COMMAND + 64;
 
@@ -33,4 +36,11 @@ pub(super) async fn command(State(d): State<Shared>, body: Bytes) -> Result<Answ
     Ok(Answer(
         m.store.propose_as(request, command).await.map_err(ApiError::from)?,
     ))
+}
+
+/// Index of the last entry of all that was acknowledged so far.
+pub(super) async fn settled(State(d): State<Shared>) -> Result<Answer<u64>, Fail> {
+    let c = d.cluster()?;
+    let m = c.manager()?;
+    Ok(Answer(m.store.settle().await.map_err(ApiError::from)?))
 }

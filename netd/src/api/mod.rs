@@ -30,7 +30,7 @@ use axum::{
 use crate::daemon::Daemon;
 
 pub use answer::{Answer, Fail};
-pub(crate) use command::{PATH as COMMAND_PATH, encode as encode_command};
+pub(crate) use command::{PATH as COMMAND_PATH, SETTLED as SETTLED_PATH, encode as encode_command};
 pub use forwarded::query;
 pub(crate) use route::NOT_LEADER;
 pub use serve::{listen, serve};
@@ -110,6 +110,7 @@ pub fn router(daemon: Shared) -> Router {
             command::PATH,
             post(command::command).layer(axum::extract::DefaultBodyLimit::max(command::MAX)),
         )
+        .route(command::SETTLED, get(command::settled))
         .fallback(answer::unknown_path)
         .method_not_allowed_fallback(answer::wrong_method)
         .layer(axum::extract::DefaultBodyLimit::max(answer::MAX_BODY))

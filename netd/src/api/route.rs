@@ -70,7 +70,7 @@ fn place(method: &Method, path: &str) -> Place {
     // What nodes have reported lies in the leader's memory.
     let logs = path.starts_with("/v1/tasks/") && path.ends_with("/logs");
     let reported = tasks || matches!(path, "/v1/convergence" | "/v1/cluster/custody");
-    if path == super::command::PATH || (read && reported) || logs {
+    if internal(path) || (read && reported) || logs {
         return Place::Leader;
     }
     if HERE.contains(&path) || !NOUNS.iter().any(|n| path.starts_with(n)) {
@@ -80,6 +80,11 @@ fn place(method: &Method, path: &str) -> Place {
         true => Place::Read,
         false => Place::Leader,
     }
+}
+
+/// Whether managers alone ask for it.
+fn internal(path: &str) -> bool {
+    path == super::command::PATH || path == super::command::SETTLED
 }
 
 pub(super) async fn route(State(d): State<Shared>, req: Request, next: Next) -> Response {
@@ -94,9 +99,14 @@ pub(super) async fn route(State(d): State<Shared>, req: Request, next: Next) -> 
             return elsewhere(Fail(e.into()).into_response());
         }
         if place(req.method(), req.uri().path()) != Place::Leader {
-            return Fail::new(Code::Forbidden, "managers pass only changes on", "").into_response();
+            return Fail::new(
+                Code::Forbidden,
+                "managers pass on only what the leader alone can do",
+                "",
+            )
+            .into_response();
         }
-    } else if req.uri().path() == super::command::PATH {
+    } else if internal(req.uri().path()) {
         return super::answer::unknown_path(req).await.into_response();
     }
     let (Some(c), Some(m)) = (cluster, manager) else {
@@ -129,9 +139,14 @@ async fn settle(m: &Manager) -> Result<(), String> {
     let until = Instant::now() + READ;
     let mut status = m.store.watch_status();
     loop {
-        let why = match m.settle().await {
-            Ok(()) => return Ok(()),
-            Err(e) => e.to_string(),
+        let left = until.saturating_duration_since(Instant::now());
+        let why = match tokio::time::timeout(left, m.settle()).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(e)) => e.to_string(),
+            Err(_) => format!(
+                "what was acknowledged before was not here within {} ms",
+                READ.as_millis()
+            ),
         };
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -214,9 +229,13 @@ async fn lead(c: &Cluster, m: &Manager, req: Whole, forwarded: bool, next: Next)
             },
             Leader::Nobody => {}
         }
-        if let (None, Err(e)) = (c.manager_now(), c.manager()) {
-            // It was demoted meanwhile; maybe that was what it passed on.
-            return super::nodes::demoted(c, &req.path, &req.body).unwrap_or_else(|| Fail(e).into_response());
+        if c.manager_now().is_none() {
+            // It was demoted meanwhile; maybe that was what it passed on. All else is a worker's now.
+            let done = super::nodes::demoted(c, &req.path, &req.body);
+            return match done {
+                Some(answer) => answer,
+                None => next.run(req.rebuild()).await,
+            };
         }
         let left = until.saturating_duration_since(Instant::now());
         if left.is_zero() {

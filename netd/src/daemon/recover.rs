@@ -79,7 +79,7 @@ impl Daemon {
         let m = c.manager()?;
         let before = c.intent();
         let former = others(&before, Some(c.me));
-        if let Ok(Ok(_)) = timeout(QUORUM, m.store.settle()).await {
+        if let Ok(Ok(_)) = timeout(QUORUM, m.settle()).await {
             return Err(ApiError::new(
                 Code::Conflict,
                 "a majority of the managers answers: the cluster needs no new beginning",

@@ -440,6 +440,11 @@ impl Core {
         h
     }
 
+    /// Whether there is something to keep on disk.
+    pub(super) fn is_unsaved(&self) -> bool {
+        self.unsaved && !self.leaving
+    }
+
     /// What to keep on disk, if it has changed.
     pub(super) fn take_save(&mut self) -> Option<Save> {
         if !std::mem::take(&mut self.unsaved) || self.leaving {

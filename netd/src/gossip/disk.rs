@@ -169,6 +169,11 @@ pub(super) struct Save {
 }
 
 impl Save {
+    /// Octets of its rows, which are nearly all of it.
+    pub(super) fn len(&self) -> usize {
+        self.view.rows.len()
+    }
+
     /// Writes it.
     pub(super) fn write(self) -> Result<(), GossipError> {
         let bytes =

@@ -25,8 +25,15 @@ use crate::identity::random;
 const SYNC_EVERY: Duration = Duration::from_millis(1500);
 /// Each so-manieth goes to a node that does not seem to live, so that two halves of a cluster find each other again.
 const FAR_EACH: u64 = 4;
-/// Looks at what is unsaved, expired, missing.
+/// Looks at what is expired, missing.
 const HOUSEKEEPING: Duration = Duration::from_secs(1);
+/// What changed is on disk so soon: a daemon that is killed goes on from there, and what it lacks would be withdrawn when
+/// nobody is there to ask.
+const SAVED_IN: Duration = Duration::from_millis(20);
+/// As long as more changes, so long after the last time,
+const SAVED_APART: Duration = Duration::from_millis(250);
+/// and a millisecond longer for so many octets, so that a large table that changes all the time is no load for the disk.
+const SAVED_RATE: usize = 1024;
 /// Datagrams read in one go before anything else is looked at.
 const READ_BURST: usize = 256;
 /// Pause when a burst of news was sent and more wait.
@@ -41,6 +48,9 @@ pub(super) async fn run(shared: Arc<Shared>, udp: UdpSocket) {
     let mut intent = shared.intent.clone();
     let mut house = interval(HOUSEKEEPING);
     house.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Before this it is not saved again.
+    let mut rested: Option<Instant> = None;
+    let mut save_at: Option<Instant> = None;
     let mut sync_at = Instant::now();
     let mut syncs = 0u64;
     let syncing = Arc::new(Semaphore::new(MAX_SYNCS));
@@ -53,13 +63,17 @@ pub(super) async fn run(shared: Arc<Shared>, udp: UdpSocket) {
     let mut running = JoinSet::new();
     loop {
         let now = shared.now();
-        let (out, more, due, next) = {
+        let (out, more, due, next, unsaved) = {
             let mut core = shared.lock();
             let (out, more) = core.outgoing(now);
             let due = core.due(now);
             core.publish(&shared.facts);
-            (out, more, due, core.next())
+            (out, more, due, core.next(), core.is_unsaved())
         };
+        if unsaved && save_at.is_none() {
+            let soon = Instant::now() + SAVED_IN;
+            save_at = Some(rested.map_or(soon, |rested| soon.max(rested)));
+        }
         send(&shared, &udp, out).await;
         if shared.lock().leaving() {
             shared.left.send_replace(true);
@@ -118,13 +132,13 @@ pub(super) async fn run(shared: Arc<Shared>, udp: UdpSocket) {
                     });
                 }
             }
-            _ = house.tick() => {
-                let save = {
-                    let mut core = shared.lock();
-                    core.housekeeping(shared.now());
-                    core.take_save()
-                };
+            _ = house.tick() => shared.lock().housekeeping(shared.now()),
+            () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
+                save_at = None;
+                let save = shared.lock().take_save();
                 if let Some(save) = save {
+                    let size = u64::try_from(save.len() / SAVED_RATE).unwrap_or(u64::MAX);
+                    rested = Some(Instant::now() + SAVED_APART + Duration::from_millis(size));
                     let done = tokio::task::spawn_blocking(move || save.write()).await;
                     if let Ok(Err(e)) = done {
                         tracing::warn!(error = %e, "the last view was not kept");

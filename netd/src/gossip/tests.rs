@@ -17,6 +17,7 @@ use super::*;
 use crate::identity::{CERTIFICATE_LIFE, ClusterSecrets, Credentials, Csr, NodeKey, Subject, connect_pinned};
 
 mod kept;
+mod saved;
 
 pub(super) struct World {
     secrets: ClusterSecrets,

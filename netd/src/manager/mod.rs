@@ -8,6 +8,7 @@ mod members;
 mod oversee;
 mod port;
 mod publish;
+mod read;
 mod request;
 mod roll;
 
@@ -261,13 +262,6 @@ impl Manager {
     fn catch_up(&self) {
         let newest = self.store.intent().borrow().clone();
         self.known.show(&newest);
-    }
-
-    /// Waits until this node shows all that was acknowledged before, by whatever manager.
-    pub async fn settle(&self) -> Result<(), ProposeError> {
-        self.store.settle().await?;
-        self.catch_up();
-        Ok(())
     }
 
     /// Address that new nodes join at.

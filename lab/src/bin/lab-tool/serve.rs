@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use lab::wire::pattern;
+use nix::sys::socket::{Backlog, listen};
 
 use crate::answer::Server;
 
@@ -14,6 +15,9 @@ use crate::answer::Server;
 const THREADS: usize = 4;
 /// At most so many connections at once.
 const MOST_THREADS: usize = 1024;
+
+/// Connections that wait to be accepted; the kernel allows no more (`net.core.somaxconn`).
+const QUEUE: i32 = 4096;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -67,11 +71,15 @@ fn sockets(port: u16) -> std::io::Result<(TcpListener, UdpSocket)> {
             .is_some_and(|n| n == nix::errno::Errno::EAFNOSUPPORT as i32)
             || e.kind() == std::io::ErrorKind::AddrNotAvailable
     };
-    match TcpListener::bind(six) {
-        Ok(tcp) => Ok((tcp, UdpSocket::bind(six)?)),
-        Err(error) if no_ipv6(&error) => Ok((TcpListener::bind(four)?, UdpSocket::bind(four)?)),
-        Err(error) => Err(error),
-    }
+    let (tcp, at) = match TcpListener::bind(six) {
+        Ok(tcp) => (tcp, six),
+        Err(error) if no_ipv6(&error) => (TcpListener::bind(four)?, four),
+        Err(error) => return Err(error),
+    };
+    // The standard library's 128 are full after an eighth of a second of a busy machine's: the client's next try is a
+    // second later, and would count as lost on the way.
+    listen(&tcp, Backlog::new(QUEUE)?)?;
+    Ok((tcp, UdpSocket::bind(at)?))
 }
 
 /// A thread that accepts and serves. Threads that wait in accept(2) cost a connection no thread of its own, so the
