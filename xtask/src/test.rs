@@ -31,6 +31,9 @@ pub(crate) struct Args {
     filter: Option<String>,
 }
 
+/// The words for cargo that name the unit and property tests.
+pub(crate) const UNIT: [&str; 3] = ["--workspace", "--exclude", "tests"];
+
 /// The closing lines of one test program.
 pub(crate) struct Part {
     pub(crate) name: String,
@@ -43,7 +46,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(lane) = args.lane {
         let what = What {
             unit: !args.e2e,
-            others: !args.e2e,
+            short: false,
             e2e: args.e2e,
         };
         return lane::run(lane, what, args.filter.as_deref(), args.guests.map(usize::from));
@@ -63,8 +66,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let filter: Vec<&str> = args.filter.as_deref().into_iter().collect();
     if !args.e2e {
         let show = &mut |line: &str| println!("{line}");
-        let what = ["--workspace", "--exclude", "tests"];
-        let status = cargo_test(&what, &filter, &programs, &mut parts, show)?;
+        let status = cargo_test(&UNIT, &filter, &programs, &mut parts, show)?;
         broken.extend((!status).then_some("unit and property tests"));
     }
     let simulate = !args.e2e && filter.is_empty();
@@ -91,7 +93,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     } else if whole {
         let short = What {
             unit: true,
-            others: false,
+            short: true,
             e2e: false,
         };
         if let Err(e) = lane::run(Lane::Ipvs, short, None, args.guests.map(usize::from)) {

@@ -65,9 +65,7 @@ pub enum BpfError {
     #[error("loading the eBPF object failed: {0}")]
     Object(String),
     /// The verifier refused a program.
-    #[error(
-        "the kernel refused the program {program}: {reason}\n  try: report this with `uname -r`; until then set [datapath] mode = \"ipvs\""
-    )]
+    #[error("the kernel refused the program {program}: {reason}\n  try: report this with `uname -r`")]
     Program {
         /// Its name.
         program: &'static str,

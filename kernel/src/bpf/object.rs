@@ -8,7 +8,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{EbpfLoader, programs::SchedClassifier};
+use aya::{
+    EbpfLoader,
+    programs::{ProgramError, SchedClassifier},
+};
 use aya_obj::Object;
 
 use super::{BpfError, bpffs, hooks::Hook, sys};
@@ -105,7 +108,7 @@ pub(super) fn load(
     let mut bpf = loader.load(OBJECT).map_err(|e| loading(&e, dir))?;
     for hook in Hook::ALL {
         let program = program(&mut bpf, hook)?;
-        program.load().map_err(|e| BpfError::Program {
+        undisturbed(|| program.load()).map_err(|e| BpfError::Program {
             program: hook.program(),
             reason: tail(&chain(&e)),
         })?;
@@ -115,6 +118,18 @@ pub(super) fn load(
         sys::pin(fd.as_fd(), &pin).map_err(|e| bpffs::path("pin a program at", &pin, e))?;
     }
     pinned(dir)
+}
+
+/// The verifier gives up with EAGAIN when a signal comes for this thread, whatever it is about (kernel/bpf/verifier.c,
+/// `do_check`): that is no verdict on the program.
+fn undisturbed(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 0..100 {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            done => return done,
+        }
+    }
+    load()
 }
 
 fn program(bpf: &mut aya::Ebpf, hook: Hook) -> Result<&mut SchedClassifier, BpfError> {

@@ -35,7 +35,7 @@ const PROGRAM: &str = "/bin/tests";
 pub(crate) fn run(filter: Option<&str>) -> anyhow::Result<()> {
     packages::ensure(packages::KERNEL61)?;
     let start = Instant::now();
-    let program = programs::of_kernel()?;
+    let program = programs::of("kernel", &["-p", "kernel", "--lib"])?;
     let tests = program.list(|name| name.starts_with(TESTS) && name.contains(filter.unwrap_or_default()))?;
     if tests.is_empty() {
         bail!(

@@ -63,16 +63,16 @@ pub(super) fn build(what: &[&str]) -> anyhow::Result<Vec<TestProgram>> {
     Ok(programs)
 }
 
-/// Builds the unit tests of crate `kernel`.
+/// The unit tests of a crate, of what [`build`] makes of `what`.
 ///
 /// # Errors
 ///
 /// As [`build`].
-pub(super) fn of_kernel() -> anyhow::Result<TestProgram> {
-    let all = build(&["-p", "kernel", "--lib"])?;
+pub(super) fn of(krate: &str, what: &[&str]) -> anyhow::Result<TestProgram> {
+    let all = build(what)?;
     all.into_iter()
-        .find(|p| p.name == "kernel")
-        .context("cargo named no test program of `kernel`")
+        .find(|p| p.name == krate)
+        .with_context(|| format!("cargo named no test program of `{krate}`"))
 }
 
 /// The test programs in cargo's messages, by name.

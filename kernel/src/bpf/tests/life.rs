@@ -212,6 +212,30 @@ fn other_versions_are_refused_before_anything_is_touched() {
     });
 }
 
+/// The verifier gives up when a signal comes for the thread that it runs on.
+#[test]
+fn a_signal_while_programs_are_loaded_is_no_verdict() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    isolated(|w| {
+        let handler = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        // SAFETY: the handler does nothing, which is safe at any time.
+        assert_ne!(unsafe { libc::signal(libc::SIGUSR2, handler) }, libc::SIG_ERR);
+        // SAFETY: it has no arguments and cannot fail.
+        let me = unsafe { libc::gettid() };
+        let pid = nix::unistd::getpid().as_raw();
+        let disturber = std::thread::spawn(move || {
+            for _ in 0..60 {
+                // SAFETY: numbers alone; the thread waits for this one before it ends.
+                unsafe { libc::syscall(libc::SYS_tgkill, pid, me, libc::SIGUSR2) };
+                std::thread::sleep(std::time::Duration::from_millis(3));
+            }
+        });
+        let opened = DataPath::open(&w.folder("netd"));
+        disturber.join().unwrap();
+        assert!(opened.is_ok(), "{:?}", opened.err());
+    });
+}
+
 #[test]
 fn another_object_is_replaced_where_it_runs() {
     isolated(|w| {

@@ -50,10 +50,19 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 pub(crate) struct What {
     /// The tests of crate `kernel`.
     pub(crate) unit: bool,
-    /// What others' figures are measured by.
-    pub(crate) others: bool,
+    /// As a part of `cargo xtask test`: with the test programs that it has built, and without what others' figures are
+    /// measured by.
+    pub(crate) short: bool,
     /// The end-to-end tests.
     pub(crate) e2e: bool,
+}
+
+impl What {
+    /// The words for cargo that build the unit tests of one crate. Those of all crates together have other features of what
+    /// they depend on: what was built for them is not built once more.
+    fn words<'w>(self, of_one: &'w [&'w str]) -> &'w [&'w str] {
+        if self.short { &crate::test::UNIT } else { of_one }
+    }
 }
 
 /// Runs the lane in `guests` guests at once.
@@ -68,13 +77,13 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
     }
     let start = Instant::now();
     if what.unit && filter.is_none() {
-        itself()?;
+        itself(what)?;
     }
     let visible = own::visible()?;
     let visible: Vec<&Path> = visible.iter().map(PathBuf::as_path).collect();
     let mut work = Vec::new();
     if what.unit {
-        let kernel = programs::of_kernel()?;
+        let kernel = programs::of("kernel", what.words(&["-p", "kernel", "--lib"]))?;
         for (name, part) in KERNEL {
             // Some are ignored where they are run without being asked for: most machines have no IPVS.
             let mut some = chosen(vec![kernel.clone()], part, filter, " --include-ignored")?;
@@ -84,7 +93,7 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
             work.extend(some);
         }
     }
-    if what.others && BY_HAND.contains(filter.unwrap_or_default()) {
+    if what.unit && !what.short && BY_HAND.contains(filter.unwrap_or_default()) {
         work.push(by_hand()?);
     }
     if what.e2e {
@@ -130,9 +139,8 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
 }
 
 /// The tests of the lane itself, which boot their guests: what it says of others could not be believed otherwise.
-fn itself() -> anyhow::Result<()> {
-    let programs = programs::build(&["-p", "xtask", "--bins"])?;
-    let program = programs.first().context("cargo named no test program of `xtask`")?;
+fn itself(what: What) -> anyhow::Result<()> {
+    let program = programs::of("xtask", what.words(&["-p", "xtask", "--bins"]))?;
     let status = std::process::Command::new(&program.path)
         // Most of them wait most of the time.
         .args(["--ignored", "--test-threads=4", LANE])
