@@ -157,7 +157,7 @@ fn flushed(lab: &Lab) -> anyhow::Result<()> {
             "nsenter --net=$(echo /run/netd/netns/net-*) nft flush ruleset",
         ],
         false => vec![
-            "for t in raw mangle nat filter; do iptables-legacy -t $t -F PREROUTING; done",
+            "for t in raw nat; do iptables-legacy -t $t -F PREROUTING; done; iptables-legacy -F FORWARD",
             "n=$(echo /run/netd/netns/net-*); for t in raw mangle; do nsenter --net=$n iptables-legacy -t $t -F; done",
         ],
     };
