@@ -221,11 +221,11 @@ fn flushed(lab: &Lab) -> anyhow::Result<()> {
     let flushes = match by_nft {
         true => vec![
             "nft flush ruleset",
-            "nsenter --net=$(echo /run/netd/netns/net-*) nft flush ruleset",
+            "for n in /run/netd/netns/net-*; do nsenter --net=$n nft flush ruleset; done",
         ],
         false => vec![
             "for t in raw nat; do iptables-legacy -t $t -F PREROUTING; done; iptables-legacy -F FORWARD",
-            "n=$(echo /run/netd/netns/net-*); for t in raw mangle; do nsenter --net=$n iptables-legacy -t $t -F; done",
+            "for n in /run/netd/netns/net-*; do for t in raw mangle; do nsenter --net=$n iptables-legacy -t $t -F; done; done",
         ],
     };
     for flush in flushes {
