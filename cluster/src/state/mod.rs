@@ -23,6 +23,7 @@ mod services;
 mod settings;
 mod snapshot;
 mod task;
+mod traffic;
 #[cfg(test)]
 mod tests;
 
