@@ -17,6 +17,7 @@ use model::Vni;
 use overlay::{Desired, SeenSandbox, names};
 
 use super::{
+    conntrack::Conntrack,
     pass::{Done, KernelError, World, chain},
     places::{self, Places},
 };
@@ -31,6 +32,7 @@ pub(super) struct Ipvs {
     networks: BTreeMap<Vni, Network>,
     /// Services whose scheduler the kernel does not have, as they were told last.
     replaced: BTreeMap<(Vni, ServiceKey), Scheduler>,
+    conntrack: Conntrack,
 }
 
 /// A network's namespace. The handles keep it alive, so they go before it does.
@@ -60,6 +62,7 @@ impl Ipvs {
             host,
             networks: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            conntrack: Conntrack::default(),
         })
     }
 
@@ -189,6 +192,7 @@ impl Ipvs {
         }
         let rules = view::host_rules(&desired, &lowered, &world.here);
         done.writes += self.host.apply(rules, extent, |host| host.rules())?;
+        done.problems.extend(self.conntrack.problem()?);
         Ok(())
     }
 

@@ -132,7 +132,7 @@ impl Done {
     pub(super) fn round(&mut self, round: &fabric::Round, endpoints: &BTreeMap<EndpointId, Endpoint>) {
         self.writes += round.report.done as u64;
         for step in &round.plan.steps {
-            tracing::info!("overlay: {step}");
+            tracing::debug!("overlay: {step}");
         }
         self.problems.extend(round.plan.conflicts.iter().map(|c| c.to_string()));
         let failed = round.report.failed.iter();

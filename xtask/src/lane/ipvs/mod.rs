@@ -100,7 +100,7 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
         let built = build::programs(Profile::Debug, build::ALL)?;
         let programs = programs::build(&["-p", "tests", "--tests"])?;
         // One lab at a time in a guest, as elsewhere.
-        let mut all = chosen(programs, "", filter, " --nocapture --test-threads=1")?;
+        let mut all = chosen(programs, "", filter, " --test-threads=1")?;
         for one in &mut all {
             one.script.insert_str(0, &own::environment(&built));
         }
