@@ -24,8 +24,9 @@ pub(super) struct TrafficFlags {
     #[arg(long, value_name = "CIDR|all", value_delimiter = ',')]
     allow_from: Vec<Source>,
     /// How long its flows are remembered without a packet: tcp=TIME (2h4m unless told), tcp-fin=TIME after the first FIN
-    /// (2m), udp=TIME (5m), or =usual. One network has one set: the longest of its services' counts, see netctl network
-    /// inspect. Not while a node balances by eBPF.
+    /// (2m), udp=TIME (5m; by a published port not longer than net.netfilter.nf_conntrack_udp_timeout_stream), or =usual.
+    /// One network has one set: the longest of its services' counts, see netctl network inspect. Not while a node
+    /// balances by eBPF.
     #[arg(long, value_name = "tcp=2h,udp=5m", value_delimiter = ',')]
     idle_timeout: Vec<Timeout>,
 }
