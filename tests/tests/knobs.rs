@@ -111,7 +111,10 @@ fn how_long(lab: &Lab) -> anyhow::Result<()> {
     n1.netctl("service rm quiet")?.ok()?;
 
     all_answered(client, None, &format!("--to {} -n 10 --udp", n1.at(80)))?;
-    let flows = n1.sh(&format!("nsenter --net={namespace} cat /proc/net/ip_vs_conn"))?.ok()?.stdout;
+    let flows = n1
+        .sh(&format!("nsenter --net={namespace} cat /proc/net/ip_vs_conn"))?
+        .ok()?
+        .stdout;
     // Pro FromIP FPrt ToIP TPrt DestIP DPrt State Expires (net/netfilter/ipvs/ip_vs_conn.c); those that were asked for
     // by UDP before were asked for under the longer one.
     let expires = flows.lines().map(str::split_whitespace).filter_map(|mut words| {
@@ -123,7 +126,11 @@ fn how_long(lab: &Lab) -> anyhow::Result<()> {
     ensure!(fresh >= 8, "{fresh} of 10 flows end in 30 s: {flows}");
 
     // The commands that it names show it, as far as their programs are installed here.
-    let rules = place.look.iter().find(|line| !line.contains("ipvsadm")).context("no command")?;
+    let rules = place
+        .look
+        .iter()
+        .find(|line| !line.contains("ipvsadm"))
+        .context("no command")?;
     let shown = n1.sh(rules)?.ok()?.stdout;
     ensure!(shown.to_lowercase().contains("netd"), "{rules}: {shown}");
     let counted = tests::counter(n1, "ipvs_flows")?;
@@ -165,7 +172,10 @@ fn whom_tasks_see_who_may_come_and_how_long() {
         }
         let told: NetworkView = n1.netctl("network inspect app -o json")?.json()?;
         let place = told.here.context("network inspect does not tell where its rules are")?;
-        ensure!(place.namespace.is_none() && place.devices.contains_key("nx0"), "{place:?}");
+        ensure!(
+            place.namespace.is_none() && place.devices.contains_key("nx0"),
+            "{place:?}"
+        );
         address_kept(lab.client()?, None, &format!("--to {} -n 20", n1.at(80)))?;
         Ok(())
     });

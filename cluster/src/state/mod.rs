@@ -23,9 +23,9 @@ mod services;
 mod settings;
 mod snapshot;
 mod task;
-mod traffic;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

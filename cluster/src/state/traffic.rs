@@ -1,10 +1,7 @@
 //! What is wrong with what a service says of its traffic.
 
 use ipnet::IpNet;
-use model::{
-    Name, ServiceSpec,
-    spec::Timeouts,
-};
+use model::{Name, ServiceSpec, spec::Timeouts};
 
 use super::Refusal;
 
@@ -31,7 +28,10 @@ pub(super) fn check(name: &Name, spec: &ServiceSpec) -> Result<(), Refusal> {
     }
     if !spec.timeouts.fit() {
         return Err(Refusal::invalid(
-            format!("a timeout of flows is not between 1 s and {} days", Timeouts::MAX / 86_400),
+            format!(
+                "a timeout of flows is not between 1 s and {} days",
+                Timeouts::MAX / 86_400
+            ),
             format!("netctl service update {name} --idle-timeout tcp=2h,udp=5m"),
         ));
     }

@@ -251,7 +251,11 @@ mod tests {
         assert_eq!(s.allow_from.len(), 1);
         assert!(apply("web --allow-from all").unwrap().allow_from.is_empty());
         let s = apply("web --allow-from 198.51.100.0/24").unwrap();
-        assert_eq!(s.allow_from.first().unwrap().to_string(), "198.51.100.0/24", "in place of the others");
+        assert_eq!(
+            s.allow_from.first().unwrap().to_string(),
+            "198.51.100.0/24",
+            "in place of the others"
+        );
     }
 
     #[test]

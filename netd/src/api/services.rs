@@ -133,7 +133,11 @@ fn beyond_ebpf(spec: &ServiceSpec, had: &ServiceSpec) -> Option<(String, &'stati
     }
     if spec.timeouts != had.timeouts && spec.timeouts != Timeouts::default() {
         let why = "remembers flows for as long as its maps have room";
-        return Some(("--idle-timeout".to_owned(), why, "--idle-timeout tcp=usual,tcp-fin=usual,udp=usual"));
+        return Some((
+            "--idle-timeout".to_owned(),
+            why,
+            "--idle-timeout tcp=usual,tcp-fin=usual,udp=usual",
+        ));
     }
     None
 }

@@ -108,9 +108,15 @@ mod tests {
         let devices: Vec<&str> = place.devices.keys().map(String::as_str).collect();
         assert_eq!(devices, ["nv*", "nvup", "nx4097"]);
         assert!(place.devices["nvup"].contains("nvh4097"));
-        assert_eq!(place.kept.map(|k| (k.tcp_s, k.tcp_fin_s, k.udp_s)), Some((900, 120, 300)));
+        assert_eq!(
+            place.kept.map(|k| (k.tcp_s, k.tcp_fin_s, k.udp_s)),
+            Some((900, 120, 300))
+        );
         let host = ipvs_host(Kind::Nftables);
-        assert_eq!((host.namespace, host.look), (None, vec!["nft list table inet netd".to_owned()]));
+        assert_eq!(
+            (host.namespace, host.look),
+            (None, vec!["nft list table inet netd".to_owned()])
+        );
         assert!(ebpf(Path::new("/sys/fs/bpf/netd")).look[0].ends_with(" /sys/fs/bpf/netd/map_services"));
     }
 }

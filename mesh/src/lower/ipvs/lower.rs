@@ -107,7 +107,11 @@ fn timeouts(wanted: &Wanted, vni: Vni) -> table::Timeouts {
         false => s.vips.contains_key(&vni),
         true => s.backends.values().any(|b| b.vni == vni),
     });
-    let Kept { tcp_s, tcp_fin_s, udp_s } = Timeouts::kept(there.map(|s| &s.timeouts));
+    let Kept {
+        tcp_s,
+        tcp_fin_s,
+        udp_s,
+    } = Timeouts::kept(there.map(|s| &s.timeouts));
     table::Timeouts {
         tcp: tcp_s,
         tcp_fin: tcp_fin_s,

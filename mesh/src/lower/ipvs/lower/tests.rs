@@ -366,7 +366,10 @@ fn the_longest_timeouts_of_a_networks_services_count_there() {
         (t.tcp, t.tcp_fin, t.udp)
     };
     assert_eq!(kept(vec![of(None, None)], APP), (7440, 120, 300));
-    assert_eq!(kept(vec![of(Some(60), Some(30)), of(Some(90), Some(20))], APP), (90, 120, 30));
+    assert_eq!(
+        kept(vec![of(Some(60), Some(30)), of(Some(90), Some(20))], APP),
+        (90, 120, 30)
+    );
     let both = vec![on_db(of(Some(60), None)), of(Some(8000), Some(9))];
     assert_eq!(kept(both.clone(), DB), (60, 120, 300), "of that network alone");
     assert_eq!(kept(both, APP), (8000, 120, 300), "who says nothing keeps the usual");
