@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
@@ -109,6 +110,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 Some(_) => count.saturating_mul(10),
                 None => count,
             };
+            let mut workers = Workers::new(args, timeout, &send);
             for number in 0..most {
                 if number >= count && args.until.as_ref().is_none_or(|file| file.exists()) {
                     break;
@@ -116,17 +118,59 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 #[allow(clippy::cast_precision_loss, reason = "a count of tries")]
                 let due = Duration::from_secs_f64(number as f64 / rate);
                 std::thread::sleep(due.saturating_sub(start.elapsed()));
-                let (send, to, way) = (send.clone(), args.to.clone(), args.way());
-                std::thread::Builder::new()
-                    .stack_size(128 * 1024)
-                    .spawn(move || send.send(attempt(&to, way, number, timeout)))
-                    .context("starting a thread for a try")?;
+                workers.make(number)?;
             }
         }
     }
     drop(send);
     let tally = summary(results.into_iter().collect(), start);
     report(&tally)
+}
+
+/// Threads that make tries: a new one whenever all are busy, so that no try waits for another. Threads for each try would
+/// cost more than what they measure.
+struct Workers<'a> {
+    args: &'a Args,
+    timeout: Duration,
+    results: &'a mpsc::Sender<Try>,
+    due: mpsc::Sender<u64>,
+    taken: Arc<Mutex<mpsc::Receiver<u64>>>,
+    idle: Arc<AtomicUsize>,
+}
+
+impl<'a> Workers<'a> {
+    fn new(args: &'a Args, timeout: Duration, results: &'a mpsc::Sender<Try>) -> Workers<'a> {
+        let (due, taken) = mpsc::channel();
+        Workers {
+            args,
+            timeout,
+            results,
+            due,
+            taken: Arc::new(Mutex::new(taken)),
+            idle: Arc::default(),
+        }
+    }
+
+    /// Has a try made, now.
+    fn make(&mut self, number: u64) -> anyhow::Result<()> {
+        let take = |idle: usize| idle.checked_sub(1);
+        let found = self.idle.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+        if found.is_err() {
+            let (results, to, way) = (self.results.clone(), self.args.to.clone(), self.args.way());
+            let (timeout, taken, idle) = (self.timeout, self.taken.clone(), self.idle.clone());
+            std::thread::Builder::new()
+                .stack_size(128 * 1024)
+                .spawn(move || {
+                    let next = || taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    while let Ok(number) = next() {
+                        let _ = results.send(attempt(&to, way, number, timeout));
+                        idle.fetch_add(1, Ordering::AcqRel);
+                    }
+                })
+                .context("starting a thread for a try")?;
+        }
+        self.due.send(number).context("handing a try to a thread")
+    }
 }
 
 fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
