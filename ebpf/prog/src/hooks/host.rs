@@ -4,7 +4,7 @@ use ebpf_abi::{Addr, D_CHECKSUM, Flow, REV_HOST};
 
 use crate::{
     count::drop,
-    hooks::forward,
+    hooks::{forward, is_early},
     icmp::answer,
     maps::config,
     nat,
@@ -39,7 +39,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
     if loopback {
         // 127.0.0.1 means nothing to the backend: it sees the node.
         seen = Addr::v4_word(cfg.vtep);
-        if b.vtep != 0 {
+        if b.vtep != 0 && !is_early(b) {
             let to = Flow { saddr: seen, ..p.flow };
             if !nat::rewrite(skb, &p, &to) {
                 return drop(D_CHECKSUM);

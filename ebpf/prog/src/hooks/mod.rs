@@ -5,7 +5,7 @@ pub(crate) mod host;
 pub(crate) mod netdev;
 pub(crate) mod overlay;
 
-use ebpf_abi::{Addr, Backend, C_TO_LOCAL, C_TO_REMOTE, NodeCfg};
+use ebpf_abi::{Addr, BACKEND_EARLY, Backend, C_TO_LOCAL, C_TO_REMOTE, NodeCfg};
 
 use crate::{
     count::count,
@@ -30,18 +30,36 @@ fn forward<const CHECK: bool>(
 ) -> i32 {
     if b.vtep != 0 {
         count(C_TO_REMOTE);
+        if is_early(b) {
+            if CHECK && encap::too_big(skb, cfg, p) {
+                return encap::tell(skb, cfg, p);
+            }
+            return deliver::to_backend(skb, cfg, p, &target(p, tport, b), seen, c);
+        }
         if CHECK {
             return encap::to_node_checked(skb, cfg, p, b.vtep, b.vni, &b.mac);
         }
         return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
     }
     count(C_TO_LOCAL);
-    let t = Target {
+    deliver::to_backend(skb, cfg, p, &target(p, tport, b), seen, c)
+}
+
+/// Whether packets for a backend are translated here although it is elsewhere.
+#[inline(always)]
+fn is_early(b: &Backend) -> bool {
+    b.vtep != 0 && b.ifindex == BACKEND_EARLY
+}
+
+/// The backend's side of a packet that is translated here.
+#[inline(always)]
+fn target(p: &Packet, tport: u16, b: &Backend) -> Target {
+    Target {
         addr: of_family(p.v6, b.addr4, &b.addr6),
         port: tport,
+        vtep: b.vtep,
         ifindex: b.ifindex,
         vni: b.vni,
         mac: b.mac,
-    };
-    deliver::to_backend(skb, cfg, p, &t, seen, c)
+    }
 }

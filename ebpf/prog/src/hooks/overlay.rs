@@ -2,12 +2,13 @@
 
 use aya_ebpf::helpers::generated::bpf_skb_get_tunnel_key;
 use ebpf_abi::{
-    Addr, C_OVERLAY_PLAIN, C_OVERLAY_RETURN, C_OVERLAY_SERVICE, D_MALFORMED, D_NO_ENDPOINT, D_NO_TARGET, D_NOT_MEMBER,
-    D_SPOOF_MEMBER, D_TUNNEL, EpAddrKey, EpMacKey, EpMacVal, Flow, NodeCfg, REV_OUTSIDE, ROUTE_NODE, ROUTE_VIP,
-    TargetKey,
+    Addr, C_EARLY_RETURN, C_OVERLAY_EARLY, C_OVERLAY_PLAIN, C_OVERLAY_RETURN, C_OVERLAY_SERVICE, CFG_EARLY, D_CHECKSUM,
+    D_MALFORMED, D_NO_ENDPOINT, D_NO_TARGET, D_NOT_MEMBER, D_SPOOF_MEMBER, D_TUNNEL, EpAddrKey, EpAddrVal, EpMacKey,
+    EpMacVal, Flow, NodeCfg, REV_OUTSIDE, ROUTE_NODE, ROUTE_VIP, TARGET_EARLY, TargetKey,
 };
 
 use crate::{
+    clock::now,
     count::{count, drop},
     deliver::{self, Target},
     encap::KEY_5_15,
@@ -70,6 +71,13 @@ pub(super) fn walk(skb: Skb, cfg: &NodeCfg, vni: u32, vtep: u32) -> i32 {
 #[inline(always)]
 fn to_this_node(skb: Skb, cfg: &NodeCfg, p: &Packet, seen: Seen, vtep: u32) -> i32 {
     let vni = p.flow.net_proto >> 8;
+    let early = cfg.flags & CFG_EARLY != 0;
+    // Who begins a flow from there is no reply of an older one.
+    if early && !p.syn {
+        if let Some(verdict) = early_return(skb, cfg, p, seen, vtep) {
+            return verdict;
+        }
+    }
     // Addresses do not overlap within a cluster, so one look under network 0 tells the endpoint and its network.
     let e = EP_BY_ADDR.get_ptr(EpAddrKey {
         addr: p.flow.daddr,
@@ -94,6 +102,9 @@ fn to_this_node(skb: Skb, cfg: &NodeCfg, p: &Packet, seen: Seen, vtep: u32) -> i
             }
         }
         if !is_return(skb, p, seen) {
+            if early && e.vni == vni {
+                return from_early(skb, cfg, p, seen, vtep, e);
+            }
             return drop(D_SPOOF_MEMBER);
         }
         return deliver::plain(skb, cfg, ifindex, &mac);
@@ -102,6 +113,101 @@ fn to_this_node(skb: Skb, cfg: &NodeCfg, p: &Packet, seen: Seen, vtep: u32) -> i
         return drop(D_NO_ENDPOINT);
     }
     to_client(skb, cfg, p)
+}
+
+/// What a backend of a node that translates early sends back: it becomes the service's here. None: no such flow.
+#[inline(always)]
+fn early_return(skb: Skb, cfg: &NodeCfg, p: &Packet, seen: Seen, vtep: u32) -> Option<i32> {
+    let vni = p.flow.net_proto >> 8;
+    let v = match seen {
+        Seen::Ports => {
+            // SAFETY: an entry of an LRU map stays readable during the run; a lost race on the timestamp costs nothing.
+            let v = unsafe { &mut *REVERSE.get_ptr_mut(&p.flow)? };
+            if !is_of_node(vni, &p.flow.saddr, vtep) {
+                return Some(drop(D_SPOOF_MEMBER));
+            }
+            let n = now();
+            if v.ts != n {
+                v.ts = n;
+            }
+            if !deliver::translate_back(skb, p, v) {
+                return Some(drop(D_CHECKSUM));
+            }
+            &*v
+        }
+        Seen::Icmp => {
+            if !is_of_node(vni, &p.flow.saddr, vtep) {
+                return None;
+            }
+            error::from_backend(skb, p)?
+        }
+        _ => return None,
+    };
+    count(C_EARLY_RETURN);
+    Some(deliver::send_back(skb, cfg, vni, p.kind(), v))
+}
+
+/// Whether an address of the network is a member's.
+#[inline(always)]
+fn is_of_node(vni: u32, a: &Addr, vtep: u32) -> bool {
+    match route_of(vni, a) {
+        Some(r) => r.kind == ROUTE_NODE && r.vtep == vtep,
+        None => false,
+    }
+}
+
+/// From a client outside, translated by a node that balances by IPVS, or an error of such a client's.
+#[inline(always)]
+fn from_early(skb: Skb, cfg: &NodeCfg, p: &Packet, seen: Seen, vtep: u32, e: &EpAddrVal) -> i32 {
+    if route_of(e.vni, &p.flow.saddr).is_some() {
+        return drop(D_SPOOF_MEMBER);
+    }
+    let t = Target {
+        addr: p.flow.daddr,
+        port: 0,
+        vtep: 0,
+        ifindex: e.ifindex,
+        vni: e.vni,
+        mac: e.mac,
+    };
+    match seen {
+        Seen::Ports => {
+            if !is_early_target(p) {
+                return drop(D_NO_TARGET);
+            }
+            count(C_OVERLAY_EARLY);
+            let c = Client {
+                vtep,
+                ifindex: 0,
+                mac: [0; 3],
+                flags: REV_OUTSIDE,
+            };
+            deliver::to_backend(skb, cfg, p, &t, p.flow.saddr, c)
+        }
+        Seen::Icmp => {
+            let Some(s) = scratch() else { return SHOT };
+            if !error::read_late(skb, p, vtep, s) {
+                return drop(D_NO_TARGET);
+            }
+            match error::to_endpoint(skb, cfg, p, &t, s) {
+                NEXT => drop(D_NO_TARGET),
+                verdict => verdict,
+            }
+        }
+        _ => drop(D_NO_TARGET),
+    }
+}
+
+/// Whether the endpoint offers the very port that is asked for.
+#[inline(never)]
+fn is_early_target(p: &Packet) -> bool {
+    let key = TargetKey {
+        addr: p.flow.daddr,
+        vni: p.flow.net_proto >> 8,
+        port: p.flow.dport,
+        proto: p.flow.net_proto as u16 & 0xff | TARGET_EARLY,
+    };
+    TARGETS.get_ptr(key).is_some()
 }
 
 /// Whether it comes back from one of our own published ports.
@@ -177,6 +283,7 @@ fn late(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, e: &EpMacVal) -> i32 {
     let t = Target {
         addr,
         port,
+        vtep: 0,
         ifindex: e.ifindex,
         vni: p.flow.net_proto >> 8,
         mac,
@@ -240,6 +347,7 @@ fn late_error(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, e: &EpMacVal) -> i
     let t = Target {
         addr,
         port,
+        vtep: 0,
         ifindex: e.ifindex,
         vni: p.flow.net_proto >> 8,
         mac,

@@ -1,6 +1,8 @@
 //! ICMP errors about translated flows: led to the backend, or from it to the client.
 
-use ebpf_abi::{Backend, C_ICMP_TRANSLATED, C_OVERLAY_RETURN, D_CHECKSUM, Flow, NodeCfg, RevVal};
+use ebpf_abi::{
+    BACKEND_EARLY, Backend, C_ICMP_TRANSLATED, C_OVERLAY_RETURN, D_CHECKSUM, D_NO_ROUTE, Flow, NodeCfg, ROUTE_NODE, RevVal,
+};
 
 use crate::{
     count::{count, drop},
@@ -10,6 +12,7 @@ use crate::{
     maps::{FORWARD, REVERSE, Scratch, scratch},
     parse::{Packet, TCP, of_family, same},
     pick,
+    reverse::route_of,
     skb::{NEXT, Skb},
 };
 
@@ -29,13 +32,14 @@ pub(crate) fn to_service(skb: Skb, cfg: &NodeCfg, p: &Packet, vni: u32) -> i32 {
     let Some(b) = backend_of(skb, p, vni, s, &mut tport) else {
         return NEXT;
     };
-    if b.vtep != 0 {
+    if b.vtep != 0 && b.ifindex != BACKEND_EARLY {
         count(C_ICMP_TRANSLATED);
         return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
     }
     let t = Target {
         addr: of_family(p.v6, b.addr4, &b.addr6),
         port: tport,
+        vtep: b.vtep,
         ifindex: b.ifindex,
         vni: b.vni,
         mac: b.mac,
@@ -64,7 +68,7 @@ fn backend_of(skb: Skb, p: &Packet, vni: u32, s: &mut Scratch, tport: &mut u16) 
     }
 }
 
-/// An error about a translated flow, to the backend `t` of this node. `s` holds the quoted flow, and that flow as it
+/// An error about a flow that this node translated, to its backend `t`. `s` holds the quoted flow, and that flow as it
 /// arrived. [`NEXT`]: there is no such flow.
 #[inline(never)]
 pub(crate) fn to_endpoint(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, s: &mut Scratch) -> i32 {
@@ -86,10 +90,19 @@ pub(crate) fn to_endpoint(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, s: &m
     }
     s.outer.saddr = p.flow.saddr;
     s.outer.daddr = t.addr;
-    if !quote::rewrite(skb, p, &s.quoted, &s.outer, &s.back) || !skb.set_macs(&t.mac, &cfg.mac) {
+    if !quote::rewrite(skb, p, &s.quoted, &s.outer, &s.back) {
         return drop(D_CHECKSUM);
     }
     count(C_ICMP_TRANSLATED);
+    if t.vtep != 0 {
+        return match route_of(t.vni, &t.addr) {
+            Some(r) if r.kind == ROUTE_NODE => encap::to_node(skb, cfg, r.vtep, t.vni, &r.mac),
+            _ => drop(D_NO_ROUTE),
+        };
+    }
+    if !skb.set_macs(&t.mac, &cfg.mac) {
+        return drop(D_CHECKSUM);
+    }
     skb.to_peer(t.ifindex)
 }
 

@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use ebpf_abi::{Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SvcKey, TargetKey, TargetVal};
+use ebpf_abi::{
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_EARLY, Backend as Cell, Mac, SvcKey, TARGET_EARLY, TargetKey,
+    TargetVal,
+};
 use model::{Proto, row::Datapath, spec::Lb};
 
 use crate::{
@@ -102,14 +105,13 @@ impl Desired {
                 return self.refuse(unreachable("its interface is not there yet"));
             }
             Place::Local { ifindex } => (ifindex, 0),
-            Place::Remote {
-                datapath: Datapath::Ipvs,
-                ..
-            } => return self.refuse(Problem::EarlyTranslation(id.clone())),
             Place::Remote { vtep, .. } if vtep.is_unspecified() || vtep == wanted.node.vtep => {
                 return self.refuse(unreachable("its node's data-path address is not another node's"));
             }
-            Place::Remote { vtep, .. } => (0, word(vtep)),
+            Place::Remote { vtep, datapath } => match datapath {
+                Datapath::Ebpf => (0, word(vtep)),
+                Datapath::Ipvs => (BACKEND_EARLY, word(vtep)),
+            },
         };
         let value = Cell {
             addr6: b.v6.map_or(Addr::default(), |a| Addr::v6(a.octets())),
@@ -182,18 +184,21 @@ impl Desired {
         }
         for (_, b) in backends.iter().filter(|(_, b)| matches!(b.place, Place::Local { .. })) {
             let any = service.vips.contains_key(&b.vni).then_some(&(0, 0, 0));
-            for (port, proto, tport) in ports.iter().chain(any) {
-                for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)].into_iter().flatten() {
+            for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)].into_iter().flatten() {
+                let mut offer = |port, proto, tport| {
                     let key = TargetKey {
                         addr: addr(ip),
                         vni: b.vni.get(),
-                        port: *port,
-                        proto: *proto,
+                        port,
+                        proto,
                     };
-                    self.targets.entry(key).or_insert(TargetVal {
-                        tport: *tport,
-                        flags: 0,
-                    });
+                    self.targets.entry(key).or_insert(TargetVal { tport, flags: 0 });
+                };
+                for (port, proto, tport) in ports.iter().chain(any) {
+                    offer(*port, *proto, *tport);
+                }
+                for (_, proto, tport) in ports.iter().filter(|_| wanted.early) {
+                    offer(*tport, *proto | TARGET_EARLY, 0);
                 }
             }
         }
