@@ -28,38 +28,33 @@ fn forward<const CHECK: bool>(
     seen: Addr,
     c: Client,
 ) -> i32 {
-    if b.vtep != 0 {
+    if b.vtep == 0 {
+        count(C_TO_LOCAL);
+    } else {
         count(C_TO_REMOTE);
-        if is_early(b) {
-            if CHECK && encap::too_big(skb, cfg, p) {
-                return encap::tell(skb, cfg, p);
+        if !is_early(b) {
+            if CHECK {
+                return encap::to_node_checked(skb, cfg, p, b.vtep, b.vni, &b.mac);
             }
-            return deliver::to_backend(skb, cfg, p, &target(p, tport, b), seen, c);
+            return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
         }
-        if CHECK {
-            return encap::to_node_checked(skb, cfg, p, b.vtep, b.vni, &b.mac);
+        if CHECK && encap::too_big(skb, cfg, p) {
+            return encap::tell(skb, cfg, p);
         }
-        return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
     }
-    count(C_TO_LOCAL);
-    deliver::to_backend(skb, cfg, p, &target(p, tport, b), seen, c)
-}
-
-/// Whether packets for a backend are translated here although it is elsewhere.
-#[inline(always)]
-fn is_early(b: &Backend) -> bool {
-    b.vtep != 0 && b.ifindex == BACKEND_EARLY
-}
-
-/// The backend's side of a packet that is translated here.
-#[inline(always)]
-fn target(p: &Packet, tport: u16, b: &Backend) -> Target {
-    Target {
+    let t = Target {
         addr: of_family(p.v6, b.addr4, &b.addr6),
         port: tport,
         vtep: b.vtep,
         ifindex: b.ifindex,
         vni: b.vni,
         mac: b.mac,
-    }
+    };
+    deliver::to_backend(skb, cfg, p, &t, seen, c)
+}
+
+/// Whether packets for a backend are translated here although it is elsewhere.
+#[inline(always)]
+fn is_early(b: &Backend) -> bool {
+    b.vtep != 0 && b.ifindex == BACKEND_EARLY
 }
