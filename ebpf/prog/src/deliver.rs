@@ -1,14 +1,12 @@
 //! To an endpoint: translation and what comes back from it, and plain delivery.
 
-use ebpf_abi::{
-    Addr, C_EARLY, D_CHECKSUM, D_NO_ROUTE, Flow, Mac, NodeCfg, REV_HAIRPIN, REV_HOST, REV_OUTSIDE, ROUTE_NODE, RevVal,
-};
+use ebpf_abi::{Addr, D_CHECKSUM, Flow, Mac, NodeCfg, REV_HAIRPIN, REV_HOST, REV_OUTSIDE, RevVal};
 
 use crate::{
-    count::{count, drop},
+    count::drop,
     encap, fib, nat,
     parse::{Packet, of_family, same},
-    reverse::{self, Client, route_of},
+    reverse::{self, Client},
     skb::{SHOT, Skb},
 };
 
@@ -18,21 +16,19 @@ pub(crate) struct Target {
     pub(crate) addr: Addr,
     /// Port as on the wire; 0: as the client asked.
     pub(crate) port: u16,
-    /// Data-path address of its node as on the wire; 0: this node.
-    pub(crate) vtep: u32,
-    /// Host side veth, on this node.
+    /// Host side veth; none: it is on another node.
     pub(crate) ifindex: u32,
     /// Network.
     pub(crate) vni: u32,
-    /// MAC, on this node.
+    /// MAC.
     pub(crate) mac: Mac,
 }
 
-/// Translates to the backend, remembers the way back, and hands the packet over. `seen`: the client's address as the
-/// backend shall see it.
+/// Translates to the backend, and remembers the way back. `seen`: the client's address as the backend shall see it. Err: the
+/// packet ends here.
 #[inline(always)]
-pub(crate) fn to_backend(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, mut seen: Addr, mut c: Client) -> i32 {
-    let Some(mac) = skb.src_mac() else { return SHOT };
+pub(crate) fn translate(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, mut seen: Addr, mut c: Client) -> Result<(), i32> {
+    let Some(mac) = skb.src_mac() else { return Err(SHOT) };
     c.mac = mac;
     let tport = if t.port == 0 { p.flow.dport } else { t.port };
     if same(&seen, &t.addr) {
@@ -47,15 +43,8 @@ pub(crate) fn to_backend(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, mut se
         dport: p.flow.sport,
         net_proto: t.vni << 8 | p.proto(),
     };
-    let node = match t.vtep {
-        0 => None,
-        _ => match route_of(t.vni, &t.addr) {
-            Some(r) if r.kind == ROUTE_NODE && r.vtep == t.vtep => Some(r),
-            _ => return drop(D_NO_ROUTE),
-        },
-    };
-    if !reverse::remember(p, &mut back, &c) || (node.is_none() && !skb.set_macs(&t.mac, &cfg.mac)) {
-        return SHOT;
+    if !reverse::remember(p, &mut back, &c) {
+        return Err(SHOT);
     }
     let to = Flow {
         saddr: seen,
@@ -65,13 +54,18 @@ pub(crate) fn to_backend(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, mut se
         net_proto: 0,
     };
     if !nat::rewrite(skb, p, &to) {
-        return drop(D_CHECKSUM);
+        return Err(drop(D_CHECKSUM));
     }
-    if let Some(r) = node {
-        count(C_EARLY);
-        return encap::to_node(skb, cfg, r.vtep, t.vni, &r.mac);
+    Ok(())
+}
+
+/// To a backend of this node: [`translate`], then over to it.
+#[inline(always)]
+pub(crate) fn to_backend(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, seen: Addr, c: Client) -> i32 {
+    match translate(skb, cfg, p, t, seen, c) {
+        Ok(()) => plain(skb, cfg, t.ifindex, &t.mac),
+        Err(verdict) => verdict,
     }
-    skb.to_peer(t.ifindex)
 }
 
 /// A backend's reply becomes the service's.

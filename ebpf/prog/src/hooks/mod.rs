@@ -5,14 +5,16 @@ pub(crate) mod host;
 pub(crate) mod netdev;
 pub(crate) mod overlay;
 
-use ebpf_abi::{Addr, BACKEND_EARLY, Backend, C_TO_LOCAL, C_TO_REMOTE, NodeCfg};
+use ebpf_abi::{
+    Addr, BACKEND_EARLY, Backend, C_EARLY, C_TO_LOCAL, C_TO_REMOTE, D_NO_ROUTE, NodeCfg, ROUTE_NODE, RouteVal,
+};
 
 use crate::{
-    count::count,
+    count::{count, drop},
     deliver::{self, Target},
     encap,
     parse::{Packet, of_family},
-    reverse::Client,
+    reverse::{Client, route_of},
     skb::Skb,
 };
 
@@ -28,29 +30,41 @@ fn forward<const CHECK: bool>(
     seen: Addr,
     c: Client,
 ) -> i32 {
-    if b.vtep == 0 {
-        count(C_TO_LOCAL);
-    } else {
-        count(C_TO_REMOTE);
-        if !is_early(b) {
-            if CHECK {
-                return encap::to_node_checked(skb, cfg, p, b.vtep, b.vni, &b.mac);
-            }
-            return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
+    let early = is_early(b);
+    if CHECK && b.vtep != 0 && encap::too_big(skb, cfg, p) {
+        return encap::tell(skb, cfg, p);
+    }
+    let mut mac = &b.mac;
+    if b.vtep == 0 || early {
+        let t = Target {
+            addr: of_family(p.v6, b.addr4, &b.addr6),
+            port: tport,
+            ifindex: b.ifindex,
+            vni: b.vni,
+            mac: b.mac,
+        };
+        if let Err(verdict) = deliver::translate(skb, cfg, p, &t, seen, c) {
+            return verdict;
         }
-        if CHECK && encap::too_big(skb, cfg, p) {
-            return encap::tell(skb, cfg, p);
+        if !early {
+            count(C_TO_LOCAL);
+            return deliver::plain(skb, cfg, b.ifindex, &b.mac);
+        }
+        count(C_EARLY);
+        match node_of(p, b) {
+            Some(r) => mac = &r.mac,
+            None => return drop(D_NO_ROUTE),
         }
     }
-    let t = Target {
-        addr: of_family(p.v6, b.addr4, &b.addr6),
-        port: tport,
-        vtep: b.vtep,
-        ifindex: b.ifindex,
-        vni: b.vni,
-        mac: b.mac,
-    };
-    deliver::to_backend(skb, cfg, p, &t, seen, c)
+    count(C_TO_REMOTE);
+    encap::to_node(skb, cfg, b.vtep, b.vni, mac)
+}
+
+/// The node of a backend, as the network's routes know it.
+#[inline(always)]
+fn node_of(p: &Packet, b: &Backend) -> Option<&'static RouteVal> {
+    let addr = of_family(p.v6, b.addr4, &b.addr6);
+    route_of(b.vni, &addr).filter(|r| r.kind == ROUTE_NODE && r.vtep == b.vtep)
 }
 
 /// Whether packets for a backend are translated here although it is elsewhere.

@@ -32,19 +32,28 @@ pub(crate) fn to_service(skb: Skb, cfg: &NodeCfg, p: &Packet, vni: u32) -> i32 {
     let Some(b) = backend_of(skb, p, vni, s, &mut tport) else {
         return NEXT;
     };
-    if b.vtep != 0 && b.ifindex != BACKEND_EARLY {
+    let early = b.vtep != 0 && b.ifindex == BACKEND_EARLY;
+    let mut mac = &b.mac;
+    if b.vtep == 0 || early {
+        let t = Target {
+            addr: of_family(p.v6, b.addr4, &b.addr6),
+            port: tport,
+            ifindex: if early { 0 } else { b.ifindex },
+            vni: b.vni,
+            mac: b.mac,
+        };
+        let verdict = to_endpoint(skb, cfg, p, &t, s);
+        if !early || verdict != TRANSLATED {
+            return verdict;
+        }
+        match route_of(b.vni, &of_family(p.v6, b.addr4, &b.addr6)) {
+            Some(r) if r.kind == ROUTE_NODE => mac = &r.mac,
+            _ => return drop(D_NO_ROUTE),
+        }
+    } else {
         count(C_ICMP_TRANSLATED);
-        return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
     }
-    let t = Target {
-        addr: of_family(p.v6, b.addr4, &b.addr6),
-        port: tport,
-        vtep: b.vtep,
-        ifindex: b.ifindex,
-        vni: b.vni,
-        mac: b.mac,
-    };
-    to_endpoint(skb, cfg, p, &t, s)
+    encap::to_node(skb, cfg, b.vtep, b.vni, mac)
 }
 
 /// Reads the error into `s` and finds the backend of its flow.
@@ -67,6 +76,9 @@ fn backend_of(skb: Skb, p: &Packet, vni: u32, s: &mut Scratch, tport: &mut u16) 
         None => pick::choose(f, p.v6, f.net_proto & 0xff == TCP, svc),
     }
 }
+
+/// What [`to_endpoint`] gives for a backend of another node: the packet is translated, and still to be sent there.
+const TRANSLATED: i32 = -2;
 
 /// An error about a flow that this node translated, to its backend `t`. `s` holds the quoted flow, and that flow as it
 /// arrived. [`NEXT`]: there is no such flow.
@@ -94,11 +106,8 @@ pub(crate) fn to_endpoint(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, s: &m
         return drop(D_CHECKSUM);
     }
     count(C_ICMP_TRANSLATED);
-    if t.vtep != 0 {
-        return match route_of(t.vni, &t.addr) {
-            Some(r) if r.kind == ROUTE_NODE => encap::to_node(skb, cfg, r.vtep, t.vni, &r.mac),
-            _ => drop(D_NO_ROUTE),
-        };
+    if t.ifindex == 0 {
+        return TRANSLATED;
     }
     if !skb.set_macs(&t.mac, &cfg.mac) {
         return drop(D_CHECKSUM);
