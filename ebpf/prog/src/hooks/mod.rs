@@ -30,7 +30,8 @@ fn forward<const CHECK: bool>(
     c: Client,
 ) -> i32 {
     let early = is_early(b);
-    if CHECK && b.vtep != 0 && encap::too_big(skb, cfg, p) {
+    // A node that routes sends nothing on that does not fit, so even the host's own are told.
+    if (CHECK || early) && b.vtep != 0 && encap::too_big(skb, cfg, p) {
         return encap::tell(skb, cfg, p);
     }
     let mut mac = &b.mac;
