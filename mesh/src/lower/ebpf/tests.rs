@@ -395,6 +395,26 @@ fn a_changed_target_holds_where_the_change_has_come() {
         [None, Some(8080)],
         "nobody sends it from elsewhere"
     );
+    // What a node that balances by IPVS has is translated to here, so its ports are looked up here.
+    let far = |n: u8| {
+        let mut b = backend(n, 2);
+        b.1.place = Place::Remote {
+            vtep: Ipv4Addr::new(198, 18, 0, 2),
+            datapath: Datapath::Ipvs,
+        };
+        b
+    };
+    let mut early = web(&["80:9090"], [far(3), far(4)]);
+    early.services.get_mut(&7).unwrap().others = BTreeMap::from([(ids[2].clone(), old(Some(8080)))]);
+    let mut o3 = small();
+    settle(&early, &mut o3);
+    assert_eq!(o3.services[&key("198.18.0.1", 0, 80, 6)].flags, SVC_TARGETS);
+    assert_eq!([at(&o3, 3, here), at(&o3, 4, here)], [Some(8080), None]);
+    assert_eq!(
+        [at(&o3, 3, 6), at(&o3, 4, 6)],
+        [None, None],
+        "that node's packets are not told so"
+    );
     // A task from before the port was published has none for it.
     w.services.get_mut(&7).unwrap().others = BTreeMap::from([(ids[2].clone(), old(None)), (ids[1].clone(), old(None))]);
     settle(&w, &mut o);
