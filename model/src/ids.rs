@@ -371,6 +371,13 @@ impl FromStr for Proto {
         match s {
             "tcp" => Ok(Proto::Tcp),
             "udp" => Ok(Proto::Udp),
+            "sctp" => Err(BadValue::new(
+                "protocol",
+                s,
+                "is neither tcp nor udp: which tasks listen and who holds a port is asked of these alone, and the eBPF \
+                 data path carries no other",
+                "80/tcp or 53/udp",
+            )),
             _ => Err(BadValue::new(
                 "protocol",
                 s,
