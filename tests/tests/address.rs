@@ -163,6 +163,9 @@ fn nodes_move_under_traffic() {
             "requests",
             "--to",
             &vip,
+            // The daemons of all nodes need a processor too, and some kernels have but one.
+            "--pause-ms",
+            "2",
             "--duration",
             "8",
         ];
