@@ -186,6 +186,11 @@ pub enum Problem {
         "the published ports of service #{0} are closed on this node: its data path, eBPF, does not know --allow-from, and would let everybody in; try: netctl service update --allow-from all, or datapath.mode = \"ipvs\" on this node"
     )]
     NoAllowFrom(u32),
+    /// This data path carries TCP and UDP alone.
+    #[error(
+        "port {1}/sctp of service #{0} does not answer on this node: its data path, eBPF, carries tcp and udp alone; try: netctl service unpublish, or datapath.mode = \"ipvs\" on this node"
+    )]
+    NoSctp(u32, u16),
     /// This data path shows backends the client.
     #[error(
         "the backends of service #{0} see clients' own addresses in what comes by this node: its data path, eBPF, does not masquerade; try: netctl service update --source-ip preserve"

@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Datagrams instead of connections.
     #[arg(long)]
     udp: bool,
+    /// Associations of SCTP instead of connections.
+    #[arg(long, conflicts_with_all = ["udp", "bye"])]
+    sctp: bool,
     /// Number of tries.
     #[arg(long, short = 'n', default_value_t = 100)]
     count: u64,
@@ -55,11 +58,14 @@ enum Way {
     Connection,
     /// One that the server closes.
     Bye,
+    /// One by SCTP, that this side closes.
+    Sctp,
 }
 
 impl Args {
     fn way(&self) -> Way {
         match (self.udp, self.bye) {
+            _ if self.sctp => Way::Sctp,
             (true, _) => Way::Datagram,
             (false, false) => Way::Connection,
             (false, true) => Way::Bye,
@@ -212,6 +218,7 @@ fn attempt(to: &str, way: Way, number: u64, timeout: Duration) -> Try {
         Way::Datagram => datagram(to, number, timeout),
         Way::Connection => connection(to, false, timeout),
         Way::Bye => connection(to, true, timeout),
+        Way::Sctp => association(to, timeout),
     });
     Try {
         started,
@@ -229,12 +236,24 @@ fn lookup(to: &str) -> Result<SocketAddr, String> {
 
 fn connection(to: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, String> {
     let stream = TcpStream::connect_timeout(&to, timeout).map_err(kind)?;
+    let own = stream.local_addr().map_err(kind)?;
+    ask(&stream, own, bye, timeout)
+}
+
+fn association(to: SocketAddr, timeout: Duration) -> Result<Answer, String> {
+    let stream = crate::sctp::connect(to, timeout).map_err(kind)?;
+    // Its socket has all addresses of this side; what the kernel takes is what it takes for a datagram.
+    let own = towards(to).and_then(|s| s.local_addr()).map_err(kind)?;
+    ask(&stream, own, false, timeout)
+}
+
+fn ask(mut stream: &TcpStream, own: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, String> {
     stream.set_read_timeout(Some(timeout)).map_err(kind)?;
-    let own = plain(stream.local_addr().map_err(kind)?.ip());
+    let own = plain(own.ip());
     let request: &[u8] = if bye { b"BYE\n" } else { b"WHO\n" };
-    (&stream).write_all(request).map_err(kind)?;
+    stream.write_all(request).map_err(kind)?;
     let mut line = String::new();
-    let mut from = BufReader::new(&stream);
+    let mut from = BufReader::new(stream);
     from.read_line(&mut line).map_err(kind)?;
     if bye && from.read_line(&mut String::new()).map_err(kind)? != 0 {
         return Err("more than one answer".to_owned());
@@ -242,14 +261,19 @@ fn connection(to: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, St
     answer(&line, own)
 }
 
-fn datagram(to: SocketAddr, number: u64, timeout: Duration) -> Result<Answer, String> {
+fn towards(to: SocketAddr) -> std::io::Result<UdpSocket> {
     let any: SocketAddr = if to.is_ipv4() {
         ([0; 4], 0).into()
     } else {
         ([0; 16], 0).into()
     };
-    let socket = UdpSocket::bind(any).map_err(kind)?;
-    socket.connect(to).map_err(kind)?;
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+fn datagram(to: SocketAddr, number: u64, timeout: Duration) -> Result<Answer, String> {
+    let socket = towards(to).map_err(kind)?;
     socket.set_read_timeout(Some(timeout)).map_err(kind)?;
     let own = plain(socket.local_addr().map_err(kind)?.ip());
     socket.send(number.to_string().as_bytes()).map_err(kind)?;

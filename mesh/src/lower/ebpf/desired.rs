@@ -89,12 +89,22 @@ impl Desired {
             if service.timeouts != Timeouts::default() {
                 out.problems.insert(Problem::NoTimeouts(*index));
             }
+            let left_out = service.ports.iter().filter(|p| p.proto == Proto::Sctp);
+            out.problems
+                .extend(left_out.map(|p| Problem::NoSctp(*index, p.published)));
             let usable: Vec<(&BackendId, &Backend)> = service
                 .backends
                 .iter()
                 .filter(|(id, b)| out.take_backend(wanted, id, b, &mut owners))
                 .collect();
-            out.take_service(wanted, *index, service, &usable);
+            match service.ports.iter().any(|p| p.proto == Proto::Sctp) {
+                false => out.take_service(wanted, *index, service, &usable),
+                true => {
+                    let mut carried = service.clone();
+                    carried.ports.retain(|p| p.proto != Proto::Sctp);
+                    out.take_service(wanted, *index, &carried, &usable);
+                }
+            }
         }
         out
     }

@@ -690,10 +690,14 @@ fn what_this_data_path_does_not_know_is_said_and_an_allow_list_closes_the_ports(
         Some([1, 2].into()),
         "the service goes on within its networks"
     );
-    // Open again as soon as everybody may come.
-    w.services.get_mut(&7).unwrap().allow_from.clear();
+    // Open again as soon as everybody may come; a protocol that is not carried stays the host's.
+    let s = w.services.get_mut(&7).unwrap();
+    s.allow_from.clear();
+    s.ports.insert(port("3868/sctp"));
+    assert!(plan(&w, &o).problems.contains(&Problem::NoSctp(7, 3868)));
     settle(&w, &mut o);
     assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
+    assert!(o.services.keys().all(|k| k.proto != 132));
 }
 
 #[test]
