@@ -16,7 +16,10 @@ use mesh::ipvs::{Family, Scheduler, ServiceKey, Step, Table, lower, rules};
 use model::Vni;
 use overlay::{Desired, SeenSandbox, names};
 
-use super::pass::{Done, KernelError, World, chain};
+use super::{
+    conntrack::Conntrack,
+    pass::{Done, KernelError, World, chain},
+};
 use crate::view;
 
 /// Handles of what only this data path has.
@@ -28,6 +31,7 @@ pub(super) struct Ipvs {
     networks: BTreeMap<Vni, Network>,
     /// Services whose scheduler the kernel does not have, as they were told last.
     replaced: BTreeMap<(Vni, ServiceKey), Scheduler>,
+    conntrack: Conntrack,
 }
 
 /// A network's namespace. The handles keep it alive, so they go before it does.
@@ -57,6 +61,7 @@ impl Ipvs {
             host,
             networks: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            conntrack: Conntrack::default(),
         })
     }
 
@@ -157,6 +162,7 @@ impl Ipvs {
         }
         let rules = view::host_rules(&desired, &lowered, &world.here);
         done.writes += self.host.apply(rules, extent, |host| host.rules())?;
+        done.problems.extend(self.conntrack.problem()?);
         Ok(())
     }
 

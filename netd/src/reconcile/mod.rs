@@ -5,6 +5,7 @@
 //! over an unchanged world writes nothing.
 
 mod choose;
+mod conntrack;
 mod ebpf;
 pub mod host;
 mod ipvs;
