@@ -112,10 +112,16 @@ pub(super) fn text(script: &str, guest: &Guest<'_>) -> anyhow::Result<String> {
     let _ = writeln!(text, "export NETD_LANE={lane}\nexec >{terminal} 2>&1 </dev/null");
     text.push_str(MOUNTS);
     // What would be covered is held, and laid over again.
-    let covered = guest.visible.iter().filter(|dir| OWN.iter().any(|own| dir.starts_with(own)));
+    let covered = guest
+        .visible
+        .iter()
+        .filter(|dir| OWN.iter().any(|own| dir.starts_with(own)));
     let covered = covered.map(|dir| name(dir)).collect::<anyhow::Result<Vec<_>>>()?;
     for (i, dir) in covered.iter().enumerate() {
-        let _ = writeln!(text, "must mkdir -p /dev/visible/{i}\nmust mount --bind {dir} /dev/visible/{i}");
+        let _ = writeln!(
+            text,
+            "must mkdir -p /dev/visible/{i}\nmust mount --bind {dir} /dev/visible/{i}"
+        );
     }
     for dir in OWN {
         let _ = writeln!(text, "must mount -t tmpfs -o mode=1777 tmpfs {dir}");
@@ -124,7 +130,10 @@ pub(super) fn text(script: &str, guest: &Guest<'_>) -> anyhow::Result<String> {
         let _ = writeln!(text, "must mkdir -p {dir}\nmust mount --move /dev/visible/{i} {dir}");
     }
     let modules = name(guest.modules)?;
-    let _ = writeln!(text, "must mkdir -p /dev/modules/lib\nmust ln -s {modules} /dev/modules/lib/modules");
+    let _ = writeln!(
+        text,
+        "must mkdir -p /dev/modules/lib\nmust ln -s {modules} /dev/modules/lib/modules"
+    );
     text.push_str(LOADER);
     let _ = writeln!(text, "must /dev/modules/modprobe -a {}", MODULES.join(" "));
     // Programs of a service expect no less.
@@ -167,7 +176,8 @@ pub(super) fn follow(machine: Machine, limit: Duration, each: &mut dyn FnMut(&st
 /// A path as the shell takes it.
 fn name(path: &Path) -> anyhow::Result<String> {
     let text = path.to_str();
-    text.map(quoted).with_context(|| format!("{} is no text", path.display()))
+    text.map(quoted)
+        .with_context(|| format!("{} is no text", path.display()))
 }
 
 /// A word that the shell takes as it is.

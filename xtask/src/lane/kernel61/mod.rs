@@ -60,7 +60,9 @@ pub(crate) fn run(what: What, filter: Option<&str>) -> anyhow::Result<()> {
         work.extend(stories(filter)?);
     }
     if work.is_empty() {
-        bail!("no test of this lane has {wanted:?} in its name\n  try: cargo xtask test --lane kernel61, without a filter");
+        bail!(
+            "no test of this lane has {wanted:?} in its name\n  try: cargo xtask test --lane kernel61, without a filter"
+        );
     }
     let linux = linux::get(&build::target_dir()?.join("lanes/kernel61"), SERIES)?;
     println!("... Linux {} under emulation", linux.release);
