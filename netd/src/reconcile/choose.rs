@@ -96,7 +96,10 @@ impl Chosen {
 /// # Errors
 /// [`KernelError::NoIpvs`].
 pub fn possible(mode: Mode) -> Result<(), KernelError> {
-    Chosen::new(mode).map(|_| ()).map_err(KernelError::NoIpvs)
+    match mode {
+        Mode::Ipvs => ipvs::offers().map(drop).map_err(KernelError::NoIpvs),
+        Mode::Auto | Mode::Ebpf => Ok(()),
+    }
 }
 
 /// Which data path this node used last, so that a change of mode leaves nothing of the other one.

@@ -28,7 +28,8 @@ const SERIES: &str = "6.1.";
 const KERNEL: [(&str, &str, &str); 4] = [
     ("bpf", "bpf::", ""),
     // Some are ignored where they are run without being asked for: most machines have no IPVS.
-    ("ipvs", "ipvs::", " --include-ignored"),
+    // One at a time: with two CPUs another namespace's services move while one lists its own (`kernel::ipvs`).
+    ("ipvs", "ipvs::", " --include-ignored --test-threads=1"),
     ("firewall", "firewall::", " --include-ignored"),
     ("overlay", "fabric::tests::routed::", " --include-ignored"),
 ];
@@ -37,7 +38,7 @@ const SMOKE: [&str; 2] = ["mesh", "names"];
 /// The one that is of both.
 const BOTH: &str = "switch";
 /// How long one guest may take.
-const LIMIT: Duration = Duration::from_secs(20 * 60);
+const LIMIT: Duration = Duration::from_secs(40 * 60);
 
 /// Runs the lane.
 ///
