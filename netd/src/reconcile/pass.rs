@@ -25,6 +25,7 @@ use super::{
     former::Former,
     host,
     ipvs::Ipvs,
+    places::Places,
     reserve::Reserve,
 };
 use crate::{
@@ -102,13 +103,13 @@ pub struct Kernel {
     reserve: Reserve,
     former: Former,
     memory: Memory,
-    places: Places,
+    folders: Folders,
     chosen: Chosen,
     way: Way,
 }
 
 /// Where the data paths have what is theirs.
-struct Places {
+struct Folders {
     /// Folder of the sandboxes.
     netns: PathBuf,
     /// Folder of the pins.
@@ -167,6 +168,8 @@ pub struct Done {
     pub mtu: u16,
     /// Addresses of this host, when they could be read.
     pub addresses: Option<BTreeSet<IpAddr>>,
+    /// Where it all is.
+    pub places: Places,
 }
 
 impl Done {
@@ -218,20 +221,20 @@ impl Kernel {
             );
         }
         memory.begin(chosen.datapath)?;
-        let places = Places {
+        let folders = Folders {
             netns: config.netns_dir(),
             bpffs: config.node.bpffs_dir.clone(),
         };
         let way = match offers {
-            Offers::Ipvs(offers) => Way::Ipvs(Box::new(Ipvs::open(&places.netns, offers)?)),
-            Offers::Ebpf => Way::Ebpf(Box::new(Ebpf::open(&places.bpffs, &places.netns)?)),
+            Offers::Ipvs(offers) => Way::Ipvs(Box::new(Ipvs::open(&folders.netns, offers)?)),
+            Offers::Ebpf => Way::Ebpf(Box::new(Ebpf::open(&folders.bpffs, &folders.netns)?)),
         };
         Ok(Kernel {
             rtnl: Rtnl::open()?,
             reserve: Reserve::open(state),
             former: Former::open(state),
             memory,
-            places,
+            folders,
             chosen,
             way,
         })
@@ -244,8 +247,8 @@ impl Kernel {
             return Ok(());
         };
         let left = match old {
-            Datapath::Ebpf => Ebpf::remains(&self.places.bpffs)?,
-            Datapath::Ipvs => Ipvs::remains(&self.places.netns)?,
+            Datapath::Ebpf => Ebpf::remains(&self.folders.bpffs)?,
+            Datapath::Ipvs => Ipvs::remains(&self.folders.netns)?,
         };
         if left.is_empty() {
             tracing::info!("nothing of data path {} is left", choose::word(old));
@@ -284,10 +287,10 @@ impl Kernel {
     }
 
     /// Counters of the data path that are not 0.
-    pub fn counters(&self) -> Result<BTreeMap<String, u64>, KernelError> {
-        match &self.way {
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, KernelError> {
+        match &mut self.way {
             Way::Ebpf(e) => e.counters(),
-            Way::Ipvs(_) => Ok(BTreeMap::new()),
+            Way::Ipvs(i) => i.counters(),
         }
     }
 
@@ -314,6 +317,10 @@ impl Kernel {
         if let Err(e) = self.try_pass(inputs, intent, facts, endpoints, &mut done) {
             done.problems.push(chain(&e));
         }
+        done.places = match &self.way {
+            Way::Ebpf(e) => e.places(intent),
+            Way::Ipvs(i) => i.places(),
+        };
         done
     }
 
