@@ -64,6 +64,7 @@ fn drained(lab: &Lab) -> anyhow::Result<()> {
     n2.kill_netd()?;
     let took = n2.start_netd()?;
     same(&Seen::of(n2)?, &ipvs)?;
+    let mut midst = 0;
     for (mode, wanted, seen) in [("ebpf", Datapath::Ebpf, &ebpf), ("ipvs", Datapath::Ipvs, &ipvs)] {
         for part in 2..6 {
             n2.kill_netd()?;
@@ -71,10 +72,13 @@ fn drained(lab: &Lab) -> anyhow::Result<()> {
             n2.use_data_path(if part % 2 == 0 { "ebpf" } else { "ipvs" })?;
             n2.begin_netd()?;
             std::thread::sleep(took * part / 6);
+            let memory = std::fs::read_to_string(n2.folder().join("state/datapath"))?;
+            midst += u32::from(memory.contains("after"));
         }
         restart(n2, mode, wanted)?;
         same(&Seen::of(n2)?, seen)?;
     }
+    ensure!(midst > 0, "none was killed between the two");
     Ok(())
 }
 
