@@ -18,7 +18,7 @@ use overlay::{Desired, SeenSandbox, names};
 
 use super::{
     conntrack::Conntrack,
-    pass::{Done, KernelError, World, chain},
+    pass::{Done, KernelError, World, chain, failures},
     places::{self, Places},
 };
 use crate::view;
@@ -66,8 +66,8 @@ impl Ipvs {
         })
     }
 
-    /// Takes what it left in the kernel out of it.
-    pub(super) fn remains(folder: &Path) -> Result<(), KernelError> {
+    /// Takes what it left in the kernel out of it; what could not be taken.
+    pub(super) fn remains(folder: &Path) -> Result<Vec<String>, KernelError> {
         // Whichever filter it was: the kernel may be another one than then.
         let mut host = Firewall::open(&Netns::current()?)?;
         host.remove()?;
@@ -77,10 +77,7 @@ impl Ipvs {
             classifiers: true,
         };
         let round = fabric::reconcile_wanted(shape.want(&Desired::default()), None, Extent::All)?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
-        }
-        Ok(())
+        Ok(failures(&round))
     }
 
     /// The next pass reads anew instead of trusting what was written.
@@ -143,8 +140,8 @@ impl Ipvs {
         self.host.firewall.remove()?;
         let wanted = self.shape().want(&Desired::default());
         let round = fabric::reconcile_wanted(wanted, None, Extent::All)?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
+        for failure in failures(&round) {
+            tracing::warn!("{failure}");
         }
         Ok(())
     }
@@ -166,8 +163,7 @@ impl Ipvs {
         if extent == Extent::All {
             self.let_go(&desired);
         }
-        let round = fabric::reconcile_wanted(self.shape().want(&desired), None, extent)?;
-        done.round(&round, world.endpoints);
+        let round = world.objects(self.shape().want(&desired), done)?;
         let sandboxes = &round.survey.observed.sandboxes;
         for (id, endpoint) in &desired.endpoints {
             let Some(SeenSandbox::Ours(space)) = sandboxes.get(&names::sandbox(&self.folder, endpoint.vni)) else {
