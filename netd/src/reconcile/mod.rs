@@ -28,7 +28,7 @@ use tokio::sync::watch;
 use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresses};
 
 pub use choose::Chosen;
-pub use pass::{Kernel, KernelError};
+pub use pass::{Done, Kernel, KernelError};
 
 /// Changes that arrive together are one pass: a burst of rows costs one plan, and nobody notices the wait.
 const GATHER: Duration = Duration::from_millis(3);
