@@ -52,6 +52,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             "netd makes namespaces and loads kernel programs: it needs root; try: sudo netd, or systemctl start netd"
         );
     }
+    netd::reconcile::possible(config.datapath.mode)?;
     keep_secrets_in()?;
     open_many();
     kernel::heap::share_arenas();

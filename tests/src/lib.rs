@@ -90,6 +90,27 @@ pub fn tunnel(host: &Host) -> anyhow::Result<(String, String)> {
     Ok((format!("nx{vni}"), ip))
 }
 
+/// What of tasks and endpoints a host has: namespaces that netd made for them, and their veths' outer ends. By IPVS those
+/// ends are in the sandboxes of the networks, which stay for as long as there are networks.
+///
+/// # Errors
+///
+/// When the host cannot be looked at.
+pub fn attached(host: &Host) -> anyhow::Result<(Vec<String>, usize)> {
+    let all = host.run(&["find", "/run/netd/netns", "-mindepth", "1"])?.stdout;
+    let all: Vec<&str> = all.lines().collect();
+    let network = |path: &&str| by_ipvs() && path.starts_with("/run/netd/netns/net-");
+    let (networks, own): (Vec<&str>, Vec<&str>) = all.into_iter().partition(network);
+    let mut links = host.sh("ip -o link")?.ok()?.stdout;
+    for network in networks {
+        links += &host.sh(&format!("nsenter --net={network} ip -o link"))?.ok()?.stdout;
+    }
+    // `nvh` and `nvup`: between the host and a network.
+    let of = |name: &str| links.matches(&format!(": nv{name}")).count();
+    let veths = if by_ipvs() { of("") - of("h") - of("up") } else { of("") };
+    Ok((own.into_iter().map(str::to_owned).collect(), veths))
+}
+
 /// The folder of the binaries. `cargo xtask test` has built them; otherwise they are built here, so that
 /// `cargo test -p tests` never tests old ones.
 fn programs() -> anyhow::Result<PathBuf> {

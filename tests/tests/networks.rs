@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use lab::{Host, eventually};
 use model::api::{EndpointView, ServiceView};
 use model::{Name, intent::Vip};
-use tests::{SERVICE, address_kept, all_answered, in_cluster, known, running, tasks};
+use tests::{SERVICE, address_kept, all_answered, attached, in_cluster, known, running, tasks};
 
 /// A published service on two networks is what Swarm's users could not have: moby issue 24637.
 #[test]
@@ -148,10 +148,9 @@ fn a_published_service_on_two_networks() {
         n1.netctl("endpoint rm both")?.ok()?;
         eventually("every endpoint and namespace to go", Duration::from_secs(30), || {
             for node in lab.nodes() {
-                let left = node.sh("find /run/netd/netns -mindepth 1")?.stdout;
-                ensure!(left.trim().is_empty(), "a namespace on {}: {left}", node.name());
+                let (left, veths) = attached(node)?;
+                ensure!(left.is_empty(), "namespaces on {}: {left:?}", node.name());
                 let wanted = if node.name() == "n1" { 2 } else { 0 };
-                let veths = node.sh("ip -o link")?.ok()?.stdout.matches(": nv").count();
                 ensure!(veths == wanted, "{veths} veths on {}", node.name());
             }
             Ok(true)

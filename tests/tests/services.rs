@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use lab::eventually;
 use model::api::{ServiceView, TaskState};
-use tests::{SERVICE, create_web, homes, in_cluster, running, tasks};
+use tests::{SERVICE, attached, create_web, homes, in_cluster, running, tasks};
 
 #[test]
 fn created_scaled_restarted_removed() {
@@ -98,12 +98,9 @@ fn created_scaled_restarted_removed() {
                     "a process on {}",
                     node.name()
                 );
-                let left = node
-                    .run(&["sh", "-c", "ls /run/netd/netns 2>/dev/null | grep web || true"])?
-                    .stdout;
-                ensure!(left.is_empty(), "a namespace on {}: {left}", node.name());
-                let links = node.sh("ip -o link")?.ok()?.stdout;
-                ensure!(!links.contains(": nv"), "a veth on {}: {links}", node.name());
+                let (left, veths) = attached(node)?;
+                ensure!(left.is_empty(), "namespaces on {}: {left:?}", node.name());
+                ensure!(veths == 0, "{veths} veths on {}", node.name());
             }
             Ok(true)
         })?;

@@ -3,7 +3,7 @@
 //! Which of the two is asked of the kernel ([`Firewall::open`]), not of the programs that are installed. Both hold the same
 //! [`Rules`]; what is there is looked at first and nothing is written when it is as it should be. nf_tables: table
 //! `inet netd`, by netlink, each change one transaction. iptables: chains `NETD-*`, one run of
-//! `iptables-legacy-restore --noflush` for each table that differs; a table is replaced at once, several are not. Filters
+//! `iptables-legacy-restore --noflush` for the tables of a family that differ; a table is replaced at once, several are not. Filters
 //! that refuse come first then, translations last.
 //!
 //! What others have is neither read into ours nor written: their tables, chains and rules stay as they are. One of our names

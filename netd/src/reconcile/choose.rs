@@ -54,6 +54,14 @@ impl Chosen {
     }
 }
 
+/// Whether this kernel has what the settings ask for, to be told before anything else is begun. Nothing is written.
+///
+/// # Errors
+/// [`KernelError::NoIpvs`].
+pub fn possible(mode: Mode) -> Result<(), KernelError> {
+    Chosen::new(mode).map(|_| ()).map_err(KernelError::NoIpvs)
+}
+
 /// Which data path this node used last, so that a change of mode leaves nothing of the other one.
 pub(super) struct Memory {
     file: PathBuf,

@@ -12,11 +12,14 @@ use kernel::{
     ipvs::{self, Abilities},
     netns::{self, Netns, NetnsId},
 };
-use mesh::ipvs::{Family, Scheduler, ServiceKey, Step, Table, lower, rules};
+use mesh::ipvs::{Family, Scheduler, Step, Table, lower, rules};
 use model::Vni;
 use overlay::{Desired, SeenSandbox, names};
 
-use super::pass::{Done, KernelError, World, chain};
+use super::{
+    conntrack::Conntrack,
+    pass::{Done, KernelError, World, chain},
+};
 use crate::view;
 
 /// Handles of what only this data path has.
@@ -26,8 +29,9 @@ pub(super) struct Ipvs {
     offers: Abilities,
     host: Filter<rules::Host>,
     networks: BTreeMap<Vni, Network>,
-    /// Services whose scheduler the kernel does not have, as they were told last.
-    replaced: BTreeMap<(Vni, ServiceKey), Scheduler>,
+    /// Schedulers that the kernel does not have, with the number of virtual servers that do without.
+    replaced: BTreeMap<Scheduler, usize>,
+    conntrack: Conntrack,
 }
 
 /// A network's namespace. The handles keep it alive, so they go before it does.
@@ -57,6 +61,7 @@ impl Ipvs {
             host,
             networks: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            conntrack: Conntrack::default(),
         })
     }
 
@@ -79,6 +84,12 @@ impl Ipvs {
 
     /// The next pass reads anew instead of trusting what was written.
     pub(super) fn forget_mirrors(&mut self) {
+        if !self.replaced.is_empty()
+            && let Ok(offers) = ipvs::probe()
+        {
+            // Somebody may have loaded what was missing.
+            self.offers = offers;
+        }
         self.host.holds = None;
         for network in self.networks.values_mut() {
             (network.table, network.filter.holds) = (None, None);
@@ -142,9 +153,15 @@ impl Ipvs {
         let wanted = view::mesh_wanted(world.intent, world.facts, &world.here, world.endpoints);
         let mut lowered = lower(&wanted);
         done.problems.extend(lowered.problems.iter().map(|p| p.to_string()));
-        for (vni, sandbox) in &mut lowered.networks {
-            self.settle(*vni, &mut sandbox.table);
+        self.replaced.clear();
+        for sandbox in lowered.networks.values_mut() {
+            self.settle(&mut sandbox.table);
         }
+        done.notes.extend(self.replaced.iter().map(|(was, servers)| {
+            format!(
+                "this kernel's IPVS has no scheduler {was}: {servers} virtual servers have rr instead; try: modprobe ip_vs_{was} (netd looks again within a minute)"
+            )
+        }));
         for (vni, rules) in view::sandbox_rules(&desired, &lowered) {
             let Some(SeenSandbox::Ours(_)) = sandboxes.get(&names::sandbox(&self.folder, vni)) else {
                 continue;
@@ -157,6 +174,7 @@ impl Ipvs {
         }
         let rules = view::host_rules(&desired, &lowered, &world.here);
         done.writes += self.host.apply(rules, extent, |host| host.rules())?;
+        done.notes.extend(self.conntrack.problem()?);
         Ok(())
     }
 
@@ -169,17 +187,13 @@ impl Ipvs {
         });
     }
 
-    /// Does without what this kernel does not have, and says so once.
-    fn settle(&mut self, vni: Vni, table: &mut Table) {
+    /// Does without what this kernel does not have.
+    fn settle(&mut self, table: &mut Table) {
         if !self.offers.ipv6 {
             table.services.retain(|key, _| key.family == Family::V4);
         }
-        for (key, was) in table.settle_for(&self.offers.schedulers) {
-            if self.replaced.insert((vni, key), was) != Some(was) {
-                tracing::warn!(
-                    "network {vni}, {key}: this kernel's IPVS has no scheduler {was}, rr is taken instead; try: modprobe ip_vs_{was}, then restart netd"
-                );
-            }
+        for (_, was) in table.settle_for(&self.offers.schedulers) {
+            *self.replaced.entry(was).or_default() += 1;
         }
     }
 

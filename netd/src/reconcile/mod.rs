@@ -5,6 +5,7 @@
 //! over an unchanged world writes nothing.
 
 mod choose;
+mod conntrack;
 mod ebpf;
 pub mod host;
 mod ipvs;
@@ -27,7 +28,7 @@ use tokio::sync::watch;
 
 use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresses};
 
-pub use choose::Chosen;
+pub use choose::{Chosen, possible};
 pub use pass::{Done, Kernel, KernelError};
 
 /// Changes that arrive together are one pass: a burst of rows costs one plan, and nobody notices the wait.
@@ -420,10 +421,13 @@ impl Loop {
             self.out.send_replace(Arc::new(status));
             return true;
         }
-        let done = self.kernel.pass(&self.inputs, &intent, &facts, &endpoints);
+        let mut done = self.kernel.pass(&self.inputs, &intent, &facts, &endpoints);
         self.total += done.writes;
         self.runs += 1;
         let clean = done.problems.is_empty();
+        for note in done.notes.iter().filter(|n| !before.problems.contains(n)) {
+            tracing::warn!("{note}");
+        }
         if done.writes > 0 || done.problems != before.problems {
             tracing::info!(
                 revision = intent.revision,
@@ -436,6 +440,7 @@ impl Loop {
         for p in done.problems.iter().filter(|p| !before.problems.contains(p)) {
             tracing::warn!("not applied: {p}");
         }
+        done.problems.append(&mut done.notes);
         if let Ok(mut table) = self.inputs.endpoints.lock() {
             for (id, e) in &endpoints {
                 let attached = done.attached.contains_key(id);

@@ -114,6 +114,8 @@ pub struct Done {
     pub writes: u64,
     /// What could not be done.
     pub problems: Vec<String>,
+    /// What was done, and still wants an operator's eye: it is told with the problems, and nothing is tried again for it.
+    pub notes: Vec<String>,
     /// What could not be done for an endpoint.
     pub endpoints: BTreeMap<EndpointId, String>,
     /// Host side interfaces of the endpoints that are fully there.

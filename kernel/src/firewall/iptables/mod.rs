@@ -45,10 +45,8 @@ impl Iptables {
                 self.watch = Some(watch);
                 return Ok(written);
             }
-            for run in &todo {
-                written = true;
-                self.programs.restore(run)?;
-            }
+            written = true;
+            self.programs.restore(&todo)?;
         }
         Err(FirewallError::Unsettled(ATTEMPTS))
     }
@@ -100,10 +98,9 @@ impl Iptables {
                 continue;
             }
             let saved = self.programs.save(family)?;
-            for run in wanted::removal(family, &saved) {
-                self.programs.restore(&run)?;
-                written = true;
-            }
+            let runs = wanted::removal(family, &saved);
+            self.programs.restore(&runs)?;
+            written |= !runs.is_empty();
         }
         self.watch = None;
         self.spelled.clear();

@@ -8,7 +8,10 @@ use std::{
 
 use mesh::lower::ipvs::{
     Family,
-    rules::iptables::{Run, Saved},
+    rules::{
+        TableName,
+        iptables::{Run, Saved},
+    },
 };
 
 use super::lock;
@@ -90,9 +93,17 @@ impl Programs {
         Ok(Saved::parse(&String::from_utf8_lossy(&output.stdout)))
     }
 
-    /// One table's change: all of it, or nothing.
-    pub(super) fn restore(&self, run: &Run) -> Result<(), FirewallError> {
-        let tool = name(run.family, false);
+    /// The changes of some tables, in their order, one program for each family that follows another. A table's change is
+    /// made as a whole or not at all; after one that is refused none is made.
+    pub(super) fn restore(&self, runs: &[Run]) -> Result<(), FirewallError> {
+        runs.chunk_by(|a, b| a.family == b.family)
+            .try_for_each(|of_family| self.restore_family(of_family))
+    }
+
+    fn restore_family(&self, runs: &[Run]) -> Result<(), FirewallError> {
+        let Some(first) = runs.first() else { return Ok(()) };
+        let input: String = runs.iter().map(|run| run.input.as_str()).collect();
+        let tool = name(first.family, false);
         let path = find(tool)?;
         let failed = |source| FirewallError::Run {
             path: path.clone(),
@@ -105,11 +116,11 @@ impl Programs {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = command.spawn().map_err(failed)?;
-        // It reads to the end before it says more than a line, or ends early and says why.
+        // It says no more than a line before it ends, so that neither waits for the other.
         let written = child
             .stdin
             .take()
-            .map_or(Ok(()), |mut to| to.write_all(run.input.as_bytes()));
+            .map_or(Ok(()), |mut to| to.write_all(input.as_bytes()));
         let output = child.wait_with_output().map_err(failed)?;
         if output.status.success() {
             return written.map_err(failed);
@@ -120,14 +131,12 @@ impl Programs {
             let holder = lock::holder(&lock).unwrap_or_else(|| "another program".into());
             return Err(FirewallError::Locked { holder, lock });
         }
-        if let Some(line) = line(&said, &run.input) {
+        let at = number(&said).and_then(|n| n.checked_sub(1));
+        let table = table(runs, at).to_string();
+        if let Some(line) = at.and_then(|at| input.lines().nth(at)) {
             said = format!("{said}: `{line}`");
         }
-        Err(FirewallError::Refused {
-            tool,
-            table: run.table.to_string(),
-            said,
-        })
+        Err(FirewallError::Refused { tool, table, said })
     }
 }
 
@@ -145,9 +154,43 @@ fn said(output: &Output) -> String {
     }
 }
 
-/// The line that was refused, where its number was told.
-fn line<'a>(said: &str, input: &'a str) -> Option<&'a str> {
+/// The number of the line that was refused, from 1, where it was told.
+fn number(said: &str) -> Option<usize> {
     let (_, rest) = said.split_once("line ").or_else(|| said.split_once("line: "))?;
-    let number: usize = rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()?;
-    input.lines().nth(number.checked_sub(1)?)
+    rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// The table that a line, from 0, of the changes together is about; without a line the first one's.
+fn table(runs: &[Run], at: Option<usize>) -> TableName {
+    let mut before = 0;
+    for run in runs {
+        before += run.input.lines().count();
+        if at.is_none_or(|at| at < before) {
+            return run.table;
+        }
+    }
+    runs.last().map_or(TableName::Raw, |run| run.table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_that_of_its_line_and_table() {
+        let run = |table, input: &str| Run {
+            family: Family::V4,
+            table,
+            input: input.into(),
+        };
+        let runs = [
+            run(TableName::Raw, "*raw\n-A X -j DROP\nCOMMIT\n"),
+            run(TableName::Nat, "*nat\n-A Y -j NONE\nCOMMIT\n"),
+        ];
+        let at = |said: &str| table(&runs, number(said).and_then(|n| n.checked_sub(1)));
+        assert_eq!(at("iptables-restore: line 2 failed"), TableName::Raw);
+        assert_eq!(at("Error occurred at line: 5"), TableName::Nat);
+        assert_eq!(at("line 99 failed"), TableName::Nat, "never past the end");
+        assert_eq!(at("no such thing"), TableName::Raw);
+    }
 }

@@ -38,9 +38,32 @@ pub(crate) struct Args {
     /// A try fails after so many milliseconds.
     #[arg(long, default_value_t = 1000)]
     timeout_ms: u64,
+    /// The server closes: a port of this side is free again at once, instead of a minute later.
+    #[arg(long, conflicts_with = "udp")]
+    bye: bool,
     /// Say `ready` on standard error before the first try.
     #[arg(long)]
     announce: bool,
+}
+
+/// How a try is made.
+#[derive(Clone, Copy)]
+enum Way {
+    Datagram,
+    /// One that this side closes.
+    Connection,
+    /// One that the server closes.
+    Bye,
+}
+
+impl Args {
+    fn way(&self) -> Way {
+        match (self.udp, self.bye) {
+            (true, _) => Way::Datagram,
+            (false, false) => Way::Connection,
+            (false, true) => Way::Bye,
+        }
+    }
 }
 
 struct Try {
@@ -78,7 +101,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match args.rate {
         None => {
             for number in 0..count {
-                let _ = send.send(attempt(&args.to, args.udp, number, timeout));
+                let _ = send.send(attempt(&args.to, args.way(), number, timeout));
             }
         }
         Some(rate) => {
@@ -93,10 +116,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 #[allow(clippy::cast_precision_loss, reason = "a count of tries")]
                 let due = Duration::from_secs_f64(number as f64 / rate);
                 std::thread::sleep(due.saturating_sub(start.elapsed()));
-                let (send, to, udp) = (send.clone(), args.to.clone(), args.udp);
+                let (send, to, way) = (send.clone(), args.to.clone(), args.way());
                 std::thread::Builder::new()
                     .stack_size(128 * 1024)
-                    .spawn(move || send.send(attempt(&to, udp, number, timeout)))
+                    .spawn(move || send.send(attempt(&to, way, number, timeout)))
                     .context("starting a thread for a try")?;
             }
         }
@@ -137,16 +160,14 @@ fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
     tally
 }
 
-fn attempt(to: &str, udp: bool, number: u64, timeout: Duration) -> Try {
+fn attempt(to: &str, way: Way, number: u64, timeout: Duration) -> Try {
     let started = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, millis);
-    let result = lookup(to).and_then(|to| {
-        if udp {
-            datagram(to, number, timeout)
-        } else {
-            connection(to, timeout)
-        }
+    let result = lookup(to).and_then(|to| match way {
+        Way::Datagram => datagram(to, number, timeout),
+        Way::Connection => connection(to, false, timeout),
+        Way::Bye => connection(to, true, timeout),
     });
     Try {
         started,
@@ -162,13 +183,18 @@ fn lookup(to: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "name not found".to_owned())
 }
 
-fn connection(to: SocketAddr, timeout: Duration) -> Result<Answer, String> {
+fn connection(to: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, String> {
     let stream = TcpStream::connect_timeout(&to, timeout).map_err(kind)?;
     stream.set_read_timeout(Some(timeout)).map_err(kind)?;
     let own = plain(stream.local_addr().map_err(kind)?.ip());
-    (&stream).write_all(b"WHO\n").map_err(kind)?;
+    let request: &[u8] = if bye { b"BYE\n" } else { b"WHO\n" };
+    (&stream).write_all(request).map_err(kind)?;
     let mut line = String::new();
-    BufReader::new(&stream).read_line(&mut line).map_err(kind)?;
+    let mut from = BufReader::new(&stream);
+    from.read_line(&mut line).map_err(kind)?;
+    if bye && from.read_line(&mut String::new()).map_err(kind)? != 0 {
+        return Err("more than one answer".to_owned());
+    }
     answer(&line, own)
 }
 
