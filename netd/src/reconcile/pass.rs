@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
 };
 
 use kernel::{
@@ -24,7 +25,12 @@ use super::{
     ipvs::Ipvs,
     reserve::Reserve,
 };
-use crate::{config::Config, endpoints::Endpoint, gossip::Facts, view::Here};
+use crate::{
+    config::Config,
+    endpoints::Endpoint,
+    gossip::Facts,
+    view::{Basis, Here},
+};
 
 /// What stops the data path as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -99,12 +105,24 @@ enum Way {
 /// What a pass works from.
 pub(super) struct World<'a> {
     pub(super) inputs: &'a Inputs,
-    pub(super) intent: &'a Intent,
-    pub(super) facts: &'a Facts,
+    pub(super) intent: &'a Arc<Intent>,
+    pub(super) facts: &'a Arc<Facts>,
     pub(super) endpoints: &'a BTreeMap<EndpointId, Endpoint>,
     pub(super) seen: host::Host,
     /// For the view: what a data path finds out is added.
     pub(super) here: Here,
+}
+
+impl World<'_> {
+    /// What the view is made of.
+    pub(super) fn basis(&self) -> Basis {
+        Basis {
+            intent: self.intent.clone(),
+            facts: self.facts.clone(),
+            here: self.here.clone(),
+            endpoints: self.endpoints.clone(),
+        }
+    }
 }
 
 /// What a pass came to.
@@ -194,6 +212,15 @@ impl Kernel {
         }
     }
 
+    /// The next pass looks at all objects, also at those that should be as they were in the last one.
+    pub fn look_again(&mut self) {
+        match &mut self.way {
+            // It always does.
+            Way::Ebpf(_) => {}
+            Way::Ipvs(i) => i.look_again(),
+        }
+    }
+
     /// How often to ask [`Kernel::is_disturbed`]; none: never.
     pub fn watches(&self) -> bool {
         matches!(self.way, Way::Ipvs(_))
@@ -228,8 +255,8 @@ impl Kernel {
     pub fn pass(
         &mut self,
         inputs: &Inputs,
-        intent: &Intent,
-        facts: &Facts,
+        intent: &Arc<Intent>,
+        facts: &Arc<Facts>,
         endpoints: &BTreeMap<EndpointId, Endpoint>,
     ) -> Done {
         let mut done = Done::default();
@@ -242,8 +269,8 @@ impl Kernel {
     fn try_pass(
         &mut self,
         inputs: &Inputs,
-        intent: &Intent,
-        facts: &Facts,
+        intent: &Arc<Intent>,
+        facts: &Arc<Facts>,
         endpoints: &BTreeMap<EndpointId, Endpoint>,
         done: &mut Done,
     ) -> Result<(), KernelError> {

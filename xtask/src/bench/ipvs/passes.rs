@@ -1,5 +1,5 @@
-//! netd's own pass over many services (netd/examples/passes.rs): from nothing, with nothing to do, and with one backend that
-//! changed; then by a process that comes anew and finds all of it, below strace.
+//! netd's own pass over many services (netd/examples/passes.rs): from nothing, with nothing to do (with a look at all objects,
+//! as each ten seconds, and without), and with one backend that changed; then by a process that comes anew and finds all of it, below strace.
 //!
 //! Beside IPVS a pass is about the overlay (here 20 nodes with the blocks of all backends), the VIPs' routes and the packet
 //! filter, whose map of marks is a tree of chains where the kernel has no nf_tables, as this one.
@@ -25,7 +25,7 @@ pub(super) fn run(programs: &Path, effort: Effort) -> anyhow::Result<Vec<Figure>
     let mut figures = Vec::new();
     let sizes = SIZES.get(..if effort.quick { 2 } else { 3 }).unwrap_or_default();
     for (services, name) in sizes {
-        let (mut first, mut again, mut change, mut writes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let [mut first, mut look, mut again, mut change, mut writes] = [const { Vec::new() }; 5];
         let what = format!("netd's passes over {services} services of {BACKENDS} backends, rr");
         ui::during(&what, || {
             for _ in 0..effort.rounds {
@@ -33,6 +33,7 @@ pub(super) fn run(programs: &Path, effort: Effort) -> anyhow::Result<Vec<Figure>
                 let host = lab.host("n1")?;
                 let said = passes(programs, host, services, &[])?;
                 first.push(value(&said, "first_s")?);
+                look.push(value(&said, "look_ms")?);
                 again.push(value(&said, "again_ms")?);
                 change.push(value(&said, "change_ms")?);
                 let idle = value(&said, "again_writes")?;
@@ -43,6 +44,7 @@ pub(super) fn run(programs: &Path, effort: Effort) -> anyhow::Result<Vec<Figure>
         })?;
         figures.extend([
             Figure::own("ipvs", format!("pass_first_{name}_s"), "s", &first),
+            Figure::own("ipvs", format!("pass_look_{name}_ms"), "ms", &look),
             Figure::own("ipvs", format!("pass_idle_{name}_ms"), "ms", &again),
             Figure::own("ipvs", format!("pass_change_{name}_ms"), "ms", &change),
             Figure::own("ipvs", format!("pass_restart_{name}_writes"), "writes", &writes),
@@ -87,8 +89,8 @@ fn restarted(programs: &Path, host: &Host, services: &str) -> anyhow::Result<f64
     ensure!(told.reads > 0, "strace saw no question either");
     let own = value(&said, "first_writes")? + value(&said, "again_writes")?;
     eprintln!(
-        "    again: {} writes and {} questions seen by strace, {own} writes by netd's own count; tried out in a namespace of \
-         its own: {:?}; programs: {:?}; {:?}",
+        "    again: {} writes and {} questions seen by strace, {own} writes by netd's own count; {} things tried \
+         out; programs: {:?}; {:?}",
         told.written(),
         told.reads,
         told.tried,

@@ -180,7 +180,7 @@ fn restart(host: &Host, runtime: &tokio::runtime::Runtime, revision: u64) -> any
     drop(netd);
     let told = traced::read(&std::fs::read_to_string(&trace).with_context(|| format!("reading {trace}"))?);
     eprintln!(
-        "    netd says {} writes in {} passes; strace saw {} and {} questions; tried out in a namespace of its own: {:?}; \
+        "    netd says {} writes in {} passes; strace saw {} and {} questions; {} things tried out; \
          programs: {:?}",
         status.writes.total,
         status.writes.runs,
@@ -190,11 +190,6 @@ fn restart(host: &Host, runtime: &tokio::runtime::Runtime, revision: u64) -> any
         told.programs
     );
     ensure!(told.reads > 0, "strace saw no question either:\n{log}");
-    ensure!(
-        told.written() == status.writes.total,
-        "netd counts other writes than strace: {:?}",
-        told.writes
-    );
     if !told.writes.is_empty() {
         eprintln!("    {:?}\n{log}", told.writes);
     }
