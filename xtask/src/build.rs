@@ -69,13 +69,19 @@ pub(crate) fn programs_with(profile: Profile, wanted: &[Programs], features: &[&
     }
 }
 
-/// As [`programs`], with an example of one of the packages, which lies in the folder `examples` below the programs.
+/// As [`programs`], with examples of the packages, which lie in the folder `examples` below the programs.
 ///
 /// # Errors
 ///
 /// As there.
-pub(crate) fn programs_and_example(profile: Profile, wanted: &[Programs], example: &str) -> anyhow::Result<PathBuf> {
-    built(profile, wanted, &["--bins", "--example", example])
+pub(crate) fn programs_and_examples(
+    profile: Profile,
+    wanted: &[Programs],
+    examples: &[&str],
+) -> anyhow::Result<PathBuf> {
+    let examples = examples.iter().flat_map(|example| ["--example", example]);
+    let more: Vec<&str> = std::iter::once("--bins").chain(examples).collect();
+    built(profile, wanted, &more)
 }
 
 fn built(profile: Profile, wanted: &[Programs], more: &[&str]) -> anyhow::Result<PathBuf> {

@@ -2,8 +2,9 @@
 //!
 //! A socket belongs to the network namespace of the thread that opened it, for ever; it may be used from any thread.
 //! Requests travel in chains of at most [`CHAIN`] a system call. The kernel works on a chain inside `sendmsg`, goes on
-//! after a message that it refused, and answers each by its sequence number: so plans must be idempotent, and each
-//! request has a result of its own.
+//! after a message that it refused, and tells each refusal by its sequence number: so plans must be idempotent, and each
+//! request has a result of its own. An acknowledgement is asked for the last one alone, which comes after all refusals:
+//! each answer is a datagram of its own, and taking one for each request was most of what a chain cost.
 
 mod attrs;
 mod error;
@@ -117,23 +118,29 @@ impl Socket {
         Ok(results)
     }
 
+    /// At least one.
     fn chain(&mut self, chain: &[Request]) -> Result<Vec<Result<(), Refusal>>, NetlinkError> {
-        let first = self.send(chain, NLM_F_REQUEST | NLM_F_ACK)?;
-        let mut results: Vec<Option<Result<(), Refusal>>> = vec![None; chain.len()];
-        let mut missing = chain.len();
-        while missing > 0 {
+        let last = chain.len() - 1;
+        let first = self.send_with(chain, |i| {
+            if i == last {
+                NLM_F_REQUEST | NLM_F_ACK
+            } else {
+                NLM_F_REQUEST
+            }
+        })?;
+        let mut results: Vec<Result<(), Refusal>> = vec![Ok(()); chain.len()];
+        let mut over = false;
+        while !over {
             self.receive(MsgFlags::empty(), |header, body| {
-                let Some(slot) = results.get_mut(header.sequence.wrapping_sub(first) as usize) else {
-                    return Ok(());
-                };
-                if header.kind == NLMSG_ERROR && slot.is_none() {
-                    *slot = Some(error::parse_ack(header.flags, body)?);
-                    missing -= 1;
+                let i = header.sequence.wrapping_sub(first) as usize;
+                if let Some(slot) = results.get_mut(i).filter(|_| header.kind == NLMSG_ERROR) {
+                    *slot = error::parse_ack(header.flags, body)?;
+                    over |= i == last;
                 }
                 Ok(())
             })?;
         }
-        Ok(results.into_iter().flatten().collect())
+        Ok(results)
     }
 
     /// Sends requests of which all or none must happen (nf_tables batches). The error says which was the first refused.
@@ -229,14 +236,19 @@ impl Socket {
 
     /// Sends requests as one datagram; returns the sequence number of the first.
     fn send(&mut self, requests: &[Request], flags: u16) -> Result<u32, NetlinkError> {
+        self.send_with(requests, |_| flags)
+    }
+
+    /// The same, with flags for each by its place.
+    fn send_with(&mut self, requests: &[Request], flags: impl Fn(usize) -> u16) -> Result<u32, NetlinkError> {
         let first = self.sequence.wrapping_add(1);
         let mut out = Vec::with_capacity(requests.iter().map(|r| HEADER + r.body.len() + 4).sum());
-        for r in requests {
+        for (i, r) in requests.iter().enumerate() {
             self.sequence = self.sequence.wrapping_add(1);
             let length = u32::try_from(HEADER + r.body.len()).map_err(|_| NetlinkError::Short)?;
             out.extend_from_slice(&length.to_ne_bytes());
             out.extend_from_slice(&r.kind.to_ne_bytes());
-            out.extend_from_slice(&(r.flags | flags).to_ne_bytes());
+            out.extend_from_slice(&(r.flags | flags(i)).to_ne_bytes());
             out.extend_from_slice(&self.sequence.to_ne_bytes());
             out.extend_from_slice(&0u32.to_ne_bytes());
             out.extend_from_slice(&r.body);

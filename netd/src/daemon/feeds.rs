@@ -37,7 +37,7 @@ impl Cluster {
         loop {
             let r = tokio::select! {
                 r = intent.changed() => r.map(|()| self.reconciler.decided()),
-                r = facts.changed() => r.map(|()| self.reconciler.look()),
+                r = facts.changed() => r.map(|()| self.reconciler.heard()),
                 r = endpoints.changed() => r.map(|()| self.reconciler.look()),
             };
             if r.is_err() {

@@ -2,8 +2,9 @@
 //! rules of the host's namespace.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use kernel::{
@@ -21,7 +22,7 @@ use super::{
     pass::{Done, KernelError, World, chain, failures},
     places::{self, Places},
 };
-use crate::view;
+use crate::view::{self, Basis};
 
 /// Handles of what only this data path has.
 pub(super) struct Ipvs {
@@ -33,6 +34,18 @@ pub(super) struct Ipvs {
     /// Schedulers that the kernel does not have, with the number of virtual servers that do without.
     replaced: BTreeMap<Scheduler, usize>,
     conntrack: Conntrack,
+    /// What the last pass came to, if it left no problem.
+    last: Option<Last>,
+    /// The next pass looks at all objects, whatever the last one came to.
+    look: bool,
+}
+
+/// A pass that left no problem: the kernel holds what its view asked for.
+struct Last {
+    basis: Basis,
+    desired: Arc<Desired>,
+    /// Networks whose namespace is there.
+    there: BTreeSet<Vni>,
 }
 
 /// A network's namespace. The handles keep it alive, so they go before it does.
@@ -63,6 +76,8 @@ impl Ipvs {
             networks: BTreeMap::new(),
             replaced: BTreeMap::new(),
             conntrack: Conntrack::default(),
+            last: None,
+            look: true,
         })
     }
 
@@ -132,9 +147,15 @@ impl Ipvs {
         Ok(some.map(|(name, n)| (name.to_owned(), n)).collect())
     }
 
+    /// The next pass looks at all objects.
+    pub(super) fn look_again(&mut self) {
+        self.look = true;
+    }
+
     /// Takes everything of it out of the kernel.
     pub(super) fn unload(&mut self) -> Result<(), KernelError> {
         self.networks.clear();
+        self.last = None;
         self.host.holds = None;
         // Published ports first: what they lead to is still there.
         self.host.firewall.remove()?;
@@ -153,29 +174,80 @@ impl Ipvs {
         }
     }
 
+    /// Objects are looked at when they should be others, or when it is time ([`Self::look_again`]); of services those alone
+    /// whose view has changed since a pass that left no problem.
     pub(super) fn pass(&mut self, world: &mut World<'_>, done: &mut Done) -> Result<(), KernelError> {
-        let desired = view::overlay_desired(world.intent, world.facts, &world.here, world.endpoints);
-        done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
         let extent = match world.inputs.only_add {
             true => Extent::Additions,
             false => Extent::All,
         };
+        // Whatever goes wrong from here on, the next pass looks at all.
+        let last = self.last.take().filter(|_| extent == Extent::All);
+        let look = std::mem::replace(&mut self.look, false);
+        let mut now = world.basis();
+        let (desired, there) = match &last {
+            Some(last) if !look && now.has_overlay_of(&last.basis) => {
+                done.attached.clone_from(&last.basis.here.ifindex);
+                (last.desired.clone(), last.there.clone())
+            }
+            _ => self.objects(world, extent, done)?,
+        };
+        done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
+        now.here.ifindex.clone_from(&done.attached);
+        world.here.ifindex.clone_from(&done.attached);
+        let same = last.filter(|last| last.desired == desired && last.there == there);
+        if !same.is_some_and(|last| self.patch(&last, &now, done)) {
+            self.balance(world, &desired, &there, extent, done)?;
+        }
+        if extent == Extent::All && done.problems.is_empty() && done.endpoints.is_empty() {
+            self.last = Some(Last {
+                basis: now,
+                desired,
+                there,
+            });
+        }
+        done.notes.extend(self.conntrack.problem()?);
+        Ok(())
+    }
+
+    /// Objects as they should be, and the networks whose namespace is there.
+    fn objects(
+        &mut self,
+        world: &mut World<'_>,
+        extent: Extent,
+        done: &mut Done,
+    ) -> Result<(Arc<Desired>, BTreeSet<Vni>), KernelError> {
+        let desired = view::overlay_desired(world.intent, world.facts, &world.here, world.endpoints);
         if extent == Extent::All {
             self.let_go(&desired);
         }
         let round = world.objects(self.shape().want(&desired), done)?;
         let sandboxes = &round.survey.observed.sandboxes;
+        let space = |vni: Vni| match sandboxes.get(&names::sandbox(&self.folder, vni)) {
+            Some(SeenSandbox::Ours(space)) => Some(space),
+            _ => None,
+        };
         for (id, endpoint) in &desired.endpoints {
-            let Some(SeenSandbox::Ours(space)) = sandboxes.get(&names::sandbox(&self.folder, endpoint.vni)) else {
-                continue;
-            };
-            if let Some(link) = space.links.get(&names::veth(id))
+            if let Some(link) = space(endpoint.vni).and_then(|space| space.links.get(&names::veth(id)))
                 && !done.endpoints.contains_key(id)
             {
                 done.attached.insert(id.clone(), link.index);
             }
         }
-        world.here.ifindex = done.attached.clone();
+        let there = desired.networks.keys().copied().filter(|vni| space(*vni).is_some());
+        let there = there.collect();
+        Ok((Arc::new(desired), there))
+    }
+
+    /// Services, and the rules that mark for them: all of them.
+    fn balance(
+        &mut self,
+        world: &World<'_>,
+        desired: &Desired,
+        there: &BTreeSet<Vni>,
+        extent: Extent,
+        done: &mut Done,
+    ) -> Result<(), KernelError> {
         let wanted = view::mesh_wanted(world.intent, world.facts, &world.here, world.endpoints);
         let mut lowered = lower(&wanted);
         done.problems.extend(lowered.problems.iter().map(|p| p.to_string()));
@@ -188,20 +260,60 @@ impl Ipvs {
                 "this kernel's IPVS has no scheduler {was}: {servers} virtual servers have rr instead; try: modprobe ip_vs_{was} (netd looks again within a minute)"
             )
         }));
-        for (vni, rules) in view::sandbox_rules(&desired, &lowered) {
-            let Some(SeenSandbox::Ours(_)) = sandboxes.get(&names::sandbox(&self.folder, vni)) else {
+        for (vni, rules) in view::sandbox_rules(desired, &lowered) {
+            if !there.contains(&vni) {
                 continue;
-            };
-            let table = lowered.networks.get(&vni).map(|s| &s.table);
-            if let Err(e) = self.network(vni, table.unwrap_or(&Table::default()), rules, extent, done) {
+            }
+            let table = lowered.networks.get_mut(&vni).map(|s| std::mem::take(&mut s.table));
+            if let Err(e) = self.network(vni, table.unwrap_or_default(), rules, extent, done) {
                 self.networks.remove(&vni);
                 done.problems.push(format!("network {vni}: {}", chain(&e)));
             }
         }
-        let rules = view::host_rules(&desired, &lowered, &world.here);
+        let rules = view::host_rules(desired, &lowered, &world.here);
         done.writes += self.host.apply(rules, extent, |host| host.rules())?;
-        done.notes.extend(self.conntrack.problem()?);
         Ok(())
+    }
+
+    /// Makes the changes since the last pass, where they are of backends alone: no rule is about those. `false`: all has to
+    /// be looked at.
+    fn patch(&mut self, last: &Last, now: &Basis, done: &mut Done) -> bool {
+        let is_held = |n: &Network| n.table.is_some() && n.filter.holds.is_some();
+        let mut networks = last.there.iter().map(|vni| self.networks.get(vni));
+        if self.host.holds.is_none() || !self.replaced.is_empty() || !networks.all(|n| n.is_some_and(is_held)) {
+            return false;
+        }
+        let Some(services) = now.services_changed(&last.basis) else {
+            return false;
+        };
+        if services.is_empty() {
+            return true;
+        }
+        let mut before = lower(&last.basis.mesh_wanted_of(&services));
+        let mut after = lower(&now.mesh_wanted_of(&services));
+        if !before.differs_in_backends_alone(&after) {
+            return false;
+        }
+        for sandbox in before.networks.values_mut().chain(after.networks.values_mut()) {
+            self.settle(&mut sandbox.table);
+        }
+        if !self.replaced.is_empty() {
+            return false;
+        }
+        for (vni, after) in after.networks {
+            let before = before.networks.remove(&vni).unwrap_or_default().table;
+            let Some(network) = self.networks.get_mut(&vni) else {
+                continue;
+            };
+            let Some(mut held) = network.table.take() else {
+                continue;
+            };
+            if network.tell(vni, &before, &after.table, Extent::All, done) {
+                held.services.extend(after.table.services);
+                network.table = Some(held);
+            }
+        }
+        true
     }
 
     /// Closes what is about to go, or has gone: a namespace of which a handle is open stays, and its VXLAN device with it.
@@ -227,7 +339,7 @@ impl Ipvs {
     fn network(
         &mut self,
         vni: Vni,
-        table: &Table,
+        table: Table,
         rules: rules::Sandbox,
         extent: Extent,
         done: &mut Done,
@@ -244,27 +356,36 @@ impl Ipvs {
                 })
             }
         };
-        if network.table.as_ref() != Some(table) {
+        if network.table.as_ref() != Some(&table) {
             let seen = match network.table.take() {
                 Some(seen) => seen,
                 None => network.ipvs.observe()?,
             };
-            let mut steps = mesh::ipvs::plan(&seen, table);
-            if extent == Extent::Additions {
-                steps.retain(adds);
+            if network.tell(vni, &seen, &table, extent, done) {
+                network.table = Some(table);
             }
-            for step in &steps {
-                tracing::debug!("network {vni}: {step:?}");
-            }
-            let report = network.ipvs.apply(&steps);
-            done.writes += report.done as u64;
-            let failed = report.failed.iter();
-            done.problems
-                .extend(failed.map(|(step, e)| format!("network {vni}, {step:?}: {}", chain(e))));
-            network.table = (report.failed.is_empty() && extent == Extent::All).then(|| table.clone());
         }
         done.writes += network.filter.apply(rules, extent, |sandbox| sandbox.rules())?;
         Ok(())
+    }
+}
+
+impl Network {
+    /// Tells IPVS what leads from one table to another; whether it holds that now.
+    fn tell(&mut self, vni: Vni, seen: &Table, wanted: &Table, extent: Extent, done: &mut Done) -> bool {
+        let mut steps = mesh::ipvs::plan(seen, wanted);
+        if extent == Extent::Additions {
+            steps.retain(adds);
+        }
+        for step in &steps {
+            tracing::debug!("network {vni}: {step:?}");
+        }
+        let report = self.ipvs.apply(&steps);
+        done.writes += report.done as u64;
+        let failed = report.failed.iter();
+        done.problems
+            .extend(failed.map(|(step, e)| format!("network {vni}, {step:?}: {}", chain(e))));
+        report.failed.is_empty() && extent == Extent::All
     }
 }
 

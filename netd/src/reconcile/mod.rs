@@ -19,7 +19,8 @@ use std::{
     net::IpAddr,
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel},
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -31,7 +32,7 @@ use tokio::sync::watch;
 use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresses};
 
 pub use choose::{Chosen, possible};
-pub use pass::{Kernel, KernelError};
+pub use pass::{Done, Kernel, KernelError};
 pub use places::Places;
 
 /// Changes that arrive together are one pass: a burst of rows costs one plan, and nobody notices the wait.
@@ -93,6 +94,7 @@ pub struct Reconciled {
 /// The running reconciler.
 pub struct Reconciler {
     wake: SyncSender<Wake>,
+    bell: Bell,
     status: watch::Receiver<Arc<Reconciled>>,
     counters: Arc<Mutex<BTreeMap<String, u64>>>,
     chosen: Chosen,
@@ -101,11 +103,30 @@ pub struct Reconciler {
 
 enum Wake {
     Look,
+    /// Other nodes have told something.
+    Heard,
     /// There is a newer intent, which may ask for nothing here.
     Decided,
     Count(SyncSender<()>),
     Stop,
     Unload(SyncSender<Result<(), String>>),
+}
+
+/// Asks for a look at all objects.
+#[derive(Clone)]
+struct Bell {
+    wake: SyncSender<Wake>,
+    /// It was asked for: other wakes may fill the channel.
+    look: Arc<AtomicBool>,
+}
+
+impl Bell {
+    /// `false`: the reconciler has ended.
+    fn ring(&self) -> bool {
+        self.look.store(true, Ordering::Release);
+        // Full: a pass is due already.
+        !matches!(self.wake.try_send(Wake::Look), Err(TrySendError::Disconnected(_)))
+    }
 }
 
 impl Reconciler {
@@ -117,10 +138,15 @@ impl Reconciler {
         let (out, status) = watch::channel(Arc::new(Reconciled::default()));
         let counters = Arc::new(Mutex::new(BTreeMap::new()));
         let chosen = kernel.chosen().clone();
-        watch_kernel(wake.clone())?;
-        watch_policies(wake.clone())?;
+        let bell = Bell {
+            wake: wake.clone(),
+            look: Arc::new(AtomicBool::new(true)),
+        };
+        watch_kernel(bell.clone())?;
+        watch_policies(bell.clone())?;
         let thread = std::thread::Builder::new().name("reconcile".into()).spawn({
             let counters = counters.clone();
+            let look = bell.look.clone();
             move || {
                 Loop {
                     inputs,
@@ -130,6 +156,8 @@ impl Reconciler {
                     counters,
                     total: 0,
                     runs: 0,
+                    look,
+                    looked: Instant::now(),
                     passed: None,
                     read: Instant::now(),
                 }
@@ -138,6 +166,7 @@ impl Reconciler {
         })?;
         Ok(Reconciler {
             wake,
+            bell,
             status,
             counters,
             chosen,
@@ -147,8 +176,12 @@ impl Reconciler {
 
     /// Something changed.
     pub fn look(&self) {
-        // Full: a look is waiting already.
-        let _ = self.wake.try_send(Wake::Look);
+        self.bell.ring();
+    }
+
+    /// Facts changed: what others may have done to this host's kernel is no reason to look.
+    pub fn heard(&self) {
+        let _ = self.wake.try_send(Wake::Heard);
     }
 
     /// The intent changed.
@@ -207,7 +240,7 @@ impl Reconciler {
 
 /// Wakes the reconciler when somebody touches links, addresses or routes of the host. The thread ends at the first event
 /// after the reconciler's end.
-fn watch_kernel(wake: SyncSender<Wake>) -> std::io::Result<()> {
+fn watch_kernel(bell: Bell) -> std::io::Result<()> {
     let mut events = Events::open().map_err(std::io::Error::other)?;
     std::thread::Builder::new()
         .name("kernel-events".into())
@@ -216,7 +249,7 @@ fn watch_kernel(wake: SyncSender<Wake>) -> std::io::Result<()> {
                 match events.next() {
                     Ok(seen) if seen.is_empty() => {}
                     Ok(_) => {
-                        if let Err(std::sync::mpsc::TrySendError::Disconnected(_)) = wake.try_send(Wake::Look) {
+                        if !bell.ring() {
                             return;
                         }
                     }
@@ -235,7 +268,7 @@ fn watch_kernel(wake: SyncSender<Wake>) -> std::io::Result<()> {
 
 /// Wakes the reconciler when the host's IPsec policies change: packets must not pass by them. The thread ends at the
 /// first event after the reconciler's end.
-fn watch_policies(wake: SyncSender<Wake>) -> std::io::Result<()> {
+fn watch_policies(bell: Bell) -> std::io::Result<()> {
     let Some(mut events) = kernel::xfrm::Events::open().map_err(std::io::Error::other)? else {
         return Ok(());
     };
@@ -243,7 +276,7 @@ fn watch_policies(wake: SyncSender<Wake>) -> std::io::Result<()> {
         loop {
             match events.wait() {
                 Ok(()) => {
-                    if let Err(std::sync::mpsc::TrySendError::Disconnected(_)) = wake.try_send(Wake::Look) {
+                    if !bell.ring() {
                         return;
                     }
                 }
@@ -271,6 +304,10 @@ struct Loop {
     counters: Arc<Mutex<BTreeMap<String, u64>>>,
     total: u64,
     runs: u64,
+    /// The next pass looks at all objects.
+    look: Arc<AtomicBool>,
+    /// When one did last.
+    looked: Instant,
     /// Intent of the last pass, if that left no problem.
     passed: Option<Arc<Intent>>,
     /// When the maps were read last.
@@ -311,7 +348,8 @@ impl Loop {
             }
             let pause = if clean {
                 retry = RETRY.0;
-                IDLE
+                // Passes for what others told put no look off.
+                IDLE.saturating_sub(self.looked.elapsed())
             } else {
                 let now = retry;
                 retry = (retry * 2).min(RETRY.1);
@@ -334,6 +372,8 @@ impl Loop {
             match self.woken.recv_timeout(left) {
                 Ok(wake) => match self.heed(wake) {
                     Heed::Pass => break,
+                    // The bell may have found no place for its wake.
+                    Heed::Wait if self.look.load(Ordering::Acquire) => break,
                     Heed::Wait => {}
                     Heed::End => return false,
                 },
@@ -344,6 +384,7 @@ impl Loop {
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => {
+                    self.look.store(true, Ordering::Release);
                     if self.read.elapsed() >= MAPS {
                         self.read = Instant::now();
                         self.kernel.forget_mirrors();
@@ -364,7 +405,7 @@ impl Loop {
 
     fn heed(&mut self, wake: Wake) -> Heed {
         match wake {
-            Wake::Look => Heed::Pass,
+            Wake::Look | Wake::Heard => Heed::Pass,
             Wake::Decided => self.decided(),
             Wake::Count(tell) => {
                 self.count();
@@ -407,6 +448,11 @@ impl Loop {
     }
 
     fn pass(&mut self) -> bool {
+        let asked = self.look.swap(false, Ordering::AcqRel);
+        if asked || self.looked.elapsed() >= IDLE || !self.kernel.watches() {
+            self.kernel.look_again();
+            self.looked = Instant::now();
+        }
         let began = Instant::now();
         let intent = self.inputs.intent.borrow().clone();
         let facts = self.inputs.facts.borrow().clone();

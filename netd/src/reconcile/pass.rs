@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     path::PathBuf,
+    sync::Arc,
 };
 
 use kernel::{
@@ -32,7 +33,7 @@ use crate::{
     config::Config,
     endpoints::{Endpoint, Endpoints},
     gossip::Facts,
-    view::Here,
+    view::{Basis, Here},
 };
 
 /// What stops the data path as a whole.
@@ -125,8 +126,8 @@ enum Way {
 /// What a pass works from.
 pub(super) struct World<'a> {
     pub(super) inputs: &'a Inputs,
-    pub(super) intent: &'a Intent,
-    pub(super) facts: &'a Facts,
+    pub(super) intent: &'a Arc<Intent>,
+    pub(super) facts: &'a Arc<Facts>,
     pub(super) endpoints: &'a BTreeMap<EndpointId, Endpoint>,
     pub(super) seen: host::Host,
     pub(super) former: &'a mut Former,
@@ -148,6 +149,16 @@ impl World<'_> {
             done.writes += self.former.give_back(&round.wanted.host.sysctls)?;
         }
         Ok(round)
+    }
+
+    /// What the view is made of.
+    pub(super) fn basis(&self) -> Basis {
+        Basis {
+            intent: self.intent.clone(),
+            facts: self.facts.clone(),
+            here: self.here.clone(),
+            endpoints: self.endpoints.clone(),
+        }
     }
 }
 
@@ -273,6 +284,15 @@ impl Kernel {
         }
     }
 
+    /// The next pass looks at all objects, also at those that should be as they were in the last one.
+    pub fn look_again(&mut self) {
+        match &mut self.way {
+            // It always does.
+            Way::Ebpf(_) => {}
+            Way::Ipvs(i) => i.look_again(),
+        }
+    }
+
     /// How often to ask [`Kernel::is_disturbed`]; none: never.
     pub fn watches(&self) -> bool {
         matches!(self.way, Way::Ipvs(_))
@@ -309,8 +329,8 @@ impl Kernel {
     pub fn pass(
         &mut self,
         inputs: &Inputs,
-        intent: &Intent,
-        facts: &Facts,
+        intent: &Arc<Intent>,
+        facts: &Arc<Facts>,
         endpoints: &BTreeMap<EndpointId, Endpoint>,
     ) -> Done {
         let mut done = Done::default();
@@ -327,8 +347,8 @@ impl Kernel {
     fn try_pass(
         &mut self,
         inputs: &Inputs,
-        intent: &Intent,
-        facts: &Facts,
+        intent: &Arc<Intent>,
+        facts: &Arc<Facts>,
         endpoints: &BTreeMap<EndpointId, Endpoint>,
         done: &mut Done,
     ) -> Result<(), KernelError> {

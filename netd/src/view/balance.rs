@@ -7,7 +7,7 @@ use std::{
 
 use mesh::{Backend, BackendId, BackendState, Place, Port};
 use model::{
-    EndpointId, EndpointState, Intent, NodeId, On, Proto, PublishMode,
+    EndpointId, EndpointState, Intent, Name, NodeId, On, Proto, PublishMode,
     intent::{PublishedPort, Service, Vip},
     spec::Lb,
 };
@@ -21,8 +21,21 @@ use crate::{
 /// What the mesh should do here. `own`: this node's endpoints; they are in the maps from the moment that the kernel holds
 /// them, before anybody can have read in their rows that they are ready: the first packet of another node finds them.
 pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<EndpointId, Endpoint>) -> mesh::Wanted {
+    mesh_wanted_of(intent, facts, here, own, None)
+}
+
+/// The same with some services alone; none: all.
+pub fn mesh_wanted_of(
+    intent: &Intent,
+    facts: &Facts,
+    here: &Here,
+    own: &BTreeMap<EndpointId, Endpoint>,
+    only: Option<&BTreeSet<Name>>,
+) -> mesh::Wanted {
+    let chosen = |name: &Name| only.is_none_or(|only| only.contains(name));
+    let known = |name: Option<&Name>| name.filter(|n| chosen(n)).and_then(|n| intent.services.get(n));
     let mut services: BTreeMap<u32, mesh::Service> = BTreeMap::new();
-    for service in intent.services.values() {
+    for (_, service) in intent.services.iter().filter(|(name, _)| chosen(name)) {
         let vips = || {
             let known = |(net, vip): (_, &Vip)| Some((intent.networks.get(net)?, *vip));
             service.vips.iter().filter_map(known)
@@ -45,7 +58,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
         );
     }
     for e in endpoints(intent, facts) {
-        let Some(service) = e.row.service.as_ref().and_then(|s| intent.services.get(s)) else {
+        let Some(service) = known(e.row.service.as_ref()) else {
             continue;
         };
         let Some(wanted) = services.get_mut(&service.index) else {
@@ -81,7 +94,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
         wanted.backends.insert(id, backend);
     }
     for (id, e) in own {
-        let Some(service) = e.service.as_ref().and_then(|s| intent.services.get(s)) else {
+        let Some(service) = known(e.service.as_ref()) else {
             continue;
         };
         let (Some(wanted), Some((_, network)), Some(ifindex)) = (

@@ -1,6 +1,7 @@
 //! A node's view: intent joined with facts. Pure functions; what they yield is what names, balancing and status agree on.
 
 mod balance;
+mod changed;
 mod names;
 mod overlay;
 mod rules;
@@ -16,7 +17,8 @@ use model::{
     row::Datapath,
 };
 
-pub use balance::mesh_wanted;
+pub use balance::{mesh_wanted, mesh_wanted_of};
+pub use changed::Basis;
 pub use names::{names, views};
 pub use overlay::overlay_desired;
 pub use rules::{host_rules, sandbox_rules};

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ipnet::IpNet;
-use model::{EndpointId, Intent, NodeId, Vni};
+use model::{EndpointId, Intent, Name, NodeId, Vni};
 
 use super::{Here, node_row, some_translate_early};
 use crate::{
@@ -35,6 +35,11 @@ pub fn overlay_desired(
     endpoints: &BTreeMap<EndpointId, Endpoint>,
 ) -> overlay::Desired {
     let mut blocks: BTreeMap<NodeId, BTreeSet<(Vni, IpNet)>> = BTreeMap::new();
+    let mut vips: BTreeMap<&Name, BTreeSet<IpAddr>> = BTreeMap::new();
+    for (name, vip) in intent.services.values().flat_map(|s| &s.vips) {
+        let both = [Some(IpAddr::V4(vip.v4)), vip.v6.map(IpAddr::V6)];
+        vips.entry(name).or_default().extend(both.into_iter().flatten());
+    }
     let mut networks = BTreeMap::new();
     for (name, n) in &intent.networks {
         for (number, owner) in intent.blocks.get(&n.vni).into_iter().flatten() {
@@ -43,17 +48,12 @@ pub fn overlay_desired(
             of.insert((n.vni, v4.into()));
             of.extend(v6.map(|b| (n.vni, b.into())));
         }
-        let vips = intent.services.values().filter_map(|s| s.vips.get(name));
-        let vips = vips
-            .flat_map(|v| [Some(IpAddr::V4(v.v4)), v.v6.map(IpAddr::V6)])
-            .flatten()
-            .collect();
         let network = overlay::Network {
             subnet: n.subnet,
             subnet6: n.subnet6,
             internal: n.internal,
             mtu: n.mtu,
-            vips,
+            vips: vips.remove(name).unwrap_or_default(),
         };
         networks.insert(n.vni, network);
     }

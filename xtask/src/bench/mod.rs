@@ -11,6 +11,7 @@ mod placement;
 mod process;
 mod raft;
 mod services;
+mod socket;
 
 use std::path::PathBuf;
 
@@ -72,6 +73,9 @@ struct Extra {
     /// ipvs: how long the kernel takes to be told of services, alone.
     #[arg(long, conflicts_with = "baseline")]
     programming: bool,
+    /// ipvs: what a netd with many services writes when it is started again, alone.
+    #[arg(long, conflicts_with_all = ["baseline", "programming"])]
+    restart: bool,
     /// ipvs: this is the guest, and the programs are in this folder.
     #[arg(long, hide = true)]
     inside: Option<PathBuf>,
@@ -113,9 +117,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     if args.name == Name::Ipvs {
         packages::ensure(packages::IPVS)?;
     }
-    let part = match (args.baseline, args.extra.programming) {
-        (true, _) => ipvs::Part::Others,
-        (_, true) => ipvs::Part::Programming,
+    let part = match (args.baseline, args.extra.programming, args.extra.restart) {
+        (true, ..) => ipvs::Part::Others,
+        (_, true, _) => ipvs::Part::Programming,
+        (_, _, true) => ipvs::Part::Restart,
         _ => ipvs::Part::All,
     };
     let programs = match args.name {
@@ -123,7 +128,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             Some(folder) => folder.clone(),
             None => ipvs::build(part)?,
         },
-        Name::Joins | Name::Placement => build::programs_and_example(Profile::Release, build::ALL, joins::LOAD)?,
+        Name::Joins | Name::Placement => build::programs_and_examples(Profile::Release, build::ALL, &[joins::LOAD])?,
         _ if args.baseline => build::programs(Profile::Release, build::LAB)?,
         _ => build::programs(Profile::Release, build::ALL)?,
     };

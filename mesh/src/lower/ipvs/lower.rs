@@ -34,6 +34,26 @@ pub struct Lowered {
     pub problems: Vec<Problem>,
 }
 
+impl Lowered {
+    /// Whether the backends of the same services are all that differs: no rule is about those. Of some services alone it
+    /// counts for all of them when these have left nothing out, for then none stands in another's way.
+    pub fn differs_in_backends_alone(&self, other: &Lowered) -> bool {
+        let keys = |t: &Table| t.services.keys().copied().collect::<Vec<_>>();
+        let same = |a: &Sandbox, b: &Sandbox| {
+            a.vips == b.vips
+                && a.near == b.near
+                && a.table.timeouts == b.table.timeouts
+                && keys(&a.table) == keys(&b.table)
+        };
+        let networks = || self.networks.iter().zip(&other.networks);
+        self.problems.is_empty()
+            && other.problems.is_empty()
+            && self.doors == other.doors
+            && self.networks.len() == other.networks.len()
+            && networks().all(|((vni, a), (of, b))| vni == of && same(a, b))
+    }
+}
+
 /// What balances in the namespace of one network.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sandbox {

@@ -4,8 +4,11 @@
 //! labs with the same hops: client -> published port on n1 -> VXLAN -> backend on n2.
 
 mod bare;
+mod passes;
 mod program;
+mod restart;
 mod swarm;
+mod traced;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -35,6 +38,8 @@ pub(super) enum Part {
     Others,
     /// How long the kernel takes to be told.
     Programming,
+    /// What is written when netd is started again.
+    Restart,
 }
 
 /// Builds what a part of the bench needs.
@@ -45,12 +50,12 @@ pub(super) enum Part {
 pub(super) fn build(part: Part) -> anyhow::Result<PathBuf> {
     let release = Profile::Release;
     match part {
-        Part::All => {
+        Part::All | Part::Programming => {
             let all = [build::ALL, &[KERNEL]].concat();
-            build::programs_and_example(release, &all, program::LOAD)
+            build::programs_and_examples(release, &all, &[program::LOAD, passes::LOAD])
         }
         Part::Others => build::programs(release, build::LAB),
-        Part::Programming => build::programs_and_example(release, &[KERNEL], program::LOAD),
+        Part::Restart => build::programs(release, build::ALL),
     }
 }
 
@@ -63,6 +68,7 @@ pub(super) fn run(programs: &Path, quick: bool, part: Part) -> anyhow::Result<Ve
         Part::All => None,
         Part::Others => Some("--baseline"),
         Part::Programming => Some("--programming"),
+        Part::Restart => Some("--restart"),
     });
     let (mut figures, mut unread) = (Vec::new(), None);
     let status = ipvs::own(&words, programs, LIMIT, &mut |line| {
@@ -85,8 +91,14 @@ pub(super) fn run(programs: &Path, quick: bool, part: Part) -> anyhow::Result<Ve
 
 /// The bench itself, on a kernel with IPVS. The baseline is what the others make of the path without a balancer.
 pub(super) fn inside(programs: &Path, effort: Effort, part: Part) -> anyhow::Result<Vec<Figure>> {
-    if part == Part::Programming {
-        return program::run(programs, effort);
+    match part {
+        Part::Programming => {
+            let mut figures = program::run(programs, effort)?;
+            figures.extend(passes::run(programs, effort)?);
+            return Ok(figures);
+        }
+        Part::Restart => return restart::run(programs, effort),
+        Part::All | Part::Others => {}
     }
     let baseline = part == Part::Others;
     let sides = ui::during("labs with the same hops", || {
@@ -122,6 +134,8 @@ pub(super) fn inside(programs: &Path, effort: Effort, part: Part) -> anyhow::Res
     }
     if part == Part::All {
         figures.extend(program::run(programs, effort)?);
+        figures.extend(passes::run(programs, effort)?);
+        figures.extend(restart::run(programs, effort)?);
     }
     Ok(figures)
 }

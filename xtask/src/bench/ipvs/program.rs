@@ -11,7 +11,7 @@ use super::{Effort, Figure};
 /// The example of crate `kernel` that does it.
 pub(super) const LOAD: &str = "ipvs_load";
 /// Backends of each service.
-const BACKENDS: &str = "10";
+pub(super) const BACKENDS: &str = "10";
 
 /// Services, scheduler, and the names of what is told: all of them from nothing, and one change.
 const SIZES: [(&str, &str, Option<&str>, &str); 4] = [
@@ -55,12 +55,16 @@ fn said_by(program: &Path, words: &[&str]) -> anyhow::Result<BTreeMap<String, St
         out.status,
         String::from_utf8_lossy(&out.stderr).trim_end()
     );
-    let text = String::from_utf8_lossy(&out.stdout);
-    let pairs = text.lines().filter_map(|line| line.split_once('='));
-    Ok(pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect())
+    Ok(pairs(&String::from_utf8_lossy(&out.stdout)))
 }
 
-fn value(said: &BTreeMap<String, String>, key: &str) -> anyhow::Result<f64> {
-    let text = said.get(key).with_context(|| format!("{LOAD} does not tell {key}"))?;
+/// `key=value` lines.
+pub(super) fn pairs(text: &str) -> BTreeMap<String, String> {
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    pairs.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+pub(super) fn value(said: &BTreeMap<String, String>, key: &str) -> anyhow::Result<f64> {
+    let text = said.get(key).with_context(|| format!("{key} is not told"))?;
     text.parse().with_context(|| format!("{key}={text} is no number"))
 }

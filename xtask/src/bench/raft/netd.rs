@@ -1,20 +1,16 @@
 //! Three managers.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
-use hyper::client::conn::http1::{SendRequest, handshake};
-use hyper::{Request, header};
-use hyper_util::rt::TokioIo;
+use hyper::Method;
 use lab::{DaemonOptions, Host, Lab, Options, eventually};
 use model::api::{MemberView, Vote};
-use tokio::net::UnixStream;
 
 use super::{Cluster, Writer};
 use crate::bench::mib;
+use crate::bench::socket::Socket;
 
 pub(in crate::bench) struct Managers {
     lab: Lab,
@@ -117,36 +113,17 @@ impl Managers {
 
 impl Cluster for Managers {
     async fn writer(&self, server: usize) -> anyhow::Result<Writer> {
-        let socket: PathBuf = format!("/proc/{}/root/run/netd/netd.sock", self.node(server)?.init_pid()).into();
-        let stream = UnixStream::connect(&socket).await.context("connecting to netd")?;
-        let (send, connection) = handshake(TokioIo::new(stream)).await.context("HTTP with netd")?;
-        tokio::spawn(connection);
-        Ok(Writer::Netd(Connection { send }))
+        Ok(Writer::Netd(Connection(Socket::connect(self.node(server)?).await?)))
     }
 }
 
-pub(super) struct Connection {
-    send: SendRequest<Full<Bytes>>,
-}
+pub(super) struct Connection(Socket);
 
 impl Connection {
     /// Sets a setting of the cluster: an entry of the log whose state is small.
     pub(super) async fn write(&mut self, n: u64) -> anyhow::Result<()> {
         let body = format!("{{\"set\":{{\"task-history-limit\":\"{}\"}}}}", n % 100 + 1);
-        let request = Request::post("/v1/cluster/update")
-            .header(header::HOST, "netd")
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
-            .context("a request")?;
-        self.send.ready().await.context("netd closed the connection")?;
-        let answer = self.send.send_request(request).await.context("asking netd")?;
-        let status = answer.status();
-        let body = answer.into_body().collect().await.context("netd's answer")?.to_bytes();
-        ensure!(
-            status.is_success(),
-            "netd said {status}: {}",
-            String::from_utf8_lossy(&body)
-        );
+        self.0.ask(Method::POST, "/v1/cluster/update", body).await?;
         Ok(())
     }
 }

@@ -450,3 +450,39 @@ fn backends_that_a_change_has_not_reached_are_sent_to_their_own_ports() {
     let dests: Vec<String> = dests.map(|d| d.to_string()).collect();
     assert_eq!(dests, ["10.77.1.1:8080", "10.77.2.2:8081"]);
 }
+
+#[test]
+fn a_service_alone_changes_as_it_does_among_all() {
+    let other = service(&[("443", 3)], [backend(9, APP, 4)]);
+    let mut before = wanted([service(&[("80", 1)], [backend(1, APP, 1), backend(2, APP, 2)]), other]);
+    let vip = Vip {
+        v4: Ipv4Addr::new(10, 77, 0, 3),
+        v6: Some("fd00::3".parse().unwrap()),
+    };
+    let other = before.services.get_mut(&8).unwrap();
+    (other.vips, other.vip_marks) = ([(vni(APP), vip)].into(), [(vni(APP), 3)].into());
+    let alone = |w: &Wanted| {
+        let mut w = w.clone();
+        w.services.retain(|index, _| *index == 7);
+        lower(&w)
+    };
+    let table = |l: &Lowered| l.networks[&vni(APP)].table.clone();
+    let change = |change: &dyn Fn(&mut WantedService)| {
+        let mut after = before.clone();
+        change(after.services.get_mut(&7).unwrap());
+        let alone = (alone(&before), alone(&after));
+        let all = plan(&table(&lower(&before)), &table(&lower(&after)));
+        let same = plan(&table(&alone.0), &table(&alone.1)) == all;
+        (alone.0.differs_in_backends_alone(&alone.1), same, all.len())
+    };
+    let of = |n: u8| backend(n, APP, n).0;
+    let drains = |s: &mut WantedService| s.backends.get_mut(&of(2)).unwrap().state = BackendState::Draining;
+    assert_eq!(change(&drains), (true, true, 4));
+    assert_eq!(change(&|s| s.backends.retain(|id, _| *id != of(2))), (true, true, 4));
+    assert_eq!(change(&|s| s.backends.extend([backend(3, APP, 3)])), (true, true, 4));
+    // What rules are about, and what stands in another's way.
+    assert!(!change(&|s| s.ports = [port("81", 1)].into()).0);
+    assert!(!change(&|s| s.vips.clear()).0);
+    let nowhere = |s: &mut WantedService| s.backends.get_mut(&of(1)).unwrap().place = Place::Local { ifindex: 0 };
+    assert!(!change(&nowhere).0);
+}
