@@ -21,6 +21,8 @@ pub struct Wanted {
     /// Addresses of this node that published ports answer on, 127.0.0.1 among them. `::1` (CONTRACTS 4), unspecified,
     /// multicast and IPv6 link-local addresses are passed over: no key can name their interface.
     pub local: BTreeSet<IpAddr>,
+    /// A member cannot translate late (IPVS): what it sends to backends here comes translated.
+    pub early: bool,
     /// Services by the index that the log gave them.
     pub services: BTreeMap<u32, Service>,
 }
@@ -165,11 +167,6 @@ pub enum BackendState {
 /// What a plan could not do. The rest of the plan is good; the daemon shows the problem and plans again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
-    /// A backend is on a node whose data path wants packets translated early.
-    #[error(
-        "backend {0} is left out: its node balances by IPVS, and packets for it would have to be translated here; try: datapath.mode = \"ebpf\" on its node"
-    )]
-    EarlyTranslation(BackendId),
     /// A backend has no way to be reached.
     #[error("backend {0} is left out: {1}; try: netctl endpoint inspect {ep}", ep = .0.endpoint)]
     Unreachable(BackendId, &'static str),
@@ -189,6 +186,11 @@ pub enum Problem {
         "the published ports of service #{0} are closed on this node: its data path, eBPF, does not know --allow-from, and would let everybody in; try: netctl service update --allow-from all, or datapath.mode = \"ipvs\" on this node"
     )]
     NoAllowFrom(u32),
+    /// This data path carries TCP and UDP alone.
+    #[error(
+        "port {1}/sctp of service #{0} does not answer on this node: its data path, eBPF, carries tcp and udp alone; try: netctl service unpublish, or datapath.mode = \"ipvs\" on this node"
+    )]
+    NoSctp(u32, u16),
     /// This data path shows backends the client.
     #[error(
         "the backends of service #{0} see clients' own addresses in what comes by this node: its data path, eBPF, does not masquerade; try: netctl service update --source-ip preserve"

@@ -138,6 +138,32 @@ fn how_long(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The third protocol: known to be listened on, published, balanced with the client's address kept, guarded, drained.
+fn by_sctp(lab: &Lab) -> anyhow::Result<()> {
+    let (n1, client) = (lab.host("n1")?, lab.client()?);
+    let serve = format!("-- {} serve --port 3868 --sctp", n1.tool());
+    n1.netctl(&format!("service create aaa --network app --replicas 2 {serve}"))?
+        .ok()?;
+    tests::known(lab, "aaa", 2)?;
+    // Its tasks listen on it: nobody needs to be named.
+    let said = n1.netctl("service publish 3868/sctp")?.ok()?.all();
+    ensure!(said.contains(":3868/sctp on 3 nodes -> aaa (2/2 healthy)"), "{said}");
+    for node in lab.nodes() {
+        for to in [node.at(3868), node.at_v6(3868)] {
+            let seen = address_kept(client, None, &format!("--to {to} -n 20 --sctp --timeout-ms 3000"))?;
+            ensure!(seen.answered.len() == 2, "by both tasks: {seen}");
+        }
+    }
+    all_answered(n1, Some("t1"), "--to aaa:3868 -n 10 --sctp --timeout-ms 3000")?;
+    // The published port by TCP is somebody else's, or nobody's.
+    let seen = tally(client, None, &format!("--to {} -n 3", n1.at(3868)))?;
+    ensure!(seen.ok() == 0, "{seen}");
+    n1.netctl(&format!("service update aaa {STRANGERS}"))?.ok()?;
+    kept_out(client, &n1.at(3868), "--sctp")?;
+    n1.netctl("service rm aaa")?.ok()?;
+    Ok(())
+}
+
 #[test]
 fn whom_tasks_see_who_may_come_and_how_long() {
     in_cluster("knobs", 3, |lab| {
@@ -155,16 +181,19 @@ fn whom_tasks_see_who_may_come_and_how_long() {
         if by_ipvs() {
             who_may_come(lab)?;
             whom_tasks_see(lab)?;
-            return how_long(lab);
+            how_long(lab)?;
+            return by_sctp(lab);
         }
         for (words, instead) in [
             ("--source-ip masquerade", "--source-ip preserve"),
             (STRANGERS, "--allow-from all"),
             ("--idle-timeout udp=30s", "udp=usual"),
             ("--lb rr", "--lb maglev"),
+            ("--publish-add 3868/sctp", "80/tcp"),
         ] {
             let no = n1.netctl(&format!("service update web {words}"))?;
-            let flag = words.split(' ').next().unwrap_or_default();
+            let flag = words.trim_start_matches("--publish-add ").split(' ').next();
+            let flag = flag.unwrap_or_default();
             ensure!(no.code == 1, "{words}: {no:?}");
             for word in [flag, "n1", "eBPF", "try:", instead] {
                 ensure!(no.stderr.contains(word), "{words}: {no:?}");

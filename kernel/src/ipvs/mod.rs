@@ -155,7 +155,8 @@ impl Ipvs {
         read::table(&mut self.0)
     }
 
-    /// What was counted for netd's services that are there now.
+    /// What was counted for netd's services that are there now; the kernel adds it up every 2 s
+    /// (net/netfilter/ipvs/ip_vs_est.c).
     ///
     /// # Errors
     /// The kernel does not tell.

@@ -77,7 +77,7 @@ pub struct ServiceSpec {
     #[serde(skip_serializing_if = "is_default")]
     pub source_ip: SourceIp,
     /// Who reaches its published ports: sources within these, at most [`ServiceSpec::MAX_ALLOW_FROM`]; empty: everybody.
-    /// Nodes themselves and the tasks of its networks always do. It is asked when a flow begins.
+    /// A node reaches its own, and the tasks of its networks always do. It is asked when a flow begins.
     #[serde(skip_serializing_if = "BTreeSet::is_empty")]
     pub allow_from: BTreeSet<IpNet>,
     /// How long its flows are remembered without a packet.

@@ -115,7 +115,7 @@ mod tests {
         for (line, word) in [
             ("we_b", "hyphens"),
             ("web --publish 0", "65535"),
-            ("web --publish 80/sctp", "tcp nor udp"),
+            ("web --publish 80/dccp", "tcp nor udp nor sctp"),
             ("web --env A", "NAME=VALUE"),
             ("web --env A=1 --env A=2", "twice"),
             ("web --replicas 1000001", "1000001"),

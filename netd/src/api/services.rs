@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::extract::{Path, State};
 use cluster::{rollout::Rollouts, state::Command};
 use model::{
-    Code, Intent, Name, NodeId, ServiceSpec,
+    Code, Intent, Name, NodeId, PortSpec, Proto, ServiceSpec,
     api::{Changed, Logs, LogsAsk, Replace, Scale, ServiceView, TaskView},
     intent::{Service, SlotSet},
     row::Datapath,
@@ -117,6 +117,15 @@ fn can_serve(c: &Cluster, spec: &ServiceSpec, had: Option<&ServiceSpec>) -> Resu
     }
 }
 
+/// As [`can_serve`], of one more published port.
+pub(super) fn can_publish(c: &Cluster, port: PortSpec) -> Result<(), Fail> {
+    let spec = ServiceSpec {
+        publish: vec![port],
+        ..ServiceSpec::default()
+    };
+    can_serve(c, &spec, None)
+}
+
 /// What of a service nodes with the eBPF data path do not do and was not asked of them before; why, and what they do.
 fn beyond_ebpf(spec: &ServiceSpec, had: &ServiceSpec) -> Option<(String, &'static str, &'static str)> {
     if spec.lb != had.lb && spec.lb != Lb::Maglev {
@@ -130,6 +139,14 @@ fn beyond_ebpf(spec: &ServiceSpec, had: &ServiceSpec) -> Option<(String, &'stati
     if spec.allow_from != had.allow_from && !spec.allow_from.is_empty() {
         let why = "would let everybody in, and so keeps the published ports of such a service closed";
         return Some(("--allow-from".to_owned(), why, "--allow-from all"));
+    }
+    let sctp = |p: &&PortSpec| p.proto == Proto::Sctp && !had.publish.contains(p);
+    if let Some(port) = spec.publish.iter().find(sctp) {
+        return Some((
+            format!("publishing {port}"),
+            "carries tcp and udp alone",
+            "80/tcp or 53/udp",
+        ));
     }
     if spec.timeouts != had.timeouts && spec.timeouts != Timeouts::default() {
         let why = "remembers flows for as long as its maps have room";

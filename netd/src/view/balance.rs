@@ -12,7 +12,7 @@ use model::{
     spec::Lb,
 };
 
-use super::{Here, Seen, endpoints, forwards, node_row, out_because};
+use super::{Here, Seen, endpoints, forwards, node_row, out_because, some_translate_early};
 use crate::{
     endpoints::{Endpoint, endpoint_mac},
     gossip::Facts,
@@ -121,6 +121,7 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
     mesh::Wanted {
         node,
         local: here.addresses.clone(),
+        early: some_translate_early(intent, facts),
         services,
     }
 }

@@ -19,8 +19,8 @@ pub(super) struct TrafficFlags {
     #[arg(long, value_name = "preserve|masquerade")]
     source_ip: Option<SourceIp>,
     /// Who reaches its published ports: clients of this network or address alone; may be repeated; all: everybody, the
-    /// default. It is asked when a flow begins; nodes themselves and tasks on its networks are not asked. Not while a
-    /// node balances by eBPF.
+    /// default. It is asked when a flow begins; not asked are a node of itself, and tasks on the service's networks. Not
+    /// while a node balances by eBPF.
     #[arg(long, value_name = "CIDR|all", value_delimiter = ',')]
     allow_from: Vec<Source>,
     /// How long its flows are remembered without a packet: tcp=TIME (2h4m unless told), tcp-fin=TIME after the first FIN

@@ -92,6 +92,7 @@ fn wanted(services: impl IntoIterator<Item = WantedService>) -> Wanted {
             .iter()
             .map(|a| a.parse().unwrap())
             .collect(),
+        early: true,
         services: (7..).zip(services).collect(),
     }
 }
