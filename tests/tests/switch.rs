@@ -94,6 +94,8 @@ fn under_tasks(lab: &Lab) -> anyhow::Result<()> {
     address_kept(lab.client()?, None, &format!("--to {} -n 20", n2.at(80)))?;
     restart(n1, "ebpf", Datapath::Ebpf)?;
     answered(lab, n1)?;
+    // The other one is still of IPVS: asked there, and answered here.
+    address_kept(lab.client()?, None, &format!("--to {} -n 20", n2.at(80)))?;
     let links = Seen::of(n1)?.links;
     ensure!(
         links.contains("nx0") && !links.contains("nvh"),
@@ -122,6 +124,8 @@ fn automatic(lab: &Lab) -> anyhow::Result<()> {
     eventually("n1 to be empty", SOON, || {
         Ok(n1.processes("lab-tool serve --port 80")?.is_empty())
     })?;
+    // Asked on a node of eBPF, and answered on one of IPVS.
+    address_kept(lab.client()?, None, &format!("--to {} -n 20", n1.at(80)))?;
     restart(n1, "auto", Datapath::Ipvs)?;
     for node in lab.nodes() {
         address_kept(lab.client()?, None, &format!("--to {} -n 20", node.at(80)))?;
