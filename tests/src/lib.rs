@@ -73,6 +73,12 @@ pub fn by_ipvs() -> bool {
     std::env::var("NETD_LAB_DATAPATH").is_ok_and(|mode| mode == "ipvs")
 }
 
+/// Connections a second that a story asks for, as a word: a tenth of `n` where the CPUs are emulated.
+pub fn rate(n: u32) -> String {
+    let emulated = std::env::var("NETD_LANE").is_ok_and(|lane| lane == "kernel61");
+    (if emulated { n / 10 } else { n }).to_string()
+}
+
 /// The device of the tunnel on a host that is in one network, and the words that run `ip` where it is: by IPVS in the
 /// network's sandbox.
 ///

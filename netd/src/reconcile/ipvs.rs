@@ -18,7 +18,8 @@ use overlay::{Desired, SeenSandbox, names};
 
 use super::{
     conntrack::Conntrack,
-    pass::{Done, KernelError, World, chain},
+    pass::{Done, KernelError, World, chain, failures},
+    places::{self, Places},
 };
 use crate::view;
 
@@ -65,8 +66,8 @@ impl Ipvs {
         })
     }
 
-    /// Takes what it left in the kernel out of it.
-    pub(super) fn remains(folder: &Path) -> Result<(), KernelError> {
+    /// Takes what it left in the kernel out of it; what could not be taken.
+    pub(super) fn remains(folder: &Path) -> Result<Vec<String>, KernelError> {
         // Whichever filter it was: the kernel may be another one than then.
         let mut host = Firewall::open(&Netns::current()?)?;
         host.remove()?;
@@ -76,10 +77,7 @@ impl Ipvs {
             classifiers: true,
         };
         let round = fabric::reconcile_wanted(shape.want(&Desired::default()), None, Extent::All)?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
-        }
-        Ok(())
+        Ok(failures(&round))
     }
 
     /// The next pass reads anew instead of trusting what was written.
@@ -105,6 +103,35 @@ impl Ipvs {
         any
     }
 
+    /// Where it is.
+    pub(super) fn places(&self) -> Places {
+        let of = |(vni, n): (&Vni, &Network)| {
+            let kind = n.filter.firewall.kind();
+            (*vni, places::ipvs_network(&self.folder, *vni, kind, n.table.as_ref()))
+        };
+        Places {
+            host: Some(places::ipvs_host(self.host.firewall.kind())),
+            networks: self.networks.iter().map(of).collect(),
+        }
+    }
+
+    /// What IPVS has counted for the services that are there now, as far as it is not 0.
+    pub(super) fn counters(&mut self) -> Result<BTreeMap<String, u64>, KernelError> {
+        let mut sum = ipvs::Counted::default();
+        for network in self.networks.values_mut() {
+            sum += network.ipvs.counted()?;
+        }
+        let named = [
+            ("ipvs_flows", sum.flows),
+            ("ipvs_packets_to_backends", sum.packets_in),
+            ("ipvs_packets_from_backends", sum.packets_out),
+            ("ipvs_octets_to_backends", sum.octets_in),
+            ("ipvs_octets_from_backends", sum.octets_out),
+        ];
+        let some = named.into_iter().filter(|(_, n)| *n > 0);
+        Ok(some.map(|(name, n)| (name.to_owned(), n)).collect())
+    }
+
     /// Takes everything of it out of the kernel.
     pub(super) fn unload(&mut self) -> Result<(), KernelError> {
         self.networks.clear();
@@ -113,8 +140,8 @@ impl Ipvs {
         self.host.firewall.remove()?;
         let wanted = self.shape().want(&Desired::default());
         let round = fabric::reconcile_wanted(wanted, None, Extent::All)?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
+        for failure in failures(&round) {
+            tracing::warn!("{failure}");
         }
         Ok(())
     }
@@ -136,8 +163,7 @@ impl Ipvs {
         if extent == Extent::All {
             self.let_go(&desired);
         }
-        let round = fabric::reconcile_wanted(self.shape().want(&desired), None, extent)?;
-        done.round(&round, world.endpoints);
+        let round = world.objects(self.shape().want(&desired), done)?;
         let sandboxes = &round.survey.observed.sandboxes;
         for (id, endpoint) in &desired.endpoints {
             let Some(SeenSandbox::Ours(space)) = sandboxes.get(&names::sandbox(&self.folder, endpoint.vni)) else {

@@ -36,6 +36,9 @@ pub fn mesh_wanted(intent: &Intent, facts: &Facts, here: &Here, own: &BTreeMap<E
                     .filter_map(|(net, vip)| Some((net.vni, net.offset(vip.v4)?)))
                     .collect(),
                 lb: service.spec.lb,
+                source_ip: service.spec.source_ip,
+                allow_from: service.spec.allow_from.clone(),
+                timeouts: service.spec.timeouts,
                 ports,
                 ..mesh::Service::default()
             },

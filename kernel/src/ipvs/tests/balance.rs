@@ -190,6 +190,11 @@ fn a_backend_that_drains_takes_no_new_flow_keeps_its_own_and_costs_none() {
                 assert_eq!(tcp.spread(), ([0, FLOWS], 0));
                 held.echo().unwrap();
 
+                // Each flow and its packets are counted.
+                let counted = ipvs.counted().unwrap();
+                assert!(counted.flows > 2 * FLOWS as u64, "{counted:?}");
+                assert!(counted.packets_in > counted.flows && counted.octets_in > 40 * counted.packets_in);
+
                 // It comes back.
                 bring(ipvs, family, scheduler, [Some(1), Some(1)]);
                 let (both, none) = tcp.spread();
@@ -269,6 +274,16 @@ fn udp_stays_while_its_backend_drains_and_moves_when_it_goes() {
                     take(Duration::from_millis(200))
                 });
                 assert_eq!(moved, Some(1));
+
+                // It comes back, and gets new flows at once.
+                bring(ipvs, family, scheduler, [Some(1), Some(1)]);
+                let back = (0..FLOWS).any(|_| {
+                    new().send(&[7]).unwrap();
+                    take(PATIENCE) == Some(0)
+                });
+                assert!(back);
+                held.send(&[7]).unwrap();
+                assert_eq!(take(PATIENCE), Some(1), "what has moved stays");
             });
         }
     }

@@ -9,7 +9,11 @@ use ebpf_abi::{
     Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_EARLY, Backend as Cell, Mac, SVC_NETWORKS, SVC_TARGETS, SvcKey,
     TARGET_EARLY, TARGET_HERE, TargetKey, TargetVal,
 };
-use model::{NodeId, Proto, Vni, row::Datapath, spec::Lb};
+use model::{
+    NodeId, Proto, Vni,
+    row::Datapath,
+    spec::{Lb, SourceIp, Timeouts},
+};
 
 use crate::{
     maglev::Seed,
@@ -78,6 +82,12 @@ impl Desired {
         for (index, service) in &wanted.services {
             if service.lb != Lb::Maglev {
                 out.problems.insert(Problem::OnlyMaglev(*index, service.lb));
+            }
+            if service.source_ip != SourceIp::Preserve {
+                out.problems.insert(Problem::NoMasquerade(*index));
+            }
+            if service.timeouts != Timeouts::default() {
+                out.problems.insert(Problem::NoTimeouts(*index));
             }
             let usable: Vec<(&BackendId, &Backend)> = service
                 .backends
@@ -246,6 +256,11 @@ impl Desired {
         sets: &mut BTreeMap<Vec<CellKey>, usize>,
     ) {
         if service.ports.is_empty() {
+            return;
+        }
+        // Nobody is asked for his source here: closed, not open to everybody.
+        if !service.allow_from.is_empty() {
+            self.problems.insert(Problem::NoAllowFrom(index));
             return;
         }
         for family in [Family::V4, Family::V6] {

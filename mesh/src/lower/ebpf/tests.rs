@@ -696,6 +696,36 @@ fn what_nodes_that_balance_by_ipvs_are_sent_and_send() {
 }
 
 #[test]
+fn what_this_data_path_does_not_know_is_said_and_an_allow_list_closes_the_ports() {
+    let mut w = web(&["80", "81,mode=host"], [backend(1, 1), backend(2, 2)]);
+    let s = w.services.get_mut(&7).unwrap();
+    s.allow_from = ["192.0.2.0/24".parse().unwrap()].into();
+    s.source_ip = model::spec::SourceIp::Masquerade;
+    s.timeouts.udp_s = Some(9);
+    let mut o = small();
+    let p = settle(&w, &mut o);
+    let expected = [
+        Problem::NoAllowFrom(7),
+        Problem::NoMasquerade(7),
+        Problem::NoTimeouts(7),
+    ];
+    assert_eq!(p.problems, expected);
+    assert!(p.problems.iter().all(|p| p.to_string().contains("try: ")));
+    let doors = o.services.keys().filter(|k| k.vni == 0).count();
+    assert_eq!(doors, 0, "nobody is let in by a published port");
+    let vip = key("10.77.0.2", 4096, 80, 6);
+    assert_eq!(
+        leads_to(&o, &vip),
+        Some([1, 2].into()),
+        "the service goes on within its networks"
+    );
+    // Open again as soon as everybody may come.
+    w.services.get_mut(&7).unwrap().allow_from.clear();
+    settle(&w, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
+}
+
+#[test]
 fn full_maps_are_said_and_do_not_stop_the_rest() {
     let mut o = small();
     o.sizes = Sizes {
