@@ -35,8 +35,8 @@ const KERNEL: [(&str, &str, &str); 4] = [
 ];
 /// The end-to-end stories that are run, over each data path, where none is asked for.
 const SMOKE: [&str; 2] = ["mesh", "names"];
-/// The one that is of both.
-const BOTH: &str = "switch";
+/// Those that are of both.
+const BOTH: [&str; 2] = ["switch", "mixed"];
 /// How long one guest may take.
 const LIMIT: Duration = Duration::from_secs(40 * 60);
 
@@ -75,19 +75,19 @@ pub(crate) fn run(what: What, filter: Option<&str>) -> anyhow::Result<()> {
     })
 }
 
-/// The stories, each over each data path; the one of both once.
+/// The stories, each over each data path; those of both once.
 fn stories(filter: Option<&str>) -> anyhow::Result<Vec<Work>> {
     let built = build::programs(Profile::Debug, build::ALL)?;
     let programs = match filter {
         None => {
-            let names = SMOKE.iter().chain([&BOTH]).flat_map(|name| ["--test", name]);
+            let names = SMOKE.iter().chain(&BOTH).flat_map(|name| ["--test", name]);
             programs::build(&["-p", "tests"].into_iter().chain(names).collect::<Vec<_>>())?
         }
         Some(_) => programs::build(&["-p", "tests", "--tests"])?,
     };
     let mut all = Vec::new();
     for program in programs {
-        let (modes, options): (&[&str], _) = match program.name == BOTH {
+        let (modes, options): (&[&str], _) = match BOTH.contains(&program.name.as_str()) {
             // It is ignored where nobody asks for it: most kernels have one of them.
             true => (&[""], " --test-threads=1 --include-ignored"),
             // One lab at a time in a guest, as elsewhere.
