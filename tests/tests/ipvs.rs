@@ -271,13 +271,19 @@ fn full_table(n1: &Host, client: &Host) -> anyhow::Result<()> {
     unharmed(held)
 }
 
-/// Connections of one to twelve seconds, which begin at once.
+/// Twelve connections of one to twelve seconds, all of them established.
 fn hold(client: &Host, name: &str, node: &Host) -> anyhow::Result<Process> {
     let to = node.at(80);
-    let words = "lab-tool hold --connections 12 --life 12 --duration 1 --announce --to";
+    let words = "lab-tool hold --connections 12 --life 12 --duration 0.2 --announce --to";
     let argv: Vec<&str> = words.split(' ').chain([to.as_str()]).collect();
     let mut held = client.spawn(name, &argv)?;
     held.line("ready", Duration::from_secs(20))?;
+    eventually("twelve connections", Duration::from_secs(5), || {
+        let established = client.sh("ss -Htn state established")?.ok()?.stdout;
+        let count = established.matches(&to).count();
+        ensure!(count == 12, "{count} of them");
+        Ok(true)
+    })?;
     Ok(held)
 }
 
