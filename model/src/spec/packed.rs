@@ -23,6 +23,7 @@ macro_rules! packed {
         impl From<ServiceSpec> for Packed {
             fn from(s: ServiceSpec) -> Packed {
                 let later = Later {
+                    lb: s.lb,
                     source_ip: s.source_ip,
                     allow_from: s.allow_from,
                     timeouts: s.timeouts,
@@ -45,6 +46,7 @@ macro_rules! packed {
                 ServiceSpec {
                     $($field: p.$field,)+
                     attachable,
+                    lb: later.lb,
                     source_ip: later.source_ip,
                     allow_from: later.allow_from,
                     timeouts: later.timeouts,
@@ -65,7 +67,6 @@ packed! {
     labels: BTreeMap<String, String>,
     publish: Vec<PortSpec>,
     endpoint_mode: EndpointMode,
-    lb: Lb,
     health: Option<Health>,
     restart: Restart,
     update: RollingUpdate,
@@ -87,6 +88,7 @@ enum Last {
 
 #[derive(Default, PartialEq, Serialize, Deserialize)]
 struct Later {
+    lb: Lb,
     source_ip: SourceIp,
     allow_from: BTreeSet<IpNet>,
     timeouts: Timeouts,
@@ -137,7 +139,6 @@ mod tests {
         labels: BTreeMap<String, String>,
         publish: Vec<PortSpec>,
         endpoint_mode: EndpointMode,
-        lb: Lb,
         health: Option<Health>,
         restart: Restart,
         update: RollingUpdate,
@@ -173,7 +174,6 @@ mod tests {
                 labels: spec.labels.clone(),
                 publish: spec.publish.clone(),
                 endpoint_mode: spec.endpoint_mode,
-                lb: spec.lb,
                 health: spec.health.clone(),
                 restart: spec.restart.clone(),
                 update: spec.update.clone(),
@@ -193,6 +193,10 @@ mod tests {
     #[test]
     fn what_is_new_is_read_again_in_both_forms() {
         let later = [
+            ServiceSpec {
+                lb: Lb::Rr,
+                ..web(true)
+            },
             ServiceSpec {
                 source_ip: SourceIp::Masquerade,
                 ..web(true)
