@@ -129,6 +129,9 @@ enum State {
 /// See the module.
 pub struct Vault {
     dir: PathBuf,
+    /// Held by whoever seals, unseals or opens, from the first look to the last file: two at once would each choose a key for
+    /// the files, and the lock would open those of one. Taken before `state`.
+    change: Mutex<()>,
     state: Mutex<State>,
 }
 
@@ -198,6 +201,7 @@ impl Vault {
         };
         Ok(Vault {
             dir,
+            change: Mutex::new(()),
             state: Mutex::new(state),
         })
     }
@@ -205,6 +209,10 @@ impl Vault {
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code panics while it holds the lock.
         self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn change(&self) -> MutexGuard<'_, ()> {
+        self.change.lock().unwrap_or_else(|e| e.into_inner())
     }
 
     /// Whom it belongs to, if it is locked.
@@ -227,6 +235,7 @@ impl Vault {
 
     /// Opens a locked vault. A wrong key changes nothing.
     pub fn unlock(&self, key: &UnlockKey) -> Result<(), IdentityError> {
+        let _change = self.change();
         let mut state = self.lock();
         let State::Locked(l) = &*state else { return Ok(()) };
         let opened = open(key.octets(), LOCK, &l.sealed).and_then(|k| k.try_into().ok());
@@ -289,6 +298,7 @@ impl Vault {
 
     /// Forgets everything, the lock too.
     pub fn wipe(&self) -> Result<(), IdentityError> {
+        let _change = self.change();
         match fs::remove_dir_all(&self.dir) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(failed(&self.dir)(e)),
             _ => {}
@@ -299,6 +309,7 @@ impl Vault {
 
     /// Makes it so that the files are sealed under this unlock key, or (`None`) not at all. Does nothing when they are.
     pub fn keep_sealed(&self, unlock: Option<&UnlockKey>, about: &About) -> Result<(), IdentityError> {
+        let _change = self.change();
         let inner = match (&*self.lock(), unlock) {
             (State::Plain, None) => return Ok(()),
             (State::Open { name, .. }, Some(k)) if *name == k.name() => return Ok(()),
@@ -442,6 +453,30 @@ mod tests {
         let plain = Vault::open(&dir.0).unwrap();
         assert!(plain.locked().is_none());
         assert_eq!(plain.read(LOG_KEY).unwrap().as_deref(), Some(&b"anew"[..]));
+    }
+
+    #[test]
+    fn two_who_seal_at_once_leave_what_opens() {
+        for _ in 0..50 {
+            let dir = Dir::new("both");
+            let vault = Vault::open(&dir.0).unwrap();
+            for name in SEALED {
+                vault.write(name, SECRET).unwrap();
+            }
+            let key = UnlockKey::create().unwrap();
+            // A request, and the custodian that has seen the same entry of the log.
+            std::thread::scope(|s| {
+                let both = [(); 2].map(|()| s.spawn(|| vault.keep_sealed(Some(&key), &about())));
+                for one in both {
+                    one.join().unwrap().unwrap();
+                }
+            });
+            let again = Vault::open(&dir.0).unwrap();
+            again.unlock(&key).unwrap();
+            for name in SEALED {
+                assert_eq!(again.read(name).unwrap().as_deref(), Some(SECRET), "{name}");
+            }
+        }
     }
 
     #[test]
