@@ -103,6 +103,19 @@ fn the_rules_of_a_node() {
 }
 
 #[test]
+fn a_tunnel_over_ipv6_is_not_tracked_either() {
+    let six = Host {
+        tunnel: Some((ip("fd18::1"), 4789)),
+        networks: BTreeSet::new(),
+        published: BTreeSet::new(),
+        ..host()
+    };
+    let tables = iptables::text(&iptables::tables(&six.rules()));
+    insta::assert_snapshot!("host_six_iptables", tables);
+    insta::assert_snapshot!("host_six_nft", nft::table(&six.rules()).to_string());
+}
+
+#[test]
 fn the_rules_of_a_network() {
     let rules = sandbox().rules();
     insta::assert_snapshot!("sandbox_iptables", iptables::text(&iptables::tables(&rules)));
