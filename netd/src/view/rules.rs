@@ -62,6 +62,7 @@ pub fn sandbox_rules(desired: &overlay::Desired, lowered: &Lowered) -> BTreeMap<
         let sandbox = rules::Sandbox {
             tunnel: names::tunnel(*vni),
             prefix: names::VETH_PREFIX.to_owned(),
+            up: names::SANDBOX_END.to_owned(),
             v4: Some(n.subnet),
             v6: n.subnet6,
             marks: lowered.networks.get(vni).map(marks).unwrap_or_default(),

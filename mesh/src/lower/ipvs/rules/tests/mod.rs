@@ -85,6 +85,7 @@ fn sandbox() -> Sandbox {
     Sandbox {
         tunnel: "nx100".into(),
         prefix: "nv".into(),
+        up: "nvup".into(),
         v4: Some("10.128.0.0/16".parse().unwrap()),
         v6: Some("fd00:80::/64".parse().unwrap()),
         marks: marks
@@ -393,7 +394,7 @@ proptest! {
         let marks: BTreeMap<_, _> = vips.iter().map(|((a, t, p), m)| {
             (Destination { address: address(*a), transport: *t, port: Some(*p) }, super::super::MARK_BASE + m)
         }).collect();
-        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), ..Sandbox::default() }.rules();
+        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), up: "nvup".into(), ..Sandbox::default() }.rules();
         let family = if wide { Family::V6 } else { Family::V4 };
         let tables = iptables::tables(&rules);
         let chains = &tables[&(TableName::Mangle, family)].ours;
