@@ -36,7 +36,7 @@ fn listed(here: &[Local]) -> String {
 }
 
 /// An address of this host that others could use.
-fn fits<'a>(here: &'a [Local], six: bool) -> impl Iterator<Item = &'a Local> {
+fn fits(here: &[Local], six: bool) -> impl Iterator<Item = &Local> {
     let of_family = move |l: &&Local| l.address.is_ipv6() == six && !inward(&l.interface);
     here.iter().filter(of_family)
 }
