@@ -18,8 +18,9 @@ use crate::{
 fn overhead(underlay: IpAddr) -> u32 {
     if underlay.is_ipv4() { 50 } else { 70 }
 }
-/// Source of a task's flow to itself through its VIP. It is on the gateway's link, so no task has it.
-const HAIRPIN4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
+/// Source of a task's flow to itself through its VIP: the address that RFC 7600 has for hosts without one. Not of 169.254.0.0/16:
+/// the programs let no task send there.
+const HAIRPIN4: Ipv4Addr = Ipv4Addr::new(192, 0, 0, 8);
 /// The same for IPv6, of the range that RFC 6666 gave to nothing that answers.
 const HAIRPIN6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0x6e, 0x6574, 0x64, 2);
 
