@@ -303,7 +303,6 @@ fn meta(key: MetaKey) -> u32 {
 fn flow(key: FlowKey) -> u32 {
     match key {
         FlowKey::State => 0,
-        FlowKey::Direction => 1,
         FlowKey::Status => 2,
         FlowKey::Mark => 3,
     }

@@ -164,8 +164,6 @@ pub enum Match {
     Known,
     /// It belongs to a flow whose destination was changed here.
     Translated,
-    /// It goes against the direction that its flow began in.
-    Reply,
     /// The way back to its source is not by the device that it came by.
     NoWayBack,
     /// Its source is its destination. nf_tables has no such match in Linux before 6.13: there it is a look into
@@ -190,8 +188,6 @@ pub enum Action {
     SetMark(u32),
     /// Its flow bears its mark. The chain goes on.
     SaveMark,
-    /// It bears its flow's mark. The chain goes on.
-    RestoreMark,
     /// It bears the mark that a list has for it, if one. The chain goes on.
     MarkBy(&'static str),
     /// Its destination is the one that a list has for it, if one.

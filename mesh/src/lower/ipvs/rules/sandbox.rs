@@ -77,18 +77,13 @@ impl Sandbox {
         }
 
         // From another node, and from outside our pools: the ingress node is remembered, with each packet, because the
-        // same client may come by another node later.
+        // same client may come by another node later. A filter at the task's device recalls it for the reply
+        // (`overlay::routed`), around all that is here.
         let led = Match::Mark {
             value: LEAD,
             mask: RANGE,
         };
-        r.add(Mangle, Prerouting, [In(tunnel.clone()), led.clone()], Action::SaveMark);
-        r.add(Mangle, Prerouting, [In(tunnel), led], Action::SetMark(0));
-        for pool in pools() {
-            let reply = [NotTo(pool), In(tasks.clone()), Reply];
-            r.add(Mangle, Prerouting, reply.clone(), Action::RestoreMark);
-            r.add(Mangle, Prerouting, reply, Action::Return);
-        }
+        r.add(Mangle, Prerouting, [In(tunnel), led], Action::SaveMark);
         let key = |port| Key {
             from: false,
             to: true,

@@ -123,7 +123,6 @@ fn lower(rule: &Rule, rules: &Rules, family: Family, lines: &mut Vec<String>, mo
             Action::NoTrack => "-j CT --notrack".to_owned(),
             Action::SetMark(mark) => set_mark(*mark),
             Action::SaveMark => "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff".to_owned(),
-            Action::RestoreMark => "-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff".to_owned(),
             Action::Source(a) => format!("-j SNAT --to-source {a}"),
             Action::Masquerade => "-j MASQUERADE".to_owned(),
             Action::MarkBy(name) | Action::TranslateBy(name) => {
@@ -216,7 +215,6 @@ impl Spec {
             Match::New => self.rest.push("-m conntrack --ctstate NEW"),
             Match::Known => self.rest.push("-m conntrack --ctstate RELATED,ESTABLISHED"),
             Match::Translated => self.rest.push("-m conntrack --ctstate DNAT"),
-            Match::Reply => self.rest.push("-m conntrack --ctdir REPLY"),
             Match::NoWayBack => self.rest.push("-m rpfilter --invert"),
             Match::ToItself => self.rest.push(match family {
                 Family::V4 => SAME4,

@@ -28,8 +28,6 @@ const STATE_KNOWN: u32 = 2 | 4;
 const STATE_NEW: u32 = 8;
 /// `IPS_DST_NAT` of nf_conntrack_common.h.
 const STATUS_TRANSLATED: u32 = 1 << 5;
-/// `IP_CT_DIR_REPLY` of nf_conntrack_tuple_common.h.
-const DIRECTION_REPLY: u8 = 1;
 
 /// The table of a namespace. Without rules: without chains.
 pub fn table(rules: &Rules) -> Table {
@@ -373,11 +371,6 @@ impl Draft {
                 self.expressions.push(Flow(FlowKey::Status, 0));
                 self.any_bit(STATUS_TRANSLATED);
             }
-            Match::Reply => {
-                self.say("ct direction reply");
-                self.expressions.push(Flow(FlowKey::Direction, 0));
-                self.expressions.push(Compare(0, Comparison::Is, vec![DIRECTION_REPLY]));
-            }
             Match::NoWayBack => {
                 self.say("fib saddr . iif oif missing");
                 self.expressions.push(WayBack(0));
@@ -464,11 +457,6 @@ impl Draft {
                 self.say("ct mark set meta mark");
                 self.expressions.push(Meta(MetaKey::Mark, 0));
                 self.expressions.push(SetFlowMark(0));
-            }
-            Action::RestoreMark => {
-                self.say("meta mark set ct mark");
-                self.expressions.push(Flow(FlowKey::Mark, 0));
-                self.expressions.push(SetMark(0));
             }
             Action::MarkBy(name) => {
                 if self.map(name, rules, "meta mark set") {

@@ -192,8 +192,6 @@ pub enum MetaKey {
 pub enum FlowKey {
     /// State bits, in the host's order.
     State,
-    /// Direction: one octet.
-    Direction,
     /// Status bits (`IPS_*`), in the host's order.
     Status,
     /// Mark, in the host's order.
