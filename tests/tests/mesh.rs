@@ -54,6 +54,7 @@ fn every_node_answers_everybody() {
         ensure!(page.stdout.contains("/web."), "{page:?}");
 
         // Two clients' ends that collide at a backend (the same port, to two nodes): CONTRACTS, On the wire.
+        // (At one time: IPVS has no other port for the later one. One after the other: `by_one_port`.)
         let (mut both, often) = (Vec::new(), rate(400));
         // (IPVS knows one of them: a difference.)
         for node in ["n2", "n3"].into_iter().filter(|_| !by_ipvs()) {

@@ -30,6 +30,7 @@ pub fn host_rules(desired: &overlay::Desired, lowered: &Lowered, here: &Here) ->
     });
     rules::Host {
         tunnel: desired.node.as_ref().map(|n| (IpAddr::V4(n.vtep), n.vxlan_port)),
+        members: desired.remotes.values().map(|r| IpAddr::V4(r.vtep)).collect(),
         prefix: names::HOST_PREFIX.to_owned(),
         networks: networks.collect(),
         v4: Some(here.vtep),

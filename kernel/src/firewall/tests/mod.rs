@@ -94,6 +94,7 @@ fn published(transport: Transport, port: u16) -> Published {
 fn host(ports: impl IntoIterator<Item = Published>) -> Host {
     Host {
         tunnel: Some((ip("198.18.0.1"), 4789)),
+        members: [ip("198.18.0.10")].into(),
         prefix: "nvh".into(),
         networks: BTreeSet::from([HostNetwork {
             device: "nvh100".into(),

@@ -178,6 +178,8 @@ pub enum Match {
 pub enum Action {
     /// It passes this table.
     Accept,
+    /// It passes this table if it is in a list, however long that is.
+    AcceptBy(&'static str),
     /// It ends.
     Drop,
     /// It passes the rest of the chain.

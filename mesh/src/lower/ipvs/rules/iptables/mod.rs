@@ -125,7 +125,7 @@ fn lower(rule: &Rule, rules: &Rules, family: Family, lines: &mut Vec<String>, mo
             Action::SaveMark => "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff".to_owned(),
             Action::Source(a) => format!("-j SNAT --to-source {a}"),
             Action::Masquerade => "-j MASQUERADE".to_owned(),
-            Action::MarkBy(name) | Action::TranslateBy(name) => {
+            Action::AcceptBy(name) | Action::MarkBy(name) | Action::TranslateBy(name) => {
                 let Some(chain) = rules.lists.get(name).and_then(|l| by_list(name, l, family, more)) else {
                     continue;
                 };
@@ -144,14 +144,14 @@ fn set_mark(mark: u32) -> String {
 fn by_list(name: &str, list: &List, family: Family, more: &mut More) -> Option<String> {
     let leaf = |(entry, value): (&Entry, &Value)| {
         let target = match value {
-            Value::There => return None,
+            Value::There => "-j ACCEPT".to_owned(),
             Value::Mark(mark) => set_mark(*mark),
             Value::To(IpAddr::V4(a), port) => format!("-j DNAT --to-destination {a}:{port}"),
             Value::To(IpAddr::V6(a), port) => format!("-j DNAT --to-destination [{a}]:{port}"),
         };
-        Some((*entry, target))
+        (*entry, target)
     };
-    let leaves: Vec<_> = list.of(family).filter_map(leaf).collect();
+    let leaves: Vec<_> = list.of(family).map(leaf).collect();
     if leaves.is_empty() {
         return None;
     }

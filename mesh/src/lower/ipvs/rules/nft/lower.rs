@@ -83,7 +83,7 @@ fn lower(said: &Said, rules: &Rules, out: &mut Table, lowered: &mut Vec<Rule>) {
     });
     let lists: Vec<&str> = lists
         .chain(match &said.action {
-            Action::MarkBy(name) | Action::TranslateBy(name) => Some(*name),
+            Action::AcceptBy(name) | Action::MarkBy(name) | Action::TranslateBy(name) => Some(*name),
             _ => None,
         })
         .collect();
@@ -442,6 +442,10 @@ impl Draft {
     fn action(&mut self, action: &Action, rules: &Rules) {
         match action {
             Action::Accept => self.verdict("accept", Verdict::Accept),
+            Action::AcceptBy(name) => {
+                self.matched(&Match::Listed(name), rules);
+                self.verdict("accept", Verdict::Accept);
+            }
             Action::Drop => self.verdict("drop", Verdict::Drop),
             Action::Return => self.verdict("return", Verdict::Return),
             Action::NoTrack => {

@@ -38,6 +38,7 @@ fn host() -> Host {
     };
     Host {
         tunnel: Some((ip("198.18.0.1"), 4789)),
+        members: [ip("198.18.0.2"), ip("198.18.0.3")].into(),
         prefix: "nvh".into(),
         networks: BTreeSet::from([
             network("nvh100", &["10.128.0.0/16", "fd00:80::/64"], true),
