@@ -21,10 +21,7 @@ impl Server {
     }
 
     /// Serves a connection to its end. An error ends it: the client tells.
-    pub(crate) fn connection(&self, stream: &TcpStream) -> std::io::Result<()> {
-        // Of TCP alone.
-        let _ = stream.set_nodelay(true);
-        let client = stream.peer_addr()?;
+    pub(crate) fn connection(&self, stream: &TcpStream, client: SocketAddr) -> std::io::Result<()> {
         let mut reader = BufReader::new(stream);
         let mut line = String::new();
         loop {

@@ -4,11 +4,13 @@
 #![allow(clippy::disallowed_methods, reason = "a tool that measures time")]
 
 mod answer;
+mod crowd;
 mod hold;
 mod load;
 mod names;
 mod sctp;
 mod serve;
+mod steady;
 mod tally;
 mod transfer;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use lab::wire::pattern;
-use nix::sys::socket::{Backlog, listen};
+use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 
 use crate::answer::Server;
 
@@ -90,6 +90,8 @@ fn sockets(port: u16) -> std::io::Result<(TcpListener, UdpSocket)> {
     // The standard library's 128 are full after an eighth of a second of a busy machine's: the client's next try is a
     // second later, and would count as lost on the way.
     listen(&tcp, Backlog::new(QUEUE)?)?;
+    // What is accepted has it too.
+    setsockopt(&tcp, sockopt::TcpNoDelay, &true)?;
     Ok((tcp, UdpSocket::bind(at)?))
 }
 
@@ -104,14 +106,14 @@ fn accept(server: &Arc<Server>, tcp: &Arc<TcpListener>, idle: &Arc<AtomicUsize>,
     let (server, tcp, idle, all) = (server.clone(), tcp.clone(), idle.clone(), all.clone());
     std::thread::spawn(move || {
         loop {
-            let Ok((stream, _)) = tcp.accept() else {
+            let Ok((stream, client)) = tcp.accept() else {
                 continue;
             };
             if idle.fetch_sub(1, Ordering::Relaxed) == 1 {
                 accept(&server, &tcp, &idle, &all);
             }
             // A client that went away is its own business.
-            let _ = server.connection(&stream);
+            let _ = server.connection(&stream, client);
             drop(stream);
             idle.fetch_add(1, Ordering::Relaxed);
         }

@@ -12,6 +12,7 @@ use lab::wire::{Tally, parse_answer};
 
 use crate::answer::plain;
 use crate::report;
+use crate::steady::{self, Plan};
 
 /// Tries that may wait for an answer at once.
 const MOST_OPEN: f64 = 2000.0;
@@ -73,14 +74,14 @@ impl Args {
     }
 }
 
-struct Try {
+pub(crate) struct Try {
     /// Milliseconds since 1970.
-    started: u64,
-    ended: Instant,
-    result: Result<Answer, String>,
+    pub(crate) started: u64,
+    pub(crate) ended: Instant,
+    pub(crate) result: Result<Answer, String>,
 }
 
-struct Answer {
+pub(crate) struct Answer {
     who: String,
     seen_as: IpAddr,
     own: IpAddr,
@@ -104,6 +105,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         eprintln!("ready");
     }
     let start = Instant::now();
+    let most = match args.until {
+        Some(_) => count.saturating_mul(10),
+        None => count,
+    };
+    // A name is looked up before each try, which waits.
+    if let (Some(rate), Ok(to), false, false) = (args.rate, args.to.parse(), args.udp, args.sctp) {
+        let plan = Plan {
+            to,
+            rate,
+            count,
+            most,
+            until: args.until.clone(),
+            bye: args.bye,
+            timeout,
+        };
+        return report(&summary(steady::run(&plan, start)?, start));
+    }
     let (send, results) = mpsc::channel();
     match args.rate {
         None => {
@@ -112,10 +130,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
             }
         }
         Some(rate) => {
-            let most = match args.until {
-                Some(_) => count.saturating_mul(10),
-                None => count,
-            };
             let mut workers = Workers::new(args, timeout, &send);
             for number in 0..most {
                 if number >= count && args.until.as_ref().is_none_or(|file| file.exists()) {
@@ -286,7 +300,7 @@ fn datagram(to: SocketAddr, number: u64, timeout: Duration) -> Result<Answer, St
     answer(&text, own)
 }
 
-fn answer(line: &str, own: IpAddr) -> Result<Answer, String> {
+pub(crate) fn answer(line: &str, own: IpAddr) -> Result<Answer, String> {
     if line.is_empty() {
         return Err("closed without an answer".to_owned());
     }
