@@ -53,6 +53,7 @@ impl<'n> Part<'n> {
                 let proto = match *proto {
                     b"_tcp" => Proto::Tcp,
                     b"_udp" => Proto::Udp,
+                    b"_sctp" => Proto::Sctp,
                     _ => return None,
                 };
                 Some(Part::Port(port, proto, service))

@@ -5,7 +5,13 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use model::{EndpointId, Mac, NodeId, Proto, Vni, intent::Vip, row::Datapath, spec::Lb};
+use ipnet::IpNet;
+use model::{
+    EndpointId, Mac, NodeId, Proto, Vni,
+    intent::Vip,
+    row::Datapath,
+    spec::{Lb, SourceIp, Timeouts},
+};
 
 /// The whole mesh, as one node should carry it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +21,8 @@ pub struct Wanted {
     /// Addresses of this node that published ports answer on, 127.0.0.1 among them. `::1` (CONTRACTS 4), unspecified,
     /// multicast and IPv6 link-local addresses are passed over: no key can name their interface.
     pub local: BTreeSet<IpAddr>,
+    /// A member cannot translate late (IPVS): what it sends to backends here comes translated.
+    pub early: bool,
     /// Services by the index that the log gave them.
     pub services: BTreeMap<u32, Service>,
 }
@@ -53,6 +61,12 @@ pub struct Service {
     pub vip_marks: BTreeMap<Vni, u32>,
     /// Who gets a new flow.
     pub lb: Lb,
+    /// What its backends see as the source of what comes by a published port.
+    pub source_ip: SourceIp,
+    /// Who reaches its published ports; empty: everybody.
+    pub allow_from: BTreeSet<IpNet>,
+    /// How long its flows are remembered.
+    pub timeouts: Timeouts,
     /// Published ports.
     pub ports: BTreeSet<Port>,
     /// Endpoints that are ready or draining.
@@ -153,11 +167,6 @@ pub enum BackendState {
 /// What a plan could not do. The rest of the plan is good; the daemon shows the problem and plans again.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
 pub enum Problem {
-    /// A backend is on a node whose data path wants packets translated early.
-    #[error(
-        "backend {0} is left out: its node balances by IPVS, and packets for it would have to be translated here; try: datapath.mode = \"ebpf\" on its node"
-    )]
-    EarlyTranslation(BackendId),
     /// A backend has no way to be reached.
     #[error("backend {0} is left out: {1}; try: netctl endpoint inspect {ep}", ep = .0.endpoint)]
     Unreachable(BackendId, &'static str),
@@ -172,6 +181,26 @@ pub enum Problem {
         "service #{0} is balanced by maglev on this node, not by {1}: its data path is eBPF; try: netctl service update --lb maglev"
     )]
     OnlyMaglev(u32, Lb),
+    /// This data path asks nobody where he comes from.
+    #[error(
+        "the published ports of service #{0} are closed on this node: its data path, eBPF, does not know --allow-from, and would let everybody in; try: netctl service update --allow-from all, or datapath.mode = \"ipvs\" on this node"
+    )]
+    NoAllowFrom(u32),
+    /// This data path carries TCP and UDP alone.
+    #[error(
+        "port {1}/sctp of service #{0} does not answer on this node: its data path, eBPF, carries tcp and udp alone; try: netctl service unpublish, or datapath.mode = \"ipvs\" on this node"
+    )]
+    NoSctp(u32, u16),
+    /// This data path shows backends the client.
+    #[error(
+        "the backends of service #{0} see clients' own addresses in what comes by this node: its data path, eBPF, does not masquerade; try: netctl service update --source-ip preserve"
+    )]
+    NoMasquerade(u32),
+    /// This data path has timeouts of its own.
+    #[error(
+        "flows of service #{0} are remembered on this node as its data path, eBPF, does it, not as --idle-timeout asks; try: netctl service update --idle-timeout tcp=usual,tcp-fin=usual,udp=usual"
+    )]
+    NoTimeouts(u32),
     /// A port or VIP cannot be marked.
     #[error(
         "{1} of service #{0} is left out: {2} is no index of a mark; try: netctl service unpublish, then publish again"

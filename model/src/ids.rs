@@ -344,6 +344,8 @@ pub enum Proto {
     Tcp,
     /// UDP.
     Udp,
+    /// SCTP, on nodes that balance by IPVS.
+    Sctp,
 }
 
 impl Proto {
@@ -352,6 +354,7 @@ impl Proto {
         match self {
             Proto::Tcp => 6,
             Proto::Udp => 17,
+            Proto::Sctp => 132,
         }
     }
 }
@@ -361,6 +364,7 @@ impl fmt::Display for Proto {
         f.pad(match self {
             Proto::Tcp => "tcp",
             Proto::Udp => "udp",
+            Proto::Sctp => "sctp",
         })
     }
 }
@@ -371,10 +375,11 @@ impl FromStr for Proto {
         match s {
             "tcp" => Ok(Proto::Tcp),
             "udp" => Ok(Proto::Udp),
+            "sctp" => Ok(Proto::Sctp),
             _ => Err(BadValue::new(
                 "protocol",
                 s,
-                "is neither tcp nor udp",
+                "is neither tcp nor udp nor sctp",
                 "80/tcp or 53/udp",
             )),
         }

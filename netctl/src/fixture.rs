@@ -49,6 +49,7 @@ fn node(id: u64, health: NodeHealth, applied: Option<u64>) -> NodeView {
         addr: (id != 3).then(|| format!("198.18.0.{id}")),
         datapath: (id != 3).then_some(Datapath::Ebpf),
         datapath_why: None,
+        here: None,
         version: (id != 3).then(|| "0.1.0".to_owned()),
         applied,
         tasks: 1,
@@ -109,6 +110,7 @@ pub(crate) fn networks() -> Vec<NetworkView> {
                 (NodeId(1), vec!["10.77.16.0/28".to_owned()]),
                 (NodeId(2), vec!["10.77.16.16/28".to_owned()]),
             ]),
+            here: None,
         },
         NetworkView {
             name: name("default"),
@@ -122,6 +124,7 @@ pub(crate) fn networks() -> Vec<NetworkView> {
             services: Vec::new(),
             endpoints: 0,
             blocks: BTreeMap::new(),
+            here: None,
         },
     ]
 }

@@ -163,6 +163,9 @@ fn nodes_move_under_traffic() {
             "requests",
             "--to",
             &vip,
+            // The daemons of all nodes need a processor too, and some kernels have but one.
+            "--pause-ms",
+            "2",
             "--duration",
             "8",
         ];
@@ -397,7 +400,7 @@ fn nat(lab: &Lab, outside: &str) -> anyhow::Result<()> {
             "iptables-legacy -t nat -A PREROUTING -d {outside} -j DNAT --to-destination {inside} && \
              iptables-legacy -t nat -A POSTROUTING -s {inside} -j SNAT --to-source {outside}"
         );
-        lab.switch().sh(&by_iptables)?.ok()?;
+        lab.switch().run(&["sh", "-c", &by_iptables])?.ok()?;
     }
     let quiet = "for f in /proc/sys/net/ipv4/conf/*/send_redirects; do echo 0 >$f; done";
     lab.switch().run(&["sh", "-c", quiet])?.ok()?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 use lab::wire::Held;
 use lab::{Host, Lab, Output, Process, eventually};
-use tests::{address_kept, all_answered, by_ipvs, create_web, in_cluster, in_lab, running, status, tally};
+use tests::{address_kept, all_answered, by_ipvs, create_web, homes, in_cluster, in_lab, running, status, tally};
 
 /// Within which a foreign flush is repaired.
 const REPAIRED: Duration = Duration::from_secs(1);
@@ -30,6 +30,7 @@ fn servers_are_to_be_seen_and_what_others_do_is_mended() {
             address_kept(client, None, &format!("--to {} -n 50", node.at(80)))?;
         }
         println!("{}", seen(n1, "published")?);
+        captured(lab)?;
         drained_everywhere(lab)?;
         ports_come_back(client, n1)?;
         flushed(lab)?;
@@ -73,6 +74,72 @@ fn seen(host: &Host, when: &str) -> anyhow::Result<String> {
 
 fn n_lines(text: &str) -> String {
     text.lines().map(|l| format!("    {l}\n")).collect()
+}
+
+/// What is on the wire between the node that a client asked and the node of the backend that answered: the client's address
+/// both ways, and the reply goes to the asked node.
+fn captured(lab: &Lab) -> anyhow::Result<()> {
+    let (n1, client) = (lab.host("n1")?, lab.client()?);
+    let home = homes(n1)?.into_iter().find(|h| h != n1.name());
+    let home = lab.host(&home.context("every task runs on n1")?)?;
+    let mac = |host: &Host| -> anyhow::Result<String> {
+        let (device, ip) = network(host)?;
+        let said = host.sh(&format!("{ip} ip -o link show {device}"))?.ok()?.stdout;
+        let mac = said.split_whitespace().skip_while(|w| *w != "link/ether").nth(1);
+        Ok(mac.context("a tunnel without a MAC")?.to_owned())
+    };
+    let (asked, own) = (mac(n1)?, mac(home)?);
+    let (device, inside) = network(home)?;
+    let words = format!("{inside} tcpdump -Ulnte -i {device} tcp port 80");
+    let argv: Vec<&str> = words.split_whitespace().collect();
+    let mut capture = home.spawn("capture", &argv)?;
+    capture.line("listening on", Duration::from_secs(20))?;
+    address_kept(client, None, &format!("--to {} -n 20", n1.at(80)))?;
+    let address = client.v4().to_string();
+    let replied = format!("80 > {address}.");
+    // tcpdump tells a packet a little after it passed.
+    capture.line(&replied, Duration::from_secs(10))?;
+    capture.kill();
+    let seen = capture.output();
+    let lines: Vec<&str> = seen.lines().filter(|l| l.contains(&address)).collect();
+    println!(
+        "--- on {device} of {} (MAC {own}); n1 is {asked}, the client {address}",
+        home.name()
+    );
+    for line in lines.iter().take(10) {
+        println!("    {line}");
+    }
+    let (back, there): (Vec<&str>, Vec<&str>) = lines.into_iter().partition(|l| l.contains(&replied));
+    println!(
+        "--- {} packets from the client by n1, {} back by n1",
+        there.len(),
+        back.len()
+    );
+    ensure!(!there.is_empty() && !back.is_empty(), "nothing was captured: {seen}");
+    ensure!(
+        there
+            .iter()
+            .all(|l| l.starts_with(&format!("{asked} > {own}")) && l.contains(&format!("{address}."))),
+        "{there:?}"
+    );
+    ensure!(
+        back.iter().all(|l| l.starts_with(&format!("{own} > {asked}"))),
+        "{back:?}"
+    );
+    Ok(())
+}
+
+/// The tunnel of a host's network with virtual servers, and the words that lead into its sandbox.
+fn network(host: &Host) -> anyhow::Result<(String, String)> {
+    let folder = "/run/netd/netns";
+    let script =
+        format!("cd {folder} && for n in net-*; do nsenter --net=$n grep -q FWM /proc/net/ip_vs && echo $n; done");
+    let name = host.run(&["sh", "-c", &script])?.stdout;
+    let vni = name
+        .trim()
+        .strip_prefix("net-")
+        .context("no network has virtual servers")?;
+    Ok((format!("nx{vni}"), format!("nsenter --net={folder}/net-{vni}")))
 }
 
 /// The virtual servers of a host, as the kernel lists them: address and port in hexadecimal, forwarding, weight.
@@ -154,11 +221,11 @@ fn flushed(lab: &Lab) -> anyhow::Result<()> {
     let flushes = match by_nft {
         true => vec![
             "nft flush ruleset",
-            "nsenter --net=$(echo /run/netd/netns/net-*) nft flush ruleset",
+            "for n in /run/netd/netns/net-*; do nsenter --net=$n nft flush ruleset; done",
         ],
         false => vec![
             "for t in raw nat; do iptables-legacy -t $t -F PREROUTING; done; iptables-legacy -F FORWARD",
-            "n=$(echo /run/netd/netns/net-*); for t in raw mangle; do nsenter --net=$n iptables-legacy -t $t -F; done",
+            "for n in /run/netd/netns/net-*; do for t in raw mangle; do nsenter --net=$n iptables-legacy -t $t -F; done; done",
         ],
     };
     for flush in flushes {
@@ -185,9 +252,10 @@ fn flushed(lab: &Lab) -> anyhow::Result<()> {
 /// A full table of connections: what is established goes on, status names it, and all is well again when there is room.
 fn full_table(n1: &Host, client: &Host) -> anyhow::Result<()> {
     let max = "/proc/sys/net/netfilter/nf_conntrack_max";
-    let before = shell(n1, &format!("cat {max}"))?.ok()?.stdout;
+    // One number for all namespaces, which the first one alone may change: that of this test, in a guest of its own.
+    let before = std::fs::read_to_string(max)?;
     let held = hold(client, "through-full", n1)?;
-    let set = |to: &str| shell(n1, &format!("echo {to} >{max}")).and_then(|o| o.ok().map(|_| ()));
+    let set = |to: &str| std::fs::write(max, to).with_context(|| format!("writing {max}"));
     set("10")?;
     let told = eventually("status to name the full table", Duration::from_secs(20), || {
         let problems = status(n1)?.problems;

@@ -130,6 +130,12 @@ const IPVSADM: Package = Package {
     purpose: "reading its services, and those that are compared with",
 };
 
+const TCPDUMP: Package = Package {
+    name: "tcpdump",
+    program: "tcpdump",
+    purpose: "seeing a reply's way",
+};
+
 /// What a lab needs.
 pub(crate) const LAB: &[Package] = &[IPROUTE2, UTIL_LINUX];
 /// What the demo and the end-to-end tests need.
@@ -151,7 +157,7 @@ pub(crate) const ALL: &[Package] = &[
 /// What the lane on another kernel needs.
 pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];
 /// What the lane with IPVS needs beside what runs in it.
-pub(crate) const IPVS: &[Package] = &[USER_MODE_LINUX, KMOD, IPTABLES, IPVSADM, IPROUTE2, UTIL_LINUX];
+pub(crate) const IPVS: &[Package] = &[USER_MODE_LINUX, KMOD, IPTABLES, IPVSADM, IPROUTE2, UTIL_LINUX, TCPDUMP];
 
 /// Folders that hold programs even where a person's PATH leaves them out.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];

@@ -25,6 +25,7 @@ mod snapshot;
 mod task;
 #[cfg(test)]
 mod tests;
+mod traffic;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

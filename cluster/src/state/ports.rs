@@ -206,7 +206,7 @@ impl State {
                 u16::try_from(n).is_ok_and(|n| {
                     let taken = |proto| held.contains_key(&(n, proto));
                     let named = spec.publish.iter().any(|p| p.published == n);
-                    !busy.contains(&n) && !named && !taken(Proto::Tcp) && !taken(Proto::Udp)
+                    !busy.contains(&n) && !named && ![Proto::Tcp, Proto::Udp, Proto::Sctp].into_iter().any(taken)
                 })
             };
             let got = self.autos.take_if(now, free);

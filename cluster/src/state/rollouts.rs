@@ -301,7 +301,10 @@ pub(super) fn previous(old: &Service, spec: &ServiceSpec) -> ServiceSpec {
             placement,
             stop_grace_ms,
             drain_timeout_ms,
-            attachable
+            attachable,
+            source_ip,
+            allow_from,
+            timeouts
         );
     }
     out

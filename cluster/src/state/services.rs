@@ -214,6 +214,7 @@ impl State {
         if spec.stop_grace_ms > MAX_WAIT_MS || spec.drain_timeout_ms > MAX_WAIT_MS {
             return Err(Refusal::invalid("a grace or drain time is longer than a day", "10s"));
         }
+        super::traffic::check(name, spec)?;
         super::task::check(name, spec)?;
         self.check_placement(name, &spec.placement)?;
         self.check_ports(name, spec)

@@ -106,6 +106,9 @@ pub struct NodeCfg {
 /// policy (IPsec): that must see them.
 pub const CFG_DIRECT: u32 = 1;
 
+/// A member balances by IPVS: what is for its backends is translated here, and what it sends to ours comes translated.
+pub const CFG_EARLY: u32 = 2;
+
 /// Key of map `services`: where a client connects to.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -140,8 +143,8 @@ pub struct SvcVal {
 /// The published port has entries of their own for tasks of some networks: a backend is asked on the network that it
 /// shares with its client, since its answer to that client leaves there.
 pub const SVC_NETWORKS: u16 = 1;
-/// Some backends of this node offer another port than `tport`: `targets` has it, under [`TARGET_HERE`]. So while a
-/// change of the port is under way.
+/// Some backends that are translated to here offer another port than `tport`: `targets` has it, under [`TARGET_HERE`].
+/// So while a change of the port is under way.
 pub const SVC_TARGETS: u16 = 2;
 
 /// A cell of array `backends`.
@@ -154,7 +157,7 @@ pub struct Backend {
     pub addr4: u32,
     /// Data-path address of its node as on the wire; 0: on this node.
     pub vtep: u32,
-    /// Host side veth, when on this node; else 0.
+    /// Host side veth, when on this node; else 0, or [`BACKEND_EARLY`].
     pub ifindex: u32,
     /// Network of the endpoint.
     pub vni: u32,
@@ -163,6 +166,9 @@ pub struct Backend {
     /// `BACKEND_*`.
     pub state: u16,
 }
+
+/// In place of a veth, for a backend of a node that cannot translate late (IPVS): it is translated where it enters.
+pub const BACKEND_EARLY: u32 = 1;
 
 /// Cell unused, or the backend is gone.
 pub const BACKEND_GONE: u16 = 0;
@@ -427,13 +433,19 @@ pub struct TargetKey {
     pub vni: u32,
     /// Published port (or VIP's port) as on the wire; 0 with `proto` 0: every port, for packets to a VIP alone.
     pub port: u16,
-    /// IP protocol number; with [`TARGET_HERE`] for what this node's own clients asked.
+    /// IP protocol number; with [`TARGET_HERE`] for what this node's own clients asked, with [`TARGET_EARLY`] for what
+    /// comes translated.
     pub proto: u16,
 }
 
-/// Beside the protocol in [`TargetKey`]: the port of a backend of this node for a client that this node balances, where
-/// it is not the service's ([`SVC_TARGETS`]). Also for ports of single nodes, which nobody sends from elsewhere.
+/// Beside the protocol in [`TargetKey`]: the port of a backend that is translated to here (one of this node, or
+/// [`BACKEND_EARLY`]) for a client that this node balances, where it is not the service's ([`SVC_TARGETS`]). Also for
+/// ports of single nodes, which nobody sends from elsewhere.
 pub const TARGET_HERE: u16 = 0x100;
+
+/// Beside the protocol in [`TargetKey`], whose port is then the endpoint's own: it is offered to packets that come
+/// translated, from nodes that balance by IPVS.
+pub const TARGET_EARLY: u16 = 0x200;
 
 /// Value of map `targets`.
 #[repr(C)]
@@ -475,6 +487,9 @@ counters! {
     C_FRAGMENTS = 14, "first_fragments_seen";
     C_NEIGHBOUR = 15, "neighbour_answers";
     C_VIP_PING = 16, "vip_echo_answers";
+    C_EARLY = 17, "service_translated_early";
+    C_EARLY_RETURN = 18, "overlay_return_translated";
+    C_OVERLAY_EARLY = 19, "overlay_translated_delivered";
     D_NOT_MEMBER = 32, "drop_vxlan_from_stranger";
     D_SPOOF = 33, "drop_task_source_not_its_own";
     D_SPOOF_MEMBER = 34, "drop_inner_source_not_of_that_node";

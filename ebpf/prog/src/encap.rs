@@ -51,10 +51,21 @@ pub(crate) fn to_node(skb: Skb, cfg: &NodeCfg, vtep: u32, vni: u32, dst: &Mac) -
 /// As [`to_node`], but tells the sender when the packet will not fit. Segments of a GSO packet were sized by the ends.
 #[inline(always)]
 pub(crate) fn to_node_checked(skb: Skb, cfg: &NodeCfg, p: &Packet, vtep: u32, vni: u32, dst: &Mac) -> i32 {
-    let mtu = u32::from(cfg.mtu);
-    if skb.len() > mtu + ETH as u32 && skb.gso_size() == 0 && p.df {
-        count(C_TOO_BIG);
-        return answer::too_big(skb, p, mtu);
+    if too_big(skb, cfg, p) {
+        return tell(skb, cfg, p);
     }
     to_node(skb, cfg, vtep, vni, dst)
+}
+
+/// Whether the packet will not fit the tunnel.
+#[inline(always)]
+pub(crate) fn too_big(skb: Skb, cfg: &NodeCfg, p: &Packet) -> bool {
+    skb.len() > u32::from(cfg.mtu) + ETH as u32 && skb.gso_size() == 0 && p.df
+}
+
+/// Tells the sender what would fit.
+#[inline(always)]
+pub(crate) fn tell(skb: Skb, cfg: &NodeCfg, p: &Packet) -> i32 {
+    count(C_TOO_BIG);
+    answer::too_big(skb, p, u32::from(cfg.mtu))
 }

@@ -11,6 +11,8 @@ use ebpf_abi::{
     TargetVal, size,
 };
 
+use crate::deliver::Target;
+
 const ON_DEMAND: usize = BPF_F_NO_PREALLOC as usize;
 const MMAP: usize = BPF_F_MMAPABLE as usize;
 
@@ -70,6 +72,10 @@ pub(crate) struct Scratch {
     pub(crate) way: RevVal,
     /// An IPv6 packet in the making.
     pub(crate) ip: [u32; 18],
+    /// Whom an ICMP error is for.
+    pub(crate) to: Target,
+    /// Its node as on the wire; 0: this one.
+    pub(crate) vtep: u32,
 }
 
 /// One per CPU: programs of one hook's walk do not interrupt each other (softirqs are off).

@@ -1,8 +1,8 @@
 //! Choosing a backend: the flow's own, else the service's Maglev row.
 
 use ebpf_abi::{
-    Addr, AffVal, BACKEND_ACTIVE, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, SVC_NETWORKS, SVC_TARGETS, SvcKey, SvcVal,
-    TARGET_HERE, TargetKey,
+    Addr, AffVal, BACKEND_ACTIVE, BACKEND_EARLY, BACKEND_GONE, Backend, D_SPOOF_WIRE, Flow, ROUTE_NODE, RouteVal,
+    SVC_NETWORKS, SVC_TARGETS, SvcKey, SvcVal, TARGET_HERE, TargetKey,
 };
 
 use crate::{
@@ -10,6 +10,7 @@ use crate::{
     count::count,
     maps::{AFFINITY, BACKENDS, LUT, POOLS, SERVICES, TARGETS, pool_key},
     parse::{Packet, TCP, of_family},
+    reverse::route_of,
 };
 
 /// Cells of the row that are tried before a client is refused: between a change of a backend's state and the row's
@@ -74,6 +75,19 @@ fn own_port(f: &Flow, b: &Backend, v6: bool) -> u32 {
     };
     // SAFETY: as in `service`.
     TARGETS.get_ptr(key).map_or(0, |t| unsafe { u32::from((*t).tport) })
+}
+
+/// Whether packets for a backend are translated here although it is elsewhere.
+#[inline(always)]
+pub(crate) fn is_early(b: &Backend) -> bool {
+    b.vtep != 0 && b.ifindex == BACKEND_EARLY
+}
+
+/// The node of a backend elsewhere, as the network's routes know it.
+#[inline(never)]
+pub(crate) fn node_of(b: &Backend, v6: bool) -> Option<&'static RouteVal> {
+    let addr = of_family(v6, b.addr4, &b.addr6);
+    route_of(b.vni, &addr).filter(|r| r.kind == ROUTE_NODE && r.vtep == b.vtep)
 }
 
 /// The published service that a packet comes back from, if any.

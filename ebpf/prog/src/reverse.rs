@@ -2,8 +2,8 @@
 
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use ebpf_abi::{
-    C_PORT_REWRITTEN, C_REVERSE_NEW, D_NO_PORT, D_SPOOF_MEMBER, Flow, FwdVal, Mac, REV_PORT, ROUTE_NODE, ROUTE_VIP,
-    RevVal, RouteVal,
+    C_PORT_REWRITTEN, C_REVERSE_NEW, D_NO_PORT, D_SPOOF_MEMBER, Flow, FwdVal, Mac, REV_PORT, ROUTE_LOCAL, ROUTE_NODE,
+    ROUTE_VIP, RevVal, RouteVal,
 };
 
 use crate::{
@@ -154,6 +154,8 @@ fn admitted(f: &Flow, vni: u32, vtep: u32) -> bool {
         return r.kind == ROUTE_NODE && r.vtep == vtep;
     }
     match route_of(vni, &f.daddr) {
+        // Translated already, by a node that must: the way is that of a published port, like the last one.
+        Some(r) if r.kind == ROUTE_LOCAL => true,
         Some(r) => r.kind != ROUTE_VIP && !in_pools(&f.saddr),
         None => true,
     }

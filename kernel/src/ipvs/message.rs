@@ -43,6 +43,16 @@ pub(super) mod svc {
     /// IPv4: a mask in network order. IPv6: the length of a prefix, in the machine's order.
     pub(crate) const NETMASK: u16 = 9;
     pub(crate) const PE_NAME: u16 = 11;
+    pub(crate) const STATS64: u16 = 12;
+}
+
+/// `IPVS_STATS_ATTR_*`; numbers of 64 bits within [`svc::STATS64`].
+pub(super) mod stats {
+    pub(crate) const CONNS: u16 = 1;
+    pub(crate) const INPKTS: u16 = 2;
+    pub(crate) const OUTPKTS: u16 = 3;
+    pub(crate) const INBYTES: u16 = 4;
+    pub(crate) const OUTBYTES: u16 = 5;
 }
 
 /// `IPVS_DEST_ATTR_*`.

@@ -91,6 +91,31 @@ pub enum StepError {
     Skipped,
 }
 
+/// What was counted since services were made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// Flows.
+    pub flows: u64,
+    /// Packets to backends.
+    pub packets_in: u64,
+    /// Packets from backends.
+    pub packets_out: u64,
+    /// Octets to backends.
+    pub octets_in: u64,
+    /// Octets from backends.
+    pub octets_out: u64,
+}
+
+impl std::ops::AddAssign for Counted {
+    fn add_assign(&mut self, other: Counted) {
+        self.flows += other.flows;
+        self.packets_in += other.packets_in;
+        self.packets_out += other.packets_out;
+        self.octets_in += other.octets_in;
+        self.octets_out += other.octets_out;
+    }
+}
+
 /// What became of a plan.
 #[derive(Debug, Default)]
 pub struct Report {
@@ -128,6 +153,15 @@ impl Ipvs {
     /// The kernel does not tell; nothing is known then.
     pub fn observe(&mut self) -> Result<Table, IpvsError> {
         read::table(&mut self.0)
+    }
+
+    /// What was counted for netd's services that are there now; the kernel adds it up every 2 s
+    /// (net/netfilter/ipvs/ip_vs_est.c).
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn counted(&mut self) -> Result<Counted, IpvsError> {
+        read::counted(&mut self.0)
     }
 
     /// Carries out steps in order. One that fails stops none of the others, except where no answer came at all.

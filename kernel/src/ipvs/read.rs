@@ -11,9 +11,9 @@ use mesh::ipvs::{
 };
 
 use super::{
-    IpvsError,
+    Counted, IpvsError,
     genl::{Genl, attrs, failed},
-    message::{self, AF_INET, AF_INET6, command, dst, flag, forward, info, svc, top},
+    message::{self, AF_INET, AF_INET6, command, dst, flag, forward, info, stats, svc, top},
 };
 use crate::netlink::{Attrs, NetlinkError};
 
@@ -47,6 +47,31 @@ pub(super) fn table(genl: &mut Genl) -> Result<Table, IpvsError> {
         service.dests = dests.iter().filter_map(|a| dest(key.family, attrs(a))).collect();
     }
     Ok(table)
+}
+
+/// What was counted for all services.
+pub(super) fn counted(genl: &mut Genl) -> Result<Counted, IpvsError> {
+    let list = genl.family().request(command::GET_SERVICE, |_| {});
+    let services = genl.dump(&list).map_err(failed("list the services"))?;
+    let mut sum = Counted::default();
+    for answer in services.iter().filter(|a| service(attrs(a)).is_some()) {
+        sum += counted_of(attrs(answer)).unwrap_or_default();
+    }
+    Ok(sum)
+}
+
+/// What was counted for a service; `None`: it is not told (Linux before 4.0).
+pub(super) fn counted_of(attrs: Attrs<'_>) -> Option<Counted> {
+    let service = attrs.get(top::SERVICE).map(Attrs)?;
+    let a = service.get(svc::STATS64).map(Attrs)?;
+    let number = |attr| a.get(attr)?.first_chunk().map(|b| u64::from_ne_bytes(*b));
+    Some(Counted {
+        flows: number(stats::CONNS)?,
+        packets_in: number(stats::INPKTS)?,
+        packets_out: number(stats::OUTPKTS)?,
+        octets_in: number(stats::INBYTES)?,
+        octets_out: number(stats::OUTBYTES)?,
+    })
 }
 
 /// Version as (major, minor, patch) and rows of the table of connections.

@@ -1,5 +1,7 @@
 //! Which ports are listened on, and by whom (`NETLINK_SOCK_DIAG`, linux/inet_diag.h).
 
+mod sctp;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -56,9 +58,19 @@ pub struct Listener {
     pub inode: u32,
 }
 
-/// Everything that listens (TCP) or is bound without being connected (UDP) in the calling thread's namespace.
+/// Everything that listens (TCP, SCTP) or is bound without being connected (UDP) in the calling thread's namespace.
 pub fn listeners() -> Result<BTreeSet<Listener>, SockDiagError> {
-    sockets(LISTEN, UNCONNECTED)
+    let mut out = sockets(LISTEN, UNCONNECTED)?;
+    out.extend(sctp::listeners());
+    Ok(out)
+}
+
+/// Everything that uses a port.
+fn users() -> Result<BTreeSet<Listener>, SockDiagError> {
+    let mut out = sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?;
+    out.extend(sctp::listeners());
+    out.extend(sctp::associations().iter().map(|a| a.holder()));
+    Ok(out)
 }
 
 fn sockets(tcp: u32, udp: u32) -> Result<BTreeSet<Listener>, SockDiagError> {
@@ -75,6 +87,7 @@ fn dump(socket: &mut Socket, proto: Proto, states: u32, mut take: impl FnMut(&[u
     let option = match proto {
         Proto::Tcp => "CONFIG_INET_TCP_DIAG",
         Proto::Udp => "CONFIG_INET_UDP_DIAG",
+        Proto::Sctp => "CONFIG_INET_SCTP_DIAG",
     };
     for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
         // struct inet_diag_req_v2: family, protocol, extensions, padding, states, and an id of zeros.
@@ -96,9 +109,9 @@ fn dump(socket: &mut Socket, proto: Proto, states: u32, mut take: impl FnMut(&[u
     Ok(())
 }
 
-/// TCP connections of the calling thread's namespace whose near end is one of `ports` and that have more to say; those
-/// within the namespace are not counted.
-pub fn connections(ports: &BTreeSet<u16>) -> Result<usize, SockDiagError> {
+/// Connections (TCP, SCTP) of the calling thread's namespace whose near end is one of `ports` and that have more to say;
+/// those within the namespace are not counted.
+pub fn connections(ports: &BTreeSet<(Proto, u16)>) -> Result<usize, SockDiagError> {
     let mut socket = Socket::open(NETLINK_SOCK_DIAG)?;
     let mut ends = Vec::new();
     dump(&mut socket, Proto::Tcp, UNDER_WAY, |body| {
@@ -109,8 +122,15 @@ pub fn connections(ports: &BTreeSet<u16>) -> Result<usize, SockDiagError> {
     let near: BTreeSet<SocketAddr> = ends.iter().map(|(near, _)| plain(*near)).collect();
     let from_outside = ends
         .iter()
-        .filter(|(at, far)| ports.contains(&at.port()) && !near.contains(&plain(*far)));
-    Ok(from_outside.count())
+        .filter(|(at, far)| ports.contains(&(Proto::Tcp, at.port())) && !near.contains(&plain(*far)));
+    Ok(from_outside.count() + associations(ports))
+}
+
+fn associations(ports: &BTreeSet<(Proto, u16)>) -> usize {
+    let all = sctp::associations();
+    let within = |a: &sctp::Association| all.iter().any(|b| (b.port, b.far) == (a.far, a.port));
+    let of = |a: &&sctp::Association| ports.contains(&(Proto::Sctp, a.port)) && a.is_living() && !within(a);
+    all.iter().filter(of).count()
 }
 
 /// The ports among them: what an endpoint offers (run in its namespace).
@@ -178,16 +198,15 @@ impl std::fmt::Display for Holder {
 /// would be taken for a published port's. Looking for processes costs one directory each, so it is done
 /// only when something does.
 pub fn holders(proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
-    named(sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?, proto, port)
+    named(users()?, proto, port)
 }
 
 /// Every port that something in the calling thread's namespace uses, as [`holders`] means it.
 pub fn ports_in_use() -> Result<BTreeSet<u16>, SockDiagError> {
-    let all = sockets(LISTEN | LIVING, UNCONNECTED | ESTABLISHED)?;
-    Ok(all.into_iter().map(|l| l.at.port()).collect())
+    Ok(users()?.into_iter().map(|l| l.at.port()).collect())
 }
 
-/// Who listens on a port (TCP), or is bound to it without being connected (UDP; a socket of the kernel's, such as a VXLAN
+/// Who listens on a port (TCP, SCTP), or is bound to it without being connected (UDP; a socket of the kernel's, such as a VXLAN
 /// device's, has no process).
 pub fn listening(proto: Proto, port: u16) -> Result<Vec<Holder>, SockDiagError> {
     named(listeners()?, proto, port)
@@ -317,7 +336,7 @@ mod tests {
             });
             assert!(done.unwrap().unwrap().success());
         }
-        let ports = BTreeSet::from([8080]);
+        let ports = BTreeSet::from([(Proto::Tcp, 8080)]);
         let count = || netns::run_in(&task, || connections(&ports)).unwrap().unwrap();
         let (server, other) = netns::run_in(&task, || {
             (

@@ -5,6 +5,7 @@ mod endpoints;
 mod identity;
 mod logs;
 mod nodes;
+mod place;
 mod services;
 mod tasks;
 
@@ -13,6 +14,7 @@ pub use endpoints::*;
 pub use identity::*;
 pub use logs::*;
 pub use nodes::*;
+pub use place::*;
 pub use services::*;
 pub use tasks::*;
 

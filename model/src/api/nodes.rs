@@ -51,6 +51,9 @@ pub struct NodeView {
     /// Why it is that one; none: not told (known to managers, and of the node that answers).
     #[serde(default)]
     pub datapath_why: Option<String>,
+    /// Where what it does for published ports is in the kernel; none: it is another node than the one that answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here: Option<super::KernelPlace>,
     /// Version of netd.
     pub version: Option<String>,
     /// Newest revision that it has reported as applied (known to managers).

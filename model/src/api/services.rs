@@ -32,6 +32,9 @@ pub struct NetworkView {
     pub endpoints: u32,
     /// Blocks given out: node -> prefixes.
     pub blocks: BTreeMap<NodeId, Vec<String>>,
+    /// Where it is in the kernel of the node that answers; none: it is not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub here: Option<super::KernelPlace>,
 }
 
 /// `GET /v1/services`, `GET /v1/services/NAME`.

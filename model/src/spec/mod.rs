@@ -2,12 +2,14 @@
 
 mod health;
 mod lb;
+mod packed;
 mod placement;
 mod port;
 mod restart;
 mod rolling;
 mod service;
 pub mod template;
+mod traffic;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ pub use port::{On, PortSpec, PublishMode};
 pub use restart::{Condition, Restart};
 pub use rolling::{FailureAction, Order, RollingUpdate};
 pub use service::{EndpointMode, Mode, ServiceSpec};
+pub use traffic::{Kept, SourceIp, Timeouts};
 
 /// A network as asked for. Missing subnets come from the cluster's default pools.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -1,10 +1,11 @@
 //! A service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Health, Lb, PlacementSpec, PortSpec, Restart, RollingUpdate};
+use super::{Health, Lb, PlacementSpec, PortSpec, Restart, RollingUpdate, SourceIp, Timeouts};
 use crate::ids::Name;
 
 /// How many tasks a service has.
@@ -29,9 +30,9 @@ pub enum EndpointMode {
     Dnsrr,
 }
 
-/// A service as asked for.
+/// A service as asked for. This is its form in JSON; that of the log is in `packed`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(deny_unknown_fields, default, remote = "Self")]
 pub struct ServiceSpec {
     /// Networks to join; empty: `default`.
     pub networks: Vec<Name>,
@@ -72,11 +73,28 @@ pub struct ServiceSpec {
     pub drain_timeout_ms: u64,
     /// Whether endpoints may be attached by hand (`netctl endpoint add --service`).
     pub attachable: bool,
+    /// What its backends see as the source of what comes by a published port. Default: the client.
+    #[serde(skip_serializing_if = "is_default")]
+    pub source_ip: SourceIp,
+    /// Who reaches its published ports: sources within these, at most [`ServiceSpec::MAX_ALLOW_FROM`]; empty: everybody.
+    /// A node reaches its own, and the tasks of its networks always do. It is asked when a flow begins.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub allow_from: BTreeSet<IpNet>,
+    /// How long its flows are remembered without a packet.
+    #[serde(skip_serializing_if = "is_default")]
+    pub timeouts: Timeouts,
+}
+
+/// What is not said is not shown: so a netd that does not know it reads all the rest.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 impl ServiceSpec {
     /// Most tasks of one service.
     pub const MAX_REPLICAS: u32 = 1_000_000;
+    /// Most sources that are named as allowed.
+    pub const MAX_ALLOW_FROM: usize = 256;
 
     /// Whether a task that runs for `self` must be replaced to serve `new`: what its process or its endpoints were made
     /// from differs, or the port of it that a published one leads to. Replicas, published ports that come and go, placement
@@ -112,6 +130,9 @@ impl Default for ServiceSpec {
             stop_grace_ms: 10_000,
             drain_timeout_ms: 10_000,
             attachable: true,
+            source_ip: SourceIp::default(),
+            allow_from: BTreeSet::new(),
+            timeouts: Timeouts::default(),
         }
     }
 }

@@ -96,6 +96,16 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_of_traffic() {
+        let s = parse("web --source-ip masquerade --allow-from 192.0.2.0/24,2001:db8::/32 --allow-from 198.51.100.7 --idle-timeout tcp=15m,tcp-fin=30s --idle-timeout udp=10s").unwrap();
+        assert_eq!(s.source_ip, model::spec::SourceIp::Masquerade);
+        let from: Vec<String> = s.allow_from.iter().map(|n| n.to_string()).collect();
+        assert_eq!(from, ["192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32"]);
+        let t = s.timeouts;
+        assert_eq!((t.tcp_s, t.tcp_fin_s, t.udp_s), (Some(900), Some(30), Some(10)));
+    }
+
+    #[test]
     fn defaults_are_the_models() {
         assert_eq!(parse("web").unwrap(), ServiceSpec::default());
     }
@@ -105,12 +115,22 @@ mod tests {
         for (line, word) in [
             ("we_b", "hyphens"),
             ("web --publish 0", "65535"),
-            ("web --publish 80/sctp", "tcp nor udp"),
+            ("web --publish 80/dccp", "tcp nor udp nor sctp"),
             ("web --env A", "NAME=VALUE"),
             ("web --env A=1 --env A=2", "twice"),
             ("web --replicas 1000001", "1000001"),
             ("web --stop-grace soon", "not a time"),
             ("web srv", "unexpected argument"),
+            ("web --source-ip direct", "reverse path"),
+            ("web --source-ip snat", "neither preserve nor masquerade"),
+            ("web --allow-from 192.0.2.1/24", "192.0.2.0/24"),
+            ("web --allow-from here", "neither a network nor an address"),
+            ("web --allow-from all --allow-from ::/0", "everybody"),
+            ("web --idle-timeout 15m", "KIND=TIME"),
+            ("web --idle-timeout sctp=15m", "tcp-fin"),
+            ("web --idle-timeout udp=500ms", "whole seconds"),
+            ("web --idle-timeout tcp=0s", "between 1 s"),
+            ("web --idle-timeout tcp=1m,tcp=2m", "twice"),
         ] {
             let e = parse(line).unwrap_err();
             assert!(e.contains(word), "{line}: {e}");

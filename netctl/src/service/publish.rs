@@ -148,7 +148,7 @@ pub(super) fn door(port: PortSpec) -> String {
     };
     match port.proto {
         Proto::Tcp => format!("{on}:{}", port.published),
-        Proto::Udp => format!("{on}:{}/udp", port.published),
+        Proto::Udp | Proto::Sctp => format!("{on}:{}/{}", port.published, port.proto),
     }
 }
 
@@ -206,6 +206,7 @@ fn sentence(
 fn knock(addr: &str, port: PortSpec) -> String {
     match port.proto {
         Proto::Udp => format!("nc -u {addr} {}", port.published),
+        Proto::Sctp => format!("ncat --sctp {addr} {}", port.published),
         Proto::Tcp => match addr.parse::<IpAddr>() {
             Ok(IpAddr::V6(a)) => format!("curl 'http://[{a}]:{}/'", port.published),
             _ => format!("curl http://{addr}:{}/", port.published),

@@ -196,6 +196,12 @@ mod tests {
             command: vec!["old".into()],
             env: [("A".to_owned(), "1".to_owned())].into(),
             publish: vec!["80:8080".parse().unwrap()],
+            allow_from: ["192.0.2.0/24".parse().unwrap()].into(),
+            timeouts: model::spec::Timeouts {
+                tcp_s: Some(60),
+                udp_s: Some(7),
+                tcp_fin_s: None,
+            },
             ..ServiceSpec::default()
         };
         changed(&line.update, spec).map_err(|e| e.to_string())
@@ -234,6 +240,21 @@ mod tests {
         assert_eq!(
             (s.rollback.parallelism, format!("{:?}", s.rollback.order)),
             (0, "StartFirst".into())
+        );
+    }
+
+    #[test]
+    fn traffic_by_parts() {
+        let s = apply("web --idle-timeout tcp=usual,tcp-fin=9s").unwrap();
+        let t = s.timeouts;
+        assert_eq!((t.tcp_s, t.tcp_fin_s, t.udp_s), (None, Some(9), Some(7)));
+        assert_eq!(s.allow_from.len(), 1);
+        assert!(apply("web --allow-from all").unwrap().allow_from.is_empty());
+        let s = apply("web --allow-from 198.51.100.0/24").unwrap();
+        assert_eq!(
+            s.allow_from.first().unwrap().to_string(),
+            "198.51.100.0/24",
+            "in place of the others"
         );
     }
 

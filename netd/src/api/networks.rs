@@ -43,6 +43,7 @@ pub(super) fn view(c: &Cluster, name: &Name, network: &Network) -> NetworkView {
             .collect(),
         endpoints: endpoints as u32,
         blocks,
+        here: c.reconciled().places.networks.get(&network.vni).cloned(),
     }
 }
 

@@ -58,6 +58,7 @@ pub(super) async fn views(c: &Cluster) -> Vec<NodeView> {
                     true => Some(c.datapath_why()),
                     false => told.map(|p| p.datapath.clone()).filter(|why| !why.is_empty()),
                 },
+                here: (*id == c.me).then(|| c.reconciled().places.host.clone()).flatten(),
                 version: row.map(|r| r.version.clone()),
                 applied: told.map(|p| p.applied),
                 tasks: u32::try_from(load.tasks)

@@ -73,6 +73,7 @@ pub(super) async fn publish(State(d): State<Shared>, Body(req): Body<Publish>) -
             "netctl service ls",
         ));
     }
+    super::services::can_publish(&c, req.port)?;
     m.port_free(&c, req.port).await?;
     let (revision, applied) = m
         .propose(Command::Publish {

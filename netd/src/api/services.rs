@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use axum::extract::{Path, State};
 use cluster::{rollout::Rollouts, state::Command};
 use model::{
-    Code, Intent, Name, NodeId, ServiceSpec,
+    Code, Intent, Name, NodeId, PortSpec, Proto, ServiceSpec,
     api::{Changed, Logs, LogsAsk, Replace, Scale, ServiceView, TaskView},
     intent::{Service, SlotSet},
     row::Datapath,
-    spec::{Lb, Mode},
+    spec::{Lb, Mode, SourceIp, Timeouts},
 };
 
 use super::{
@@ -96,27 +96,67 @@ pub(super) async fn one(State(d): State<Shared>, path: Path<String>) -> Result<A
     view.map(Answer).ok_or_else(|| unknown(&c, &name))
 }
 
-/// What is asked for and would not be done on some node is refused: the log does not know data paths.
-fn can_balance(c: &Cluster, spec: &ServiceSpec) -> Result<(), Fail> {
-    if spec.lb == Lb::Maglev {
+/// What is asked for anew and would not be done on some node is refused: the log does not know data paths.
+fn can_serve(c: &Cluster, spec: &ServiceSpec, had: Option<&ServiceSpec>) -> Result<(), Fail> {
+    let Some((what, why, hint)) = beyond_ebpf(spec, had.unwrap_or(&ServiceSpec::default())) else {
         return Ok(());
-    }
+    };
     let (intent, facts) = (c.intent(), c.facts());
     let ebpf = |id: &&NodeId| {
-        c.node_row(&facts, **id)
-            .is_some_and(|row| row.datapath == Datapath::Ebpf)
+        crate::view::forwards(&facts, **id)
+            && c.node_row(&facts, **id)
+                .is_some_and(|row| row.datapath == Datapath::Ebpf)
     };
     match intent.nodes.keys().find(ebpf) {
         None => Ok(()),
         Some(id) => Err(Fail::new(
             Code::Unsupported,
-            format!(
-                "--lb {} cannot be done on {id}, whose data path is eBPF: that balances by maglev alone",
-                spec.lb
-            ),
-            "--lb maglev",
+            format!("{what} cannot be done on {id}, whose data path is eBPF: that {why}"),
+            hint,
         )),
     }
+}
+
+/// As [`can_serve`], of one more published port.
+pub(super) fn can_publish(c: &Cluster, port: PortSpec) -> Result<(), Fail> {
+    let spec = ServiceSpec {
+        publish: vec![port],
+        ..ServiceSpec::default()
+    };
+    can_serve(c, &spec, None)
+}
+
+/// What of a service nodes with the eBPF data path do not do and was not asked of them before; why, and what they do.
+fn beyond_ebpf(spec: &ServiceSpec, had: &ServiceSpec) -> Option<(String, &'static str, &'static str)> {
+    if spec.lb != had.lb && spec.lb != Lb::Maglev {
+        let what = format!("--lb {}", spec.lb);
+        return Some((what, "balances by maglev alone", "--lb maglev"));
+    }
+    if spec.source_ip != had.source_ip && spec.source_ip != SourceIp::Preserve {
+        let what = format!("--source-ip {}", spec.source_ip);
+        return Some((what, "shows tasks the client's own address", "--source-ip preserve"));
+    }
+    if spec.allow_from != had.allow_from && !spec.allow_from.is_empty() {
+        let why = "would let everybody in, and so keeps the published ports of such a service closed";
+        return Some(("--allow-from".to_owned(), why, "--allow-from all"));
+    }
+    let sctp = |p: &&PortSpec| p.proto == Proto::Sctp && !had.publish.contains(p);
+    if let Some(port) = spec.publish.iter().find(sctp) {
+        return Some((
+            format!("publishing {port}"),
+            "carries tcp and udp alone",
+            "80/tcp or 53/udp",
+        ));
+    }
+    if spec.timeouts != had.timeouts && spec.timeouts != Timeouts::default() {
+        let why = "remembers flows for as long as its maps have room";
+        return Some((
+            "--idle-timeout".to_owned(),
+            why,
+            "--idle-timeout tcp=usual,tcp-fin=usual,udp=usual",
+        ));
+    }
+    None
 }
 
 pub(super) async fn create(
@@ -127,7 +167,7 @@ pub(super) async fn create(
     let name: Name = segment(path)?;
     let c = d.cluster()?;
     let m = c.manager()?;
-    can_balance(&c, &spec)?;
+    can_serve(&c, &spec, None)?;
     for port in &spec.publish {
         m.port_free(&c, *port).await?;
     }
@@ -151,10 +191,10 @@ pub(super) async fn update(
     let name: Name = segment(path)?;
     let c = d.cluster()?;
     let m = c.manager()?;
-    can_balance(&c, &req.spec)?;
-    let had = c.intent().services.get(&name).map(|s| s.spec.publish.clone());
+    let had = c.intent().services.get(&name).map(|s| s.spec.clone());
+    can_serve(&c, &req.spec, had.as_ref())?;
     for port in &req.spec.publish {
-        if had.as_ref().is_some_and(|had| !had.contains(port)) {
+        if had.as_ref().is_some_and(|had| !had.publish.contains(port)) {
             m.port_free(&c, *port).await?;
         }
     }

@@ -46,7 +46,7 @@ struct Part {
 }
 
 /// Connections from outside to ports of a namespace; one that cannot be looked into has none.
-async fn connections(netns: PathBuf, ports: BTreeSet<u16>) -> usize {
+async fn connections(netns: PathBuf, ports: BTreeSet<(Proto, u16)>) -> usize {
     let looked = tokio::task::spawn_blocking(move || {
         let netns = Netns::open(&netns).ok()?;
         netns::run_in(&netns, || sockdiag::connections(&ports)).ok()?.ok()
@@ -442,7 +442,7 @@ impl Cluster {
     }
 
     /// Takes an endpoint and those that belong to it out of new flows on every living node, and waits until its established ones have ended, as long
-    /// as its service allows (CONTRACTS, Draining). TCP alone: an UDP flow has no end that anybody could see.
+    /// as its service allows (CONTRACTS, Draining). TCP and SCTP: an UDP flow has no end that anybody could see.
     pub async fn drain(&self, id: &EndpointId, req: &EndpointDrain) -> Result<EndpointDrained, ApiError> {
         let Some(e) = self.by_itself(id)? else {
             return Err(ApiError::new(
@@ -461,10 +461,9 @@ impl Cluster {
             let limit = req.timeout_ms.or(spec.map(|s| s.drain_timeout_ms));
             let limit = limit.map_or(DRAIN, |ms| Duration::from_millis(ms).min(LONGEST_DRAIN));
             // The VIP leads to every port that is listened on.
-            let tcp = |(proto, port): &(Proto, u16)| (*proto == Proto::Tcp).then_some(*port);
             let asked = spec.map(|s| s.publish.iter().map(|p| (p.proto, p.target)).collect());
             let asked: Vec<(Proto, u16)> = asked.unwrap_or_default();
-            let ports: BTreeSet<u16> = e.listening.iter().chain(&asked).filter_map(tcp).collect();
+            let ports: BTreeSet<(Proto, u16)> = e.listening.iter().chain(&asked).copied().collect();
             let netns = e.netns.clone();
             table
                 .put(group.clone())

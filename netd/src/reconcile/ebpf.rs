@@ -11,10 +11,12 @@ use kernel::{
     fabric::{self, Extent, Shape},
 };
 use mesh::ebpf::{Observed, Sizes, Step};
+use model::Intent;
 
 use super::{
     host,
     pass::{Done, KernelError, World, chain},
+    places::{self, Places},
 };
 use crate::view;
 
@@ -64,6 +66,18 @@ impl Ebpf {
             .filter(|(_, n)| *n > 0)
             .map(|(name, n)| (name.to_owned(), n))
             .collect())
+    }
+
+    /// Where it is.
+    pub(super) fn places(&self, intent: &Intent) -> Places {
+        let Some(_) = &self.path else {
+            return Places::default();
+        };
+        let place = places::ebpf(&self.bpffs);
+        Places {
+            networks: intent.networks.values().map(|n| (n.vni, place.clone())).collect(),
+            host: Some(place),
+        }
     }
 
     /// Takes what it left in the kernel out of it.

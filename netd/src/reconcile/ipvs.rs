@@ -20,6 +20,7 @@ use overlay::{Desired, SeenSandbox, names};
 use super::{
     conntrack::Conntrack,
     pass::{Done, KernelError, World, chain},
+    places::{self, Places},
 };
 use crate::view::{self, Basis, Index};
 
@@ -124,6 +125,35 @@ impl Ipvs {
     /// The next pass looks at all objects.
     pub(super) fn look_again(&mut self) {
         self.look = true;
+    }
+
+    /// Where it is.
+    pub(super) fn places(&self) -> Places {
+        let of = |(vni, n): (&Vni, &Network)| {
+            let kind = n.filter.firewall.kind();
+            (*vni, places::ipvs_network(&self.folder, *vni, kind, n.table.as_ref()))
+        };
+        Places {
+            host: Some(places::ipvs_host(self.host.firewall.kind())),
+            networks: self.networks.iter().map(of).collect(),
+        }
+    }
+
+    /// What IPVS has counted for the services that are there now, as far as it is not 0.
+    pub(super) fn counters(&mut self) -> Result<BTreeMap<String, u64>, KernelError> {
+        let mut sum = ipvs::Counted::default();
+        for network in self.networks.values_mut() {
+            sum += network.ipvs.counted()?;
+        }
+        let named = [
+            ("ipvs_flows", sum.flows),
+            ("ipvs_packets_to_backends", sum.packets_in),
+            ("ipvs_packets_from_backends", sum.packets_out),
+            ("ipvs_octets_to_backends", sum.octets_in),
+            ("ipvs_octets_from_backends", sum.octets_out),
+        ];
+        let some = named.into_iter().filter(|(_, n)| *n > 0);
+        Ok(some.map(|(name, n)| (name.to_owned(), n)).collect())
     }
 
     /// Takes everything of it out of the kernel.

@@ -10,6 +10,7 @@ mod ebpf;
 pub mod host;
 mod ipvs;
 mod pass;
+mod places;
 mod reserve;
 
 use std::{
@@ -31,6 +32,7 @@ use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresse
 
 pub use choose::{Chosen, possible};
 pub use pass::{Done, Kernel, KernelError};
+pub use places::Places;
 
 /// Changes that arrive together are one pass: a burst of rows costs one plan, and nobody notices the wait.
 const GATHER: Duration = Duration::from_millis(3);
@@ -84,6 +86,8 @@ pub struct Reconciled {
     pub mtu: u16,
     /// Addresses of this host.
     pub addresses: BTreeSet<IpAddr>,
+    /// Where it all is.
+    pub places: Places,
 }
 
 /// The running reconciler.
@@ -511,6 +515,7 @@ impl Loop {
             attached: done.attached,
             mtu: done.mtu,
             addresses: done.addresses.unwrap_or(before.addresses.clone()),
+            places: done.places,
         };
         self.out.send_replace(Arc::new(status));
         self.passed = Some(intent);

@@ -23,6 +23,7 @@ use super::{
     ebpf::Ebpf,
     host,
     ipvs::Ipvs,
+    places::Places,
     reserve::Reserve,
 };
 use crate::{
@@ -142,6 +143,8 @@ pub struct Done {
     pub mtu: u16,
     /// Addresses of this host, when they could be read.
     pub addresses: Option<BTreeSet<IpAddr>>,
+    /// Where it all is.
+    pub places: Places,
 }
 
 impl Done {
@@ -235,10 +238,10 @@ impl Kernel {
     }
 
     /// Counters of the data path that are not 0.
-    pub fn counters(&self) -> Result<BTreeMap<String, u64>, KernelError> {
-        match &self.way {
+    pub fn counters(&mut self) -> Result<BTreeMap<String, u64>, KernelError> {
+        match &mut self.way {
             Way::Ebpf(e) => e.counters(),
-            Way::Ipvs(_) => Ok(BTreeMap::new()),
+            Way::Ipvs(i) => i.counters(),
         }
     }
 
@@ -263,6 +266,10 @@ impl Kernel {
         if let Err(e) = self.try_pass(inputs, intent, facts, endpoints, &mut done) {
             done.problems.push(chain(&e));
         }
+        done.places = match &self.way {
+            Way::Ebpf(e) => e.places(intent),
+            Way::Ipvs(i) => i.places(),
+        };
         done
     }
 

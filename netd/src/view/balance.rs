@@ -12,7 +12,7 @@ use model::{
     spec::Lb,
 };
 
-use super::{Chosen, Here, Seen, endpoints, endpoints_at, forwards, node_row, out_because};
+use super::{Chosen, Here, Seen, endpoints, endpoints_at, forwards, node_row, out_because, some_translate_early};
 use crate::{
     endpoints::{Endpoint, endpoint_mac},
     gossip::Facts,
@@ -59,6 +59,9 @@ pub fn mesh_wanted_of(
                     .filter_map(|(net, vip)| Some((net.vni, net.offset(vip.v4)?)))
                     .collect(),
                 lb: service.spec.lb,
+                source_ip: service.spec.source_ip,
+                allow_from: service.spec.allow_from.clone(),
+                timeouts: service.spec.timeouts,
                 ports,
                 ..mesh::Service::default()
             },
@@ -141,6 +144,7 @@ pub fn mesh_wanted_of(
     mesh::Wanted {
         node,
         local: here.addresses.clone(),
+        early: some_translate_early(intent, facts),
         services,
     }
 }

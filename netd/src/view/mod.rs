@@ -73,6 +73,12 @@ pub fn node_row(facts: &Facts, node: NodeId) -> Option<&NodeRow> {
     }
 }
 
+/// Whether a member cannot translate late: what is for its backends is translated before it is sent there.
+pub fn some_translate_early(intent: &Intent, facts: &Facts) -> bool {
+    let mut rows = intent.nodes.keys().filter_map(|id| node_row(facts, *id));
+    rows.any(|row| row.datapath == Datapath::Ipvs)
+}
+
 /// Whether a node's endpoints may get new flows: a silent daemon on a living host keeps its data path (CONTRACTS, Death).
 pub fn forwards(facts: &Facts, node: NodeId) -> bool {
     !matches!(facts.health.get(&node), Some(NodeHealth::Down))

@@ -8,7 +8,7 @@ use std::{
 use ipnet::IpNet;
 use model::{EndpointId, Intent, Name, NodeId, Vni};
 
-use super::{Here, node_row};
+use super::{Here, node_row, some_translate_early};
 use crate::{
     endpoints::{Endpoint, endpoint_mac, node_mac},
     gossip::Facts,
@@ -20,6 +20,12 @@ const OVERHEAD: u32 = 50;
 const HAIRPIN4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 /// The same for IPv6, of the range that RFC 6666 gave to nothing that answers.
 const HAIRPIN6: Ipv6Addr = Ipv6Addr::new(0x100, 0, 0, 0, 0x6e, 0x6574, 0x64, 2);
+
+/// What the programs are told of the node.
+fn flags(here: &Here, early: bool) -> u32 {
+    let flag = |on: bool, flag: u32| if on { flag } else { 0 };
+    flag(here.direct, ebpf_abi::CFG_DIRECT) | flag(early, ebpf_abi::CFG_EARLY)
+}
 
 /// The overlay as it should be here. Only what facts already tell of remote nodes is in it.
 pub fn overlay_desired(
@@ -93,7 +99,7 @@ pub fn overlay_desired(
             hairpin6: HAIRPIN6,
             uplinks: here.uplinks.clone(),
             blocks: blocks.get(&here.me).cloned().unwrap_or_default(),
-            flags: if here.direct { ebpf_abi::CFG_DIRECT } else { 0 },
+            flags: flags(here, some_translate_early(intent, facts)),
         }),
         networks,
         endpoints: local.collect(),

@@ -25,8 +25,8 @@ pub fn host_rules(desired: &overlay::Desired, lowered: &Lowered, here: &Here) ->
         v4: door.v4,
         v6: door.v6,
         target: door.port,
-        allow: rules::Allow::All,
-        masquerade: false,
+        allow: door.allow.clone(),
+        masquerade: door.masquerade,
     });
     rules::Host {
         tunnel: desired.node.as_ref().map(|n| (IpAddr::V4(n.vtep), n.vxlan_port)),
@@ -142,6 +142,8 @@ mod tests {
             v4: Some(vip),
             v6: None,
             port: 80,
+            allow: rules::Allow::Only(["192.0.2.0/24".parse().unwrap()].into()),
+            masquerade: true,
         };
         let lowered = Lowered {
             doors: [(key, door)].into(),
@@ -156,6 +158,7 @@ mod tests {
             );
             let port = host.published.first().unwrap();
             assert_eq!((port.port, port.v4, port.v6, port.target), (80, Some(vip), None, 80));
+            assert!(port.masquerade && matches!(&port.allow, rules::Allow::Only(nets) if nets.len() == 1));
         }
     }
 

@@ -250,6 +250,42 @@ fn web(command: &str, networks: &[&str]) -> model::ServiceSpec {
     }
 }
 
+#[test]
+fn what_a_service_says_of_its_traffic_is_checked_and_changed_around_its_tasks() {
+    let mut log = Log::new(1);
+    let make = |spec: model::ServiceSpec| Command::CreateService {
+        name: name("web"),
+        spec,
+    };
+    let from = |nets: &[&str]| model::ServiceSpec {
+        allow_from: nets.iter().map(|n| n.parse().unwrap()).collect(),
+        ..web("a", &[])
+    };
+    let many: Vec<String> = (0..257).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    for (nets, word) in [
+        (&["192.0.2.1/24"][..], "192.0.2.0/24"),
+        (&["::ffff:192.0.2.0/120"], "never seen"),
+        (&many, "256 sources"),
+    ] {
+        let e = log.no(make(from(nets)));
+        assert!(e.message.contains(word) || e.hint.contains(word), "{e}");
+    }
+    let mut late = web("a", &[]);
+    late.timeouts.udp_s = Some(0);
+    assert!(log.no(make(late)).message.contains("between 1 s and 24 days"));
+    log.ok(make(from(&["0.0.0.0/0", "2001:db8::/32"])));
+    let made = log.service("web").generation;
+    let mut other = from(&["192.0.2.0/24"]);
+    other.source_ip = model::spec::SourceIp::Masquerade;
+    other.timeouts.tcp_s = Some(60);
+    log.replace("web", other.clone());
+    let s = log.service("web");
+    assert_eq!(s.generation, made, "no task is replaced");
+    let said = |s: &model::ServiceSpec| (s.source_ip, s.allow_from.clone(), s.timeouts);
+    assert_eq!(said(&s.spec), said(&other));
+}
+
 impl Log {
     fn replace(&mut self, s: &str, spec: model::ServiceSpec) {
         let seen = self.service(s).changed;

@@ -3,17 +3,17 @@
 use ebpf_abi::{
     C_EP_OUTSIDE, C_EP_REPLY, C_EP_ROUTED, C_EP_SERVICE, D_CHECKSUM, D_INTERNAL, D_MALFORMED, D_METADATA,
     D_NO_ENDPOINT, D_NO_ROUTE, D_NO_TARGET, D_SPOOF, EP_BACKEND, EP_EXTRA, EP_INTERNAL, EpAddrKey, EpCfg, EpExtraKey,
-    Flow, NodeCfg, REV_HAIRPIN, REV_HOST, REV_OUTSIDE, ROUTE_LOCAL, ROUTE_NODE, ROUTE_VIP, RevVal, RouteVal,
+    NodeCfg, ROUTE_LOCAL, ROUTE_NODE, ROUTE_VIP, RouteVal,
 };
 
 use crate::{
     clock::now,
     count::{count, drop},
-    deliver, encap, fib,
+    deliver, encap,
     hooks::forward,
     icmp::{answer, error},
     maps::{EP_BY_ADDR, EP_CONFIG, EP_EXTRA as EXTRA, REVERSE, config},
-    nat, neighbour,
+    neighbour,
     parse::{ARP, Packet, Seen, UDP, parse, same},
     pick::{Picked, in_pools, pick, published, service, wildcard},
     reverse::{Client, route_of},
@@ -73,7 +73,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
                     if v.ts != n {
                         v.ts = n;
                     }
-                    if !translate(skb, &p, v) {
+                    if !deliver::translate_back(skb, &p, v) {
                         return drop(D_CHECKSUM);
                     }
                     Some(&*v)
@@ -85,7 +85,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
         };
         if let Some(v) = way {
             count(C_EP_REPLY);
-            return send_back(skb, cfg, ep.vni, p.kind(), v);
+            return deliver::send_back(skb, cfg, ep.vni, p.kind(), v);
         }
     }
     let svc = match route_of(ep.vni, &p.flow.daddr) {
@@ -188,37 +188,6 @@ fn fenced(p: &Packet, seen: Seen) -> Option<i32> {
     }
     // 224.0.0.0/4, 240.0.0.0/4 with the broadcast address, 127.0.0.0/8, 0.0.0.0/8.
     (w >> 29 == 7 || w >> 24 == 127 || w >> 24 == 0).then_some(SHOT)
-}
-
-/// A backend's reply becomes the service's.
-#[inline(always)]
-fn translate(skb: Skb, p: &Packet, v: &RevVal) -> bool {
-    let to = Flow {
-        saddr: v.oaddr,
-        daddr: v.caddr,
-        sport: v.oport,
-        dport: v.cport,
-        net_proto: 0,
-    };
-    nat::rewrite(skb, p, &to)
-}
-
-/// To the client of a translated flow.
-#[inline(always)]
-fn send_back(skb: Skb, cfg: &NodeCfg, vni: u32, kind: u32, v: &RevVal) -> i32 {
-    if v.flags & REV_HAIRPIN != 0 {
-        return deliver::plain(skb, cfg, skb.ifindex(), &v.cmac);
-    }
-    if v.vtep != 0 {
-        return encap::to_node(skb, cfg, v.vtep, vni, &v.cmac);
-    }
-    if v.flags & REV_HOST != 0 {
-        return fib::to_host(skb);
-    }
-    if v.flags & REV_OUTSIDE != 0 {
-        return fib::route(skb, kind, &v.oaddr, &v.caddr, nat::pair(v.oport, v.cport));
-    }
-    deliver::plain(skb, cfg, v.ifindex, &v.cmac)
 }
 
 /// Within the network, to an endpoint.

@@ -9,7 +9,7 @@ use crate::{
     maps::config,
     nat,
     parse::{Packet, Seen, parse},
-    pick::{Picked, pick, service},
+    pick::{Picked, is_early, pick, service},
     reverse::Client,
     skb::{NEXT, SHOT, Skb},
 };
@@ -38,7 +38,7 @@ pub(crate) fn run(skb: Skb) -> i32 {
     if loopback {
         // 127.0.0.1 means nothing to the backend: it sees the node.
         seen = Addr::v4_word(cfg.vtep);
-        if b.vtep != 0 {
+        if b.vtep != 0 && !is_early(b) {
             let to = Flow { saddr: seen, ..p.flow };
             if !nat::rewrite(skb, &p, &to) {
                 return drop(D_CHECKSUM);

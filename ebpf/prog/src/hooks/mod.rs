@@ -5,14 +5,14 @@ pub(crate) mod host;
 pub(crate) mod netdev;
 pub(crate) mod overlay;
 
-use ebpf_abi::{Addr, Backend, C_TO_LOCAL, C_TO_REMOTE, NodeCfg, SvcVal};
+use ebpf_abi::{Addr, Backend, C_EARLY, C_TO_LOCAL, C_TO_REMOTE, D_NO_ROUTE, NodeCfg, SvcVal};
 
 use crate::{
-    count::count,
+    count::{count, drop},
     deliver::{self, Target},
     encap,
     parse::{Packet, of_family},
-    pick::port_at,
+    pick::{is_early, node_of, port_at},
     reverse::Client,
     skb::Skb,
 };
@@ -29,20 +29,33 @@ fn forward<const CHECK: bool>(
     seen: Addr,
     c: Client,
 ) -> i32 {
-    if b.vtep != 0 {
-        count(C_TO_REMOTE);
-        if CHECK {
-            return encap::to_node_checked(skb, cfg, p, b.vtep, b.vni, &b.mac);
-        }
-        return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
+    let early = is_early(b);
+    // A node that routes sends nothing on that does not fit, so even the host's own are told.
+    if (CHECK || early) && b.vtep != 0 && encap::too_big(skb, cfg, p) {
+        return encap::tell(skb, cfg, p);
     }
-    count(C_TO_LOCAL);
-    let t = Target {
-        addr: of_family(p.v6, b.addr4, &b.addr6),
-        port: port_at(svc, &p.flow, b, p.v6),
-        ifindex: b.ifindex,
-        vni: b.vni,
-        mac: b.mac,
-    };
-    deliver::to_backend(skb, cfg, p, &t, seen, c)
+    let mut mac = &b.mac;
+    if b.vtep == 0 || early {
+        let t = Target {
+            addr: of_family(p.v6, b.addr4, &b.addr6),
+            port: port_at(svc, &p.flow, b, p.v6),
+            ifindex: b.ifindex,
+            vni: b.vni,
+            mac: b.mac,
+        };
+        if let Err(verdict) = deliver::translate(skb, cfg, p, &t, seen, c) {
+            return verdict;
+        }
+        if !early {
+            count(C_TO_LOCAL);
+            return deliver::plain(skb, cfg, b.ifindex, &b.mac);
+        }
+        count(C_EARLY);
+        match node_of(b, p.v6) {
+            Some(r) => mac = &r.mac,
+            None => return drop(D_NO_ROUTE),
+        }
+    }
+    count(C_TO_REMOTE);
+    encap::to_node(skb, cfg, b.vtep, b.vni, mac)
 }

@@ -1,11 +1,10 @@
 //! ICMP errors about translated flows: led to the backend, or from it to the client.
 
-use ebpf_abi::{Backend, C_ICMP_TRANSLATED, C_OVERLAY_RETURN, D_CHECKSUM, Flow, NodeCfg, RevVal};
+use ebpf_abi::{Backend, C_ICMP_TRANSLATED, C_OVERLAY_RETURN, D_CHECKSUM, D_NO_ROUTE, Flow, NodeCfg, RevVal};
 
 use crate::{
     count::{count, drop},
-    deliver::Target,
-    encap,
+    deliver, encap,
     icmp::quote,
     maps::{FORWARD, REVERSE, Scratch, scratch},
     parse::{Packet, TCP, of_family, same},
@@ -22,30 +21,30 @@ fn turn(f: &Flow, into: &mut Flow) {
 }
 
 /// An error about what a service sent to its client: to the backend of that flow. [`NEXT`]: not about a service.
+/// What its parts tell each other lies in the scratch: the stacks of a walk and of all it calls share 512 octets.
 #[inline(always)]
 pub(crate) fn to_service(skb: Skb, cfg: &NodeCfg, p: &Packet, vni: u32) -> i32 {
-    let Some(s) = scratch() else { return NEXT };
-    let mut tport = 0;
-    let Some(b) = backend_of(skb, p, vni, s, &mut tport) else {
+    let Some(b) = backend_of(skb, p, vni) else {
         return NEXT;
     };
-    if b.vtep != 0 {
-        count(C_ICMP_TRANSLATED);
-        return encap::to_node(skb, cfg, b.vtep, b.vni, &b.mac);
+    match aim(p, b) {
+        LATE => count(C_ICMP_TRANSLATED),
+        NOW => {
+            let verdict = to_endpoint(skb, cfg, p);
+            if verdict != TRANSLATED {
+                return verdict;
+            }
+        }
+        _ => return drop(D_NO_ROUTE),
     }
-    let t = Target {
-        addr: of_family(p.v6, b.addr4, &b.addr6),
-        port: tport,
-        ifindex: b.ifindex,
-        vni: b.vni,
-        mac: b.mac,
-    };
-    to_endpoint(skb, cfg, p, &t, s)
+    let Some(s) = scratch() else { return NEXT };
+    encap::to_node(skb, cfg, s.vtep, s.to.vni, &s.to.mac)
 }
 
-/// Reads the error into `s` and finds the backend of its flow.
+/// Reads the error and finds the backend of its flow.
 #[inline(never)]
-fn backend_of(skb: Skb, p: &Packet, vni: u32, s: &mut Scratch, tport: &mut u16) -> Option<&'static Backend> {
+fn backend_of(skb: Skb, p: &Packet, vni: u32) -> Option<&'static Backend> {
+    let s = scratch()?;
     if !quote::read(skb, p, vni, &mut s.quoted) || !same(&s.quoted.saddr, &p.flow.daddr) {
         return None;
     }
@@ -61,19 +60,50 @@ fn backend_of(skb: Skb, p: &Packet, vni: u32, s: &mut Scratch, tport: &mut u16) 
         Some(b) => b,
         None => pick::choose(f, p.v6, f.net_proto & 0xff == TCP, svc)?,
     };
-    *tport = pick::port_at(svc, f, b, p.v6);
+    s.to.port = pick::port_at(svc, f, b, p.v6);
     Some(b)
 }
 
-/// An error about a translated flow, to the backend `t` of this node. `s` holds the quoted flow, and that flow as it
-/// arrived. [`NEXT`]: there is no such flow.
+/// What [`aim`] says: the backend's node translates, this one does, its node is not known.
+const LATE: u32 = 0;
+const NOW: u32 = 1;
+const NOWHERE: u32 = 2;
+
+/// Makes a backend the one that the error is for.
 #[inline(never)]
-pub(crate) fn to_endpoint(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, s: &mut Scratch) -> i32 {
+fn aim(p: &Packet, b: &Backend) -> u32 {
+    let Some(s) = scratch() else { return NOWHERE };
+    s.vtep = b.vtep;
+    s.to.addr = of_family(p.v6, b.addr4, &b.addr6);
+    (s.to.vni, s.to.mac) = (b.vni, b.mac);
+    if b.vtep == 0 {
+        s.to.ifindex = b.ifindex;
+        return NOW;
+    }
+    s.to.ifindex = 0;
+    if !pick::is_early(b) {
+        return LATE;
+    }
+    match pick::node_of(b, p.v6) {
+        Some(r) => s.to.mac = r.mac,
+        None => return NOWHERE,
+    }
+    NOW
+}
+
+/// What [`to_endpoint`] gives for a backend of another node: the packet is translated, and still to be sent there.
+const TRANSLATED: i32 = -2;
+
+/// An error about a flow that this node translated, to its backend. The scratch holds whom it is for, the quoted flow, and
+/// that flow as it arrived. [`NEXT`]: there is no such flow.
+#[inline(never)]
+pub(crate) fn to_endpoint(skb: Skb, cfg: &NodeCfg, p: &Packet) -> i32 {
+    let Some(s) = scratch() else { return NEXT };
     s.back = s.quoted;
-    s.back.saddr = t.addr;
-    s.back.net_proto = t.vni << 8 | s.quoted.net_proto & 0xff;
-    if t.port != 0 {
-        s.back.sport = t.port;
+    s.back.saddr = s.to.addr;
+    s.back.net_proto = s.to.vni << 8 | s.quoted.net_proto & 0xff;
+    if s.to.port != 0 {
+        s.back.sport = s.to.port;
     }
     if let Some(f) = FORWARD.get_ptr(&s.arrived) {
         // SAFETY: an entry of an LRU map stays readable during the run.
@@ -86,15 +116,18 @@ pub(crate) fn to_endpoint(skb: Skb, cfg: &NodeCfg, p: &Packet, t: &Target, s: &m
         return NEXT;
     }
     s.outer.saddr = p.flow.saddr;
-    s.outer.daddr = t.addr;
-    if !quote::rewrite(skb, p, &s.quoted, &s.outer, &s.back) || !skb.set_macs(&t.mac, &cfg.mac) {
+    s.outer.daddr = s.to.addr;
+    if !quote::rewrite(skb, p, &s.quoted, &s.outer, &s.back) {
         return drop(D_CHECKSUM);
     }
     count(C_ICMP_TRANSLATED);
-    skb.to_peer(t.ifindex)
+    if s.to.ifindex == 0 {
+        return TRANSLATED;
+    }
+    deliver::plain(skb, cfg, s.to.ifindex, &s.to.mac)
 }
 
-/// An error from the tunnel to the backend `t`: reads what it is about into `s`, as the client's packets had it.
+/// An error from the tunnel to a backend: reads what it is about into `s`, as the client's packets had it.
 #[inline(never)]
 pub(crate) fn read_late(skb: Skb, p: &Packet, vtep: u32, s: &mut Scratch) -> bool {
     if !quote::read(skb, p, p.flow.net_proto >> 8, &mut s.quoted) {

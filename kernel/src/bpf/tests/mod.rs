@@ -2,6 +2,7 @@
 //! the thread that a test runs in, however it ends.
 
 mod bench;
+mod early;
 mod flows;
 mod guards;
 mod lab;

@@ -122,6 +122,10 @@ fn everything() -> Rules {
             allow: Allow::Only(nets(&["198.18.9.0/24", "fd18:9::/64"])),
             ..published(Transport::Tcp, 8444)
         },
+        Published {
+            allow: Allow::Only(nets(&["0.0.0.0/0", "::/0"])),
+            ..published(Transport::Udp, 8445)
+        },
     ])
     .rules()
 }

@@ -3,9 +3,9 @@
 
 use std::{
     io::{self, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
@@ -172,6 +172,29 @@ impl Flow {
     }
 }
 
+/// What is remembered of flows to a backend: `DestIP` of /proc/net/ip_vs_conn, which has IPv4 as one hexadecimal number.
+fn remembered(family: Family, n: u16) -> usize {
+    let text = std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap();
+    let address = |word: &str| -> Option<IpAddr> {
+        match word.strip_prefix('[').and_then(|w| w.strip_suffix(']')) {
+            Some(v6) => Some(IpAddr::V6(v6.parse().ok()?)),
+            None => Some(IpAddr::V4(u32::from_str_radix(word, 16).ok()?.into())),
+        }
+    };
+    let to = text.lines().filter_map(|l| address(l.split_whitespace().nth(5)?));
+    to.filter(|to| *to == dest(family, n).address).count()
+}
+
+/// The kernel forgets flows to a backend that is gone by itself, a moment later (Linux 5.9, `expire_nodest_conn`), without
+/// a packet of theirs and without an event.
+fn forgotten(family: Family, n: u16) {
+    let start = Instant::now();
+    while remembered(family, n) > 0 {
+        assert!(start.elapsed() < PATIENCE, "{} flows are left", remembered(family, n));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 #[ignore = "needs IPVS: cargo xtask test --lane ipvs"]
 fn a_backend_that_drains_takes_no_new_flow_keeps_its_own_and_costs_none() {
@@ -190,6 +213,17 @@ fn a_backend_that_drains_takes_no_new_flow_keeps_its_own_and_costs_none() {
                 assert_eq!(tcp.spread(), ([0, FLOWS], 0));
                 held.echo().unwrap();
 
+                // Each flow and its packets are counted.
+                let start = Instant::now();
+                let counted = std::iter::repeat_with(|| {
+                    std::thread::sleep(Duration::from_millis(50));
+                    ipvs.counted().unwrap()
+                })
+                .find(|c| c.flows > 2 * FLOWS as u64 || start.elapsed() > PATIENCE)
+                .unwrap();
+                assert!(counted.flows > 2 * FLOWS as u64, "{counted:?}");
+                assert!(counted.packets_in > counted.flows && counted.octets_in > 40 * counted.packets_in);
+
                 // It comes back.
                 bring(ipvs, family, scheduler, [Some(1), Some(1)]);
                 let (both, none) = tcp.spread();
@@ -197,7 +231,10 @@ fn a_backend_that_drains_takes_no_new_flow_keeps_its_own_and_costs_none() {
                 held.echo().unwrap();
 
                 // It goes: its flow is cut, and the client hears of it.
+                assert!(remembered(family, 1) > 0);
                 bring(ipvs, family, scheduler, [None, Some(1)]);
+                forgotten(family, 1);
+                assert!(remembered(family, 2) > 0, "of the other all are");
                 assert_eq!(tcp.spread(), ([0, FLOWS], 0));
                 let cut = held.ask().unwrap_err();
                 assert_eq!(cut.kind(), ErrorKind::ConnectionReset, "{cut}");
@@ -262,13 +299,25 @@ fn udp_stays_while_its_backend_drains_and_moves_when_it_goes() {
                     assert_eq!(take(PATIENCE), Some(1), "a new flow");
                 }
 
+                assert!(remembered(family, 1) > 0);
                 bring(ipvs, family, scheduler, [None, Some(1)]);
+                forgotten(family, 1);
                 // The first packet may be the one by which the kernel finds out; it may also be refused.
                 let moved = (0..20).find_map(|_| {
                     let _ = held.send(&[7]);
                     take(Duration::from_millis(200))
                 });
                 assert_eq!(moved, Some(1));
+
+                // It comes back, and gets new flows at once.
+                bring(ipvs, family, scheduler, [Some(1), Some(1)]);
+                let back = (0..FLOWS).any(|_| {
+                    new().send(&[7]).unwrap();
+                    take(PATIENCE) == Some(0)
+                });
+                assert!(back);
+                held.send(&[7]).unwrap();
+                assert_eq!(take(PATIENCE), Some(1), "what has moved stays");
             });
         }
     }

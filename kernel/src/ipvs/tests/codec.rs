@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::{
     super::{
+        Counted,
         genl::{self, attrs},
         message::{self, Forced, dst, flag, svc, top},
         read,
@@ -64,6 +65,11 @@ fn what_the_kernel_answered_is_what_it_was_told() {
         let (key, settings) = read::service(attrs(&answer)).unwrap();
         seen.insert(key, settings);
     }
+    let counted = answers("service")
+        .iter()
+        .map(|a| read::counted_of(attrs(a)))
+        .collect::<Vec<_>>();
+    assert_eq!(counted, [Some(Counted::default()); 2], "nothing had been sent");
     let wanted = BTreeMap::from(FAMILIES.map(recorded));
     let settings = |(key, service): (&ServiceKey, &Service)| (*key, service.settings());
     assert_eq!(seen, wanted.iter().map(settings).collect());

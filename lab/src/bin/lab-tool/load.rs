@@ -36,6 +36,9 @@ pub(crate) struct Args {
     /// Seconds.
     #[arg(long, default_value_t = 2.0)]
     duration: f64,
+    /// Milliseconds between an answer and the next request (requests).
+    #[arg(long, default_value_t = 0)]
+    pause_ms: u64,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
@@ -47,7 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let (count, failed) = match args.kind {
         Kind::Short => short(to, time),
-        Kind::Requests => requests(to, time)?,
+        Kind::Requests => requests(to, time, Duration::from_millis(args.pause_ms))?,
         Kind::Bulk => bulk(to, time)?,
         Kind::Upload => upload(to, time)?,
     };
@@ -94,7 +97,7 @@ fn short(to: SocketAddr, time: Duration) -> (u64, u64) {
     (done, failed)
 }
 
-fn requests(to: SocketAddr, time: Duration) -> anyhow::Result<(u64, u64)> {
+fn requests(to: SocketAddr, time: Duration, pause: Duration) -> anyhow::Result<(u64, u64)> {
     let mut stream = connect(to).context("connecting")?;
     let mut reader = BufReader::new(stream.try_clone().context("sharing the connection")?);
     let start = Instant::now();
@@ -107,6 +110,9 @@ fn requests(to: SocketAddr, time: Duration) -> anyhow::Result<(u64, u64)> {
             bail!("the server closed the connection after {done} answers");
         }
         done += 1;
+        if !pause.is_zero() {
+            std::thread::sleep(pause);
+        }
     }
     Ok((done, 0))
 }

@@ -7,6 +7,7 @@ mod answer;
 mod hold;
 mod load;
 mod names;
+mod sctp;
 mod serve;
 mod tally;
 mod transfer;

@@ -24,6 +24,9 @@ pub(crate) struct Args {
     /// Port, TCP and UDP.
     #[arg(long, default_value_t = 80)]
     port: u16,
+    /// SCTP on that port too.
+    #[arg(long)]
+    sctp: bool,
     /// Name of the task in the answers; default: the one that netd-run's environment tells.
     #[arg(long)]
     task: Option<String>,
@@ -44,12 +47,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         pattern: pattern(),
     });
     let (tcp, udp) = sockets(args.port).with_context(|| format!("listening on port {}", args.port))?;
+    let sctp = match args.sctp {
+        true => Some(crate::sctp::listen(args.port, QUEUE).context("listening by SCTP")?),
+        false => None,
+    };
     println!("ready: {} on port {}", server.name, args.port);
     let tcp = Arc::new(tcp);
     let idle = Arc::new(AtomicUsize::new(0));
     let all = Arc::new(AtomicUsize::new(0));
     for _ in 0..THREADS {
         accept(&server, &tcp, &idle, &all);
+    }
+    if let Some(sctp) = sctp.map(Arc::new) {
+        let idle = Arc::new(AtomicUsize::new(0));
+        accept(&server, &sctp, &idle, &all);
     }
     datagrams(&server, &udp)
 }

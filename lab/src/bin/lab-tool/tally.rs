@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
@@ -23,6 +24,9 @@ pub(crate) struct Args {
     /// Datagrams instead of connections.
     #[arg(long)]
     udp: bool,
+    /// Associations of SCTP instead of connections.
+    #[arg(long, conflicts_with_all = ["udp", "bye"])]
+    sctp: bool,
     /// Number of tries.
     #[arg(long, short = 'n', default_value_t = 100)]
     count: u64,
@@ -54,11 +58,14 @@ enum Way {
     Connection,
     /// One that the server closes.
     Bye,
+    /// One by SCTP, that this side closes.
+    Sctp,
 }
 
 impl Args {
     fn way(&self) -> Way {
         match (self.udp, self.bye) {
+            _ if self.sctp => Way::Sctp,
             (true, _) => Way::Datagram,
             (false, false) => Way::Connection,
             (false, true) => Way::Bye,
@@ -109,6 +116,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 Some(_) => count.saturating_mul(10),
                 None => count,
             };
+            let mut workers = Workers::new(args, timeout, &send);
             for number in 0..most {
                 if number >= count && args.until.as_ref().is_none_or(|file| file.exists()) {
                     break;
@@ -116,17 +124,59 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
                 #[allow(clippy::cast_precision_loss, reason = "a count of tries")]
                 let due = Duration::from_secs_f64(number as f64 / rate);
                 std::thread::sleep(due.saturating_sub(start.elapsed()));
-                let (send, to, way) = (send.clone(), args.to.clone(), args.way());
-                std::thread::Builder::new()
-                    .stack_size(128 * 1024)
-                    .spawn(move || send.send(attempt(&to, way, number, timeout)))
-                    .context("starting a thread for a try")?;
+                workers.make(number)?;
             }
         }
     }
     drop(send);
     let tally = summary(results.into_iter().collect(), start);
     report(&tally)
+}
+
+/// Threads that make tries: a new one whenever all are busy, so that no try waits for another. Threads for each try would
+/// cost more than what they measure.
+struct Workers<'a> {
+    args: &'a Args,
+    timeout: Duration,
+    results: &'a mpsc::Sender<Try>,
+    due: mpsc::Sender<u64>,
+    taken: Arc<Mutex<mpsc::Receiver<u64>>>,
+    idle: Arc<AtomicUsize>,
+}
+
+impl<'a> Workers<'a> {
+    fn new(args: &'a Args, timeout: Duration, results: &'a mpsc::Sender<Try>) -> Workers<'a> {
+        let (due, taken) = mpsc::channel();
+        Workers {
+            args,
+            timeout,
+            results,
+            due,
+            taken: Arc::new(Mutex::new(taken)),
+            idle: Arc::default(),
+        }
+    }
+
+    /// Has a try made, now.
+    fn make(&mut self, number: u64) -> anyhow::Result<()> {
+        let take = |idle: usize| idle.checked_sub(1);
+        let found = self.idle.fetch_update(Ordering::AcqRel, Ordering::Acquire, take);
+        if found.is_err() {
+            let (results, to, way) = (self.results.clone(), self.args.to.clone(), self.args.way());
+            let (timeout, taken, idle) = (self.timeout, self.taken.clone(), self.idle.clone());
+            std::thread::Builder::new()
+                .stack_size(128 * 1024)
+                .spawn(move || {
+                    let next = || taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    while let Ok(number) = next() {
+                        let _ = results.send(attempt(&to, way, number, timeout));
+                        idle.fetch_add(1, Ordering::AcqRel);
+                    }
+                })
+                .context("starting a thread for a try")?;
+        }
+        self.due.send(number).context("handing a try to a thread")
+    }
 }
 
 fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
@@ -168,6 +218,7 @@ fn attempt(to: &str, way: Way, number: u64, timeout: Duration) -> Try {
         Way::Datagram => datagram(to, number, timeout),
         Way::Connection => connection(to, false, timeout),
         Way::Bye => connection(to, true, timeout),
+        Way::Sctp => association(to, timeout),
     });
     Try {
         started,
@@ -185,12 +236,24 @@ fn lookup(to: &str) -> Result<SocketAddr, String> {
 
 fn connection(to: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, String> {
     let stream = TcpStream::connect_timeout(&to, timeout).map_err(kind)?;
+    let own = stream.local_addr().map_err(kind)?;
+    ask(&stream, own, bye, timeout)
+}
+
+fn association(to: SocketAddr, timeout: Duration) -> Result<Answer, String> {
+    let stream = crate::sctp::connect(to, timeout).map_err(kind)?;
+    // Its socket has all addresses of this side; what the kernel takes is what it takes for a datagram.
+    let own = towards(to).and_then(|s| s.local_addr()).map_err(kind)?;
+    ask(&stream, own, false, timeout)
+}
+
+fn ask(mut stream: &TcpStream, own: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, String> {
     stream.set_read_timeout(Some(timeout)).map_err(kind)?;
-    let own = plain(stream.local_addr().map_err(kind)?.ip());
+    let own = plain(own.ip());
     let request: &[u8] = if bye { b"BYE\n" } else { b"WHO\n" };
-    (&stream).write_all(request).map_err(kind)?;
+    stream.write_all(request).map_err(kind)?;
     let mut line = String::new();
-    let mut from = BufReader::new(&stream);
+    let mut from = BufReader::new(stream);
     from.read_line(&mut line).map_err(kind)?;
     if bye && from.read_line(&mut String::new()).map_err(kind)? != 0 {
         return Err("more than one answer".to_owned());
@@ -198,14 +261,19 @@ fn connection(to: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, St
     answer(&line, own)
 }
 
-fn datagram(to: SocketAddr, number: u64, timeout: Duration) -> Result<Answer, String> {
+fn towards(to: SocketAddr) -> std::io::Result<UdpSocket> {
     let any: SocketAddr = if to.is_ipv4() {
         ([0; 4], 0).into()
     } else {
         ([0; 16], 0).into()
     };
-    let socket = UdpSocket::bind(any).map_err(kind)?;
-    socket.connect(to).map_err(kind)?;
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(to)?;
+    Ok(socket)
+}
+
+fn datagram(to: SocketAddr, number: u64, timeout: Duration) -> Result<Answer, String> {
+    let socket = towards(to).map_err(kind)?;
     socket.set_read_timeout(Some(timeout)).map_err(kind)?;
     let own = plain(socket.local_addr().map_err(kind)?.ip());
     socket.send(number.to_string().as_bytes()).map_err(kind)?;

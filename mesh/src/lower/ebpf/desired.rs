@@ -6,10 +6,14 @@ use std::{
 };
 
 use ebpf_abi::{
-    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, Backend as Cell, Mac, SVC_NETWORKS, SVC_TARGETS, SvcKey, TARGET_HERE,
-    TargetKey, TargetVal,
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_EARLY, Backend as Cell, Mac, SVC_NETWORKS, SVC_TARGETS, SvcKey,
+    TARGET_EARLY, TARGET_HERE, TargetKey, TargetVal,
 };
-use model::{NodeId, Proto, Vni, row::Datapath, spec::Lb};
+use model::{
+    NodeId, Proto, Vni,
+    row::Datapath,
+    spec::{Lb, SourceIp, Timeouts},
+};
 
 use crate::{
     maglev::Seed,
@@ -79,12 +83,28 @@ impl Desired {
             if service.lb != Lb::Maglev {
                 out.problems.insert(Problem::OnlyMaglev(*index, service.lb));
             }
+            if service.source_ip != SourceIp::Preserve {
+                out.problems.insert(Problem::NoMasquerade(*index));
+            }
+            if service.timeouts != Timeouts::default() {
+                out.problems.insert(Problem::NoTimeouts(*index));
+            }
+            let left_out = service.ports.iter().filter(|p| p.proto == Proto::Sctp);
+            out.problems
+                .extend(left_out.map(|p| Problem::NoSctp(*index, p.published)));
             let usable: Vec<(&BackendId, &Backend)> = service
                 .backends
                 .iter()
                 .filter(|(id, b)| out.take_backend(wanted, id, b, &mut owners))
                 .collect();
-            out.take_service(wanted, *index, service, &usable);
+            match service.ports.iter().any(|p| p.proto == Proto::Sctp) {
+                false => out.take_service(wanted, *index, service, &usable),
+                true => {
+                    let mut carried = service.clone();
+                    carried.ports.retain(|p| p.proto != Proto::Sctp);
+                    out.take_service(wanted, *index, &carried, &usable);
+                }
+            }
         }
         out
     }
@@ -107,14 +127,13 @@ impl Desired {
                 return self.refuse(unreachable("its interface is not there yet"));
             }
             Place::Local { ifindex } => (ifindex, 0),
-            Place::Remote {
-                datapath: Datapath::Ipvs,
-                ..
-            } => return self.refuse(Problem::EarlyTranslation(id.clone())),
             Place::Remote { vtep, .. } if vtep.is_unspecified() || vtep == wanted.node.vtep => {
                 return self.refuse(unreachable("its node's data-path address is not another node's"));
             }
-            Place::Remote { vtep, .. } => (0, word(vtep)),
+            Place::Remote { vtep, datapath } => match datapath {
+                Datapath::Ebpf => (0, word(vtep)),
+                Datapath::Ipvs => (BACKEND_EARLY, word(vtep)),
+            },
         };
         let value = Cell {
             addr6: b.v6.map_or(Addr::default(), |a| Addr::v6(a.octets())),
@@ -196,17 +215,34 @@ impl Desired {
                 }
             }
         }
-        for (id, b) in backends.iter().filter(|(_, b)| is_local(b)) {
-            let any = service.vips.contains_key(&b.vni).then_some(((0, 0), 0));
-            let offered = ports
-                .iter()
-                .filter_map(|(n, p)| Some((*n, service.target(id, p)?.to_be())));
-            // For the clients of this node where it is not what the service's entries say.
-            let here = service.ports.iter().filter_map(|p| {
-                let ((port, proto), own) = (numbers(p), service.target(id, p)?);
-                (own != p.target).then_some(((port, proto | TARGET_HERE), own.to_be()))
-            });
-            for ((port, proto), tport) in offered.chain(any).chain(here) {
+        self.take_targets(wanted, service, backends, &ports);
+    }
+
+    /// What backends offer: those of this node to packets from elsewhere, those that are translated to here where it is
+    /// not what the service's entries say.
+    fn take_targets(
+        &mut self,
+        wanted: &Wanted,
+        service: &Service,
+        backends: &[(&BackendId, &Backend)],
+        ports: &BTreeMap<(u16, u16), &Port>,
+    ) {
+        for (id, b) in backends.iter().filter(|(_, b)| translated_here(b)) {
+            let own = |p: &Port| Some(service.target(id, p)?.to_be());
+            let mut offers: Vec<((u16, u16), u16)> = Vec::new();
+            if is_local(b) {
+                offers.extend(ports.iter().filter_map(|(n, p)| Some((*n, own(p)?))));
+                offers.extend(service.vips.contains_key(&b.vni).then_some(((0, 0), 0)));
+                if wanted.early {
+                    let early = ports.iter().filter_map(|((_, proto), p)| Some((own(p)?, *proto)));
+                    offers.extend(early.map(|(port, proto)| ((port, proto | TARGET_EARLY), 0)));
+                }
+            }
+            offers.extend(service.ports.iter().filter_map(|p| {
+                let ((port, proto), own) = (numbers(p), own(p)?);
+                (own != p.target.to_be()).then_some(((port, proto | TARGET_HERE), own))
+            }));
+            for ((port, proto), tport) in offers {
                 for ip in [b.v4.map(IpAddr::V4), b.v6.map(IpAddr::V6)].into_iter().flatten() {
                     let key = TargetKey {
                         addr: addr(ip),
@@ -230,6 +266,11 @@ impl Desired {
         sets: &mut BTreeMap<Vec<CellKey>, usize>,
     ) {
         if service.ports.is_empty() {
+            return;
+        }
+        // Nobody is asked for his source here: closed, not open to everybody.
+        if !service.allow_from.is_empty() {
+            self.problems.insert(Problem::NoAllowFrom(index));
             return;
         }
         for family in [Family::V4, Family::V6] {
@@ -347,16 +388,17 @@ fn numbers(p: &Port) -> (u16, u16) {
 
 /// Who serves a published port here.
 struct Offer<'c> {
-    /// The port of those on this node, as on the wire; 0: unchanged.
+    /// The port of those that are translated to here, as on the wire; 0: unchanged.
     tport: u16,
-    /// `SVC_TARGETS` when some of those on this node have another one.
+    /// `SVC_TARGETS` when some of those have another one.
     flags: u16,
     /// Of the candidates; none: all of them.
     by: Option<Vec<&'c (&'c BackendId, &'c Backend)>>,
 }
 
 /// Who of `candidates` serves a published port here: all but those whose tasks were made before it was published. Each
-/// node's programs know the port of each of its backends; while a change of the port is under way they are told to look.
+/// node's programs know the port of each backend that they translate to; while a change of the port is under way they
+/// are told to look.
 fn offer<'c>(service: &Service, port: &Port, candidates: &[&'c (&'c BackendId, &'c Backend)]) -> Offer<'c> {
     if service.others.is_empty() {
         return Offer {
@@ -370,7 +412,7 @@ fn offer<'c>(service: &Service, port: &Port, candidates: &[&'c (&'c BackendId, &
         .copied()
         .filter(|(id, _)| service.target(id, port).is_some())
         .collect();
-    let differs = |c: &(&BackendId, &Backend)| is_local(c.1) && service.target(c.0, port) != Some(port.target);
+    let differs = |c: &(&BackendId, &Backend)| translated_here(c.1) && service.target(c.0, port) != Some(port.target);
     Offer {
         tport: port.target.to_be(),
         flags: if by.iter().any(|c| differs(c)) { SVC_TARGETS } else { 0 },
@@ -380,6 +422,14 @@ fn offer<'c>(service: &Service, port: &Port, candidates: &[&'c (&'c BackendId, &
 
 fn is_local(b: &Backend) -> bool {
     matches!(b.place, Place::Local { .. })
+}
+
+/// Whether this node translates what its clients send to a backend: it is here, or its node cannot.
+fn translated_here(b: &Backend) -> bool {
+    match b.place {
+        Place::Local { .. } => true,
+        Place::Remote { datapath, .. } => datapath == Datapath::Ipvs,
+    }
 }
 
 /// The backends that published ports lead to: of a task's one, on network `near` where it has one there.

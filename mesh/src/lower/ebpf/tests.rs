@@ -4,8 +4,8 @@ use std::{
 };
 
 use ebpf_abi::{
-    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_GONE, Backend as Cell, SVC_NETWORKS, SVC_TARGETS, SvcKey, SvcVal,
-    TARGET_HERE, TargetKey,
+    Addr, BACKEND_ACTIVE, BACKEND_DRAINING, BACKEND_EARLY, BACKEND_GONE, Backend as Cell, SVC_NETWORKS, SVC_TARGETS,
+    SvcKey, SvcVal, TARGET_EARLY, TARGET_HERE, TargetKey,
 };
 use model::{Mac, NodeId, On, PortSpec, PublishMode, Vni, intent::Vip, row::Datapath};
 use proptest::prelude::*;
@@ -30,6 +30,7 @@ fn nothing() -> Wanted {
             .iter()
             .map(|a| a.parse().unwrap())
             .collect(),
+        early: false,
         services: BTreeMap::new(),
     }
 }
@@ -394,6 +395,26 @@ fn a_changed_target_holds_where_the_change_has_come() {
         [None, Some(8080)],
         "nobody sends it from elsewhere"
     );
+    // What a node that balances by IPVS has is translated to here, so its ports are looked up here.
+    let far = |n: u8| {
+        let mut b = backend(n, 2);
+        b.1.place = Place::Remote {
+            vtep: Ipv4Addr::new(198, 18, 0, 2),
+            datapath: Datapath::Ipvs,
+        };
+        b
+    };
+    let mut early = web(&["80:9090"], [far(3), far(4)]);
+    early.services.get_mut(&7).unwrap().others = BTreeMap::from([(ids[2].clone(), old(Some(8080)))]);
+    let mut o3 = small();
+    settle(&early, &mut o3);
+    assert_eq!(o3.services[&key("198.18.0.1", 0, 80, 6)].flags, SVC_TARGETS);
+    assert_eq!([at(&o3, 3, here), at(&o3, 4, here)], [Some(8080), None]);
+    assert_eq!(
+        [at(&o3, 3, 6), at(&o3, 4, 6)],
+        [None, None],
+        "that node's packets are not told so"
+    );
     // A task from before the port was published has none for it.
     w.services.get_mut(&7).unwrap().others = BTreeMap::from([(ids[2].clone(), old(None)), (ids[1].clone(), old(None))]);
     settle(&w, &mut o);
@@ -614,11 +635,6 @@ fn a_change_of_one_service_touches_its_own_cells() {
 
 #[test]
 fn what_cannot_be_used_is_named() {
-    let mut ipvs = backend(1, 2);
-    ipvs.1.place = Place::Remote {
-        vtep: Ipv4Addr::new(198, 18, 0, 2),
-        datapath: Datapath::Ipvs,
-    };
     let mut bare = backend(2, 2);
     (bare.1.v4, bare.1.v6) = (None, None);
     let mut absent = backend(3, 1);
@@ -630,7 +646,7 @@ fn what_cannot_be_used_is_named() {
     };
     let mut twin = backend(6, 3);
     twin.1.mac = backend(5, 2).1.mac;
-    let mut w = web(&["80"], [ipvs, bare, absent, ours, backend(5, 2), twin]);
+    let mut w = web(&["80"], [bare, absent, ours, backend(5, 2), twin]);
     w.services.get_mut(&7).unwrap().lb = model::spec::Lb::Rr;
     w.services.insert(
         9,
@@ -643,12 +659,74 @@ fn what_cannot_be_used_is_named() {
     let p = settle(&w, &mut o);
     assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([5].into()));
     let count = |f: fn(&Problem) -> bool| p.problems.iter().filter(|p| f(p)).count();
-    assert_eq!(count(|p| matches!(p, Problem::EarlyTranslation(_))), 1);
     assert_eq!(count(|p| matches!(p, Problem::OnlyMaglev(7, _))), 1);
     assert_eq!(count(|p| matches!(p, Problem::Unreachable(..))), 3);
     assert_eq!(count(|p| matches!(p, Problem::DuplicateMac(..))), 1);
     assert_eq!(count(|p| matches!(p, Problem::Taken(9, _, 7))), 3, "{:?}", p.problems);
     assert!(p.problems.iter().all(|p| p.to_string().contains("try: ")));
+}
+
+#[test]
+fn what_this_data_path_does_not_know_is_said_and_an_allow_list_closes_the_ports() {
+    let mut w = web(&["80", "81,mode=host"], [backend(1, 1), backend(2, 2)]);
+    let s = w.services.get_mut(&7).unwrap();
+    s.allow_from = ["192.0.2.0/24".parse().unwrap()].into();
+    s.source_ip = model::spec::SourceIp::Masquerade;
+    s.timeouts.udp_s = Some(9);
+    let mut o = small();
+    let p = settle(&w, &mut o);
+    let expected = [
+        Problem::NoAllowFrom(7),
+        Problem::NoMasquerade(7),
+        Problem::NoTimeouts(7),
+    ];
+    assert_eq!(p.problems, expected);
+    assert!(p.problems.iter().all(|p| p.to_string().contains("try: ")));
+    let doors = o.services.keys().filter(|k| k.vni == 0).count();
+    assert_eq!(doors, 0, "nobody is let in by a published port");
+    let vip = key("10.77.0.2", 4096, 80, 6);
+    assert_eq!(
+        leads_to(&o, &vip),
+        Some([1, 2].into()),
+        "the service goes on within its networks"
+    );
+    // Open again as soon as everybody may come; a protocol that is not carried stays the host's.
+    let s = w.services.get_mut(&7).unwrap();
+    s.allow_from.clear();
+    s.ports.insert(port("3868/sctp"));
+    assert!(plan(&w, &o).problems.contains(&Problem::NoSctp(7, 3868)));
+    settle(&w, &mut o);
+    assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([1, 2].into()));
+    assert!(o.services.keys().all(|k| k.proto != 132));
+}
+
+#[test]
+fn what_nodes_that_balance_by_ipvs_are_sent_and_send() {
+    let mut far = backend(1, 2);
+    far.1.place = Place::Remote {
+        vtep: Ipv4Addr::new(198, 18, 0, 2),
+        datapath: Datapath::Ipvs,
+    };
+    let mut w = web(&["80:8080", "53/udp"], [far, backend(2, 1)]);
+    w.early = true;
+    let mut o = small();
+    assert_eq!(settle(&w, &mut o).problems, []);
+    let ifindex = |n: u8, node: u8| {
+        let mac = ebpf_abi::mac(backend(n, node).1.mac.0);
+        o.backends.iter().find(|b| b.mac == mac).unwrap().ifindex
+    };
+    assert_eq!((ifindex(1, 2), ifindex(2, 1)), (BACKEND_EARLY, 102));
+    let mut early: Vec<(u16, u16)> = o
+        .targets
+        .keys()
+        .filter(|k| k.proto & TARGET_EARLY != 0 && k.addr.is_v4())
+        .map(|k| (u16::from_be(k.port), k.proto & 0xff))
+        .collect();
+    early.sort_unstable();
+    assert_eq!(early, [(53, 17), (8080, 6)], "the ports of the endpoint itself");
+    w.early = false;
+    settle(&w, &mut o);
+    assert!(o.targets.keys().all(|k| k.proto & TARGET_EARLY == 0));
 }
 
 #[test]

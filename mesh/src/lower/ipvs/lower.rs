@@ -8,9 +8,16 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use model::{Proto, Vni, intent::Vip, spec::Lb};
+use model::{
+    Proto, Vni,
+    intent::Vip,
+    spec::{Kept, Lb, SourceIp, Timeouts},
+};
 
-use super::table::{Dest, DestKey, Family, Forward, Mark, SchedFlags, Scheduler, Service, ServiceKey, Table, mark_of};
+use super::{
+    rules::Allow,
+    table::{self, Dest, DestKey, Family, Forward, Mark, SchedFlags, Scheduler, Service, ServiceKey, Table, mark_of},
+};
 use crate::wanted::{self, Backend, BackendId, BackendState, Place, Port, Problem, Wanted};
 
 /// Marks of published ports end here; those of VIPs' other ports begin.
@@ -79,7 +86,7 @@ pub struct DoorKey {
 }
 
 /// Where it leads to. A family that has no way stays the host's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Door {
     /// A VIP; for a port of mode host an endpoint of this node.
     pub v4: Option<Ipv4Addr>,
@@ -87,6 +94,10 @@ pub struct Door {
     pub v6: Option<Ipv6Addr>,
     /// Port there.
     pub port: u16,
+    /// Who may come.
+    pub allow: Allow,
+    /// Backends see the node's address in place of the client's.
+    pub masquerade: bool,
 }
 
 /// The namespaces as they should be.
@@ -100,10 +111,31 @@ pub fn lower(wanted: &Wanted) -> Lowered {
             out.door(wanted, *index, service, port, &ways);
         }
     }
+    for (vni, sandbox) in &mut out.networks {
+        sandbox.table.timeouts = timeouts(wanted, *vni);
+    }
     Lowered {
         networks: out.networks,
         doors: out.doors,
         problems: out.problems.into_iter().collect(),
+    }
+}
+
+/// A namespace has one set of timeouts, which counts for all services there.
+fn timeouts(wanted: &Wanted, vni: Vni) -> table::Timeouts {
+    let there = wanted.services.values().filter(|s| match s.vips.is_empty() {
+        false => s.vips.contains_key(&vni),
+        true => s.backends.values().any(|b| b.vni == vni),
+    });
+    let Kept {
+        tcp_s,
+        tcp_fin_s,
+        udp_s,
+    } = Timeouts::kept(there.map(|s| &s.timeouts));
+    table::Timeouts {
+        tcp: tcp_s,
+        tcp_fin: tcp_fin_s,
+        udp: udp_s,
     }
 }
 
@@ -219,6 +251,11 @@ impl Lowering {
             v4: None,
             v6: None,
             port: if port.host { port.target } else { port.published },
+            allow: match service.allow_from.is_empty() {
+                true => Allow::All,
+                false => Allow::Only(service.allow_from.clone()),
+            },
+            masquerade: service.source_ip == SourceIp::Masquerade,
         };
         let leads = |w: &Ways<'_>| match port.host {
             true => w.own(service, port).is_some(),

@@ -5,6 +5,7 @@ mod placement;
 mod publish;
 mod rolling;
 mod task;
+mod traffic;
 
 pub(super) use task::Pair;
 
@@ -19,6 +20,8 @@ pub(super) struct SpecFlags {
     #[command(flatten)]
     publish: publish::PublishFlags,
     #[command(flatten)]
+    traffic: traffic::TrafficFlags,
+    #[command(flatten)]
     placement: placement::PlacementFlags,
     #[command(flatten)]
     rolling: rolling::RollingFlags,
@@ -29,6 +32,7 @@ impl SpecFlags {
     pub(super) fn apply(&self, spec: &mut ServiceSpec) -> Result<(), ApiError> {
         self.task.apply(spec)?;
         self.publish.apply(spec)?;
+        self.traffic.apply(spec)?;
         self.placement.apply(spec)?;
         self.rolling.apply(spec)
     }

@@ -8,7 +8,8 @@ use model::{
 
 #[derive(Debug, Args)]
 pub(super) struct PublishFlags {
-    /// Port to publish: 80, 80:8080 (on the nodes, then in the tasks), 53/udp, auto:80 (a free one of 30000-32767),
+    /// Port to publish: 80, 80:8080 (on the nodes, then in the tasks), 53/udp, 3868/sctp (not while a node balances by
+    /// eBPF), auto:80 (a free one of 30000-32767),
     /// 192.0.2.1:80, [2001:db8::1]:80 or eth0:80 (there alone), or the long form
     /// published=80,target=8080,protocol=tcp,mode=host (on the nodes of its tasks alone); may be repeated.
     #[arg(short, long, value_name = "PORT")]

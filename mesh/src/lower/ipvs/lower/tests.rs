@@ -92,6 +92,7 @@ fn wanted(services: impl IntoIterator<Item = WantedService>) -> Wanted {
             .iter()
             .map(|a| a.parse().unwrap())
             .collect(),
+        early: true,
         services: (7..).zip(services).collect(),
     }
 }
@@ -236,7 +237,7 @@ fn a_service_on_two_networks_is_balanced_on_each_and_entered_by_the_fuller() {
     let l = lower(&wanted([two.clone()]));
     assert_eq!(l.problems, []);
     let to = |l: &Lowered| {
-        let door = *l.doors.values().next().unwrap();
+        let door = l.doors.values().next().unwrap();
         (door.v4.unwrap().to_string(), door.v6.map(|a| a.to_string()))
     };
     let app = ("10.77.0.2".to_owned(), Some("fd00::2".to_owned()));
@@ -340,6 +341,50 @@ fn every_kind_of_balancing() {
 }
 
 #[test]
+fn who_may_come_and_whom_backends_see_goes_with_each_door() {
+    let mut some = service(&[("80", 1), ("81,mode=host", 2)], [backend(1, APP, 1)]);
+    some.allow_from = ["192.0.2.0/24".parse().unwrap()].into();
+    some.source_ip = SourceIp::Masquerade;
+    let all = WantedService {
+        vips: [].into(),
+        ..service(&[("82,mode=host", 3)], [backend(2, APP, 1)])
+    };
+    let l = lower(&wanted([some.clone(), all]));
+    let told: Vec<_> = l.doors.iter().map(|(k, d)| (k.port, &d.allow, d.masquerade)).collect();
+    let only = Allow::Only(some.allow_from);
+    assert_eq!(told, [(80, &only, true), (81, &only, true), (82, &Allow::All, false)]);
+}
+
+#[test]
+fn the_longest_timeouts_of_a_networks_services_count_there() {
+    let of = |tcp_s, udp_s| {
+        let mut s = service(&[], []);
+        (s.timeouts.tcp_s, s.timeouts.udp_s) = (tcp_s, udp_s);
+        s
+    };
+    let kept = |services: Vec<WantedService>, net| {
+        let t = lower(&wanted(services)).networks[&vni(net)].table.timeouts;
+        (t.tcp, t.tcp_fin, t.udp)
+    };
+    assert_eq!(kept(vec![of(None, None)], APP), (7440, 120, 300));
+    assert_eq!(
+        kept(vec![of(Some(60), Some(30)), of(Some(90), Some(20))], APP),
+        (90, 120, 30)
+    );
+    let both = vec![on_db(of(Some(60), None)), of(Some(8000), Some(9))];
+    assert_eq!(kept(both.clone(), DB), (60, 120, 300), "of that network alone");
+    assert_eq!(kept(both, APP), (8000, 120, 300), "who says nothing keeps the usual");
+    // One without a VIP, by its backends.
+    let host = WantedService {
+        vips: [].into(),
+        ..service(&[("80,mode=host", 1)], [backend(1, APP, 1)])
+    };
+    let mut long = host.clone();
+    long.timeouts.tcp_s = Some(9000);
+    assert_eq!(kept(vec![long], APP).0, 9000);
+}
+
+#[test]
 fn what_is_left_out_is_said() {
     let mut bare = backend(1, APP, 2);
     (bare.1.v4, bare.1.v6) = (None, None);
@@ -381,6 +426,11 @@ fn a_backend_that_leaves_is_one_step_a_mark_and_family() {
     assert_eq!(steps.len(), 4, "{steps:?}");
     let zero = |s: &crate::ipvs::Step| matches!(s, crate::ipvs::Step::SetDest { value, .. } if value.weight == 0);
     assert!(steps.iter().all(zero));
+    // It comes back: as soon, and nothing else changes.
+    let steps = plan(&table(&after), &table(&before));
+    assert_eq!(steps.len(), 4, "{steps:?}");
+    let full = |s: &crate::ipvs::Step| matches!(s, crate::ipvs::Step::SetDest { value, .. } if value.weight == 1);
+    assert!(steps.iter().all(full));
 }
 
 #[test]

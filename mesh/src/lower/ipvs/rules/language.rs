@@ -38,6 +38,7 @@ impl From<Proto> for Transport {
         match p {
             Proto::Tcp => Transport::Tcp,
             Proto::Udp => Transport::Udp,
+            Proto::Sctp => Transport::Sctp,
         }
     }
 }
