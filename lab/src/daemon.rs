@@ -52,6 +52,43 @@ impl Host {
     /// When it runs already, ends, or is not ready in 30 s; with its log.
     pub fn start_netd(&self) -> anyhow::Result<Duration> {
         let start = Instant::now();
+        let socket = self.launch()?;
+        let mut buffer = [0; 4096];
+        loop {
+            if let Ok(n) = socket.recv(&mut buffer)
+                && String::from_utf8_lossy(buffer.get(..n).unwrap_or_default())
+                    .lines()
+                    .any(|l| l == "READY=1")
+            {
+                return Ok(start.elapsed());
+            }
+            let mut daemons = self.daemons()?;
+            let netd = daemons.netd.as_mut().context("netd was ended by another step")?;
+            let ended = netd.ended();
+            if ended.is_none() && start.elapsed() <= READY {
+                continue;
+            }
+            let said = netd.output().trim_end().to_owned();
+            // It is not held any more: one that hangs is ended.
+            daemons.netd = None;
+            match ended {
+                Some(code) => bail!("netd on {} ended with {code}: {said}", self.name()),
+                None => bail!("netd on {} was not ready in {} s: {said}", self.name(), READY.as_secs()),
+            }
+        }
+    }
+
+    /// Starts netd and waits for nothing: for who ends it in the middle.
+    ///
+    /// # Errors
+    ///
+    /// When it runs already, or cannot be started.
+    pub fn begin_netd(&self) -> anyhow::Result<()> {
+        self.launch().map(drop)
+    }
+
+    /// Starts netd; answers where it says that it is ready.
+    fn launch(&self) -> anyhow::Result<UnixDatagram> {
         let config = self.write_config()?;
         let notify = self.folder().join("notify.sock");
         let _ = fs::remove_file(&notify);
@@ -71,34 +108,8 @@ impl Host {
             argv.splice(0..0, strace);
         }
         let notify_path = notify.display().to_string();
-        let mut netd = self.door.spawn("netd", &argv, &[("NOTIFY_SOCKET", &notify_path)])?;
-        let mut buffer = [0; 4096];
-        loop {
-            if let Ok(n) = socket.recv(&mut buffer)
-                && String::from_utf8_lossy(buffer.get(..n).unwrap_or_default())
-                    .lines()
-                    .any(|l| l == "READY=1")
-            {
-                break;
-            }
-            if let Some(code) = netd.ended() {
-                bail!(
-                    "netd on {} ended with {code}: {}",
-                    self.name(),
-                    netd.output().trim_end()
-                );
-            }
-            if start.elapsed() > READY {
-                bail!(
-                    "netd on {} was not ready in {} s: {}",
-                    self.name(),
-                    READY.as_secs(),
-                    netd.output().trim_end()
-                );
-            }
-        }
-        daemons.netd = Some(netd);
-        Ok(start.elapsed())
+        daemons.netd = Some(self.door.spawn("netd", &argv, &[("NOTIFY_SOCKET", &notify_path)])?);
+        Ok(socket)
     }
 
     /// Starts netd-run beside netd.
@@ -230,6 +241,23 @@ impl Host {
         Ok(())
     }
 
+    /// Which data path this host's daemon is told to use (`[datapath] mode`), from the next start on, whatever the lab's is.
+    ///
+    /// # Errors
+    ///
+    /// When another step of this lab panicked.
+    pub fn use_data_path(&self, mode: &str) -> anyhow::Result<()> {
+        let own = self.data_path.lock();
+        *own.map_err(|_| anyhow::anyhow!("another step of this lab panicked"))? = Some(mode.to_owned());
+        Ok(())
+    }
+
+    fn data_path(&self) -> anyhow::Result<Option<String>> {
+        let own = self.data_path.lock();
+        let own = own.map_err(|_| anyhow::anyhow!("another step of this lab panicked"))?;
+        Ok(own.clone().or_else(|| std::env::var(DATAPATH).ok()))
+    }
+
     fn more_config(&self) -> anyhow::Result<String> {
         let more = self.more_config.lock();
         Ok(more
@@ -255,9 +283,9 @@ impl Host {
             state = state.display(),
             more = format_args!("{}\n{}", self.daemon_options.config, self.more_config()?),
         );
-        let text = match std::env::var(DATAPATH) {
-            Ok(mode) => with_data_path(&text, &mode),
-            Err(_) => text,
+        let text = match self.data_path()? {
+            Some(mode) => with_data_path(&text, &mode),
+            None => text,
         };
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
         Ok(path)

@@ -111,7 +111,7 @@ impl Load {
         println!("services={}", self.services);
         println!("backends={}", self.services * self.backends);
         let begun = Instant::now();
-        let mut kernel = Kernel::open(&inputs.config)?;
+        let mut kernel = Kernel::open(&inputs.config, false)?;
         println!("open_s={:.4}", begun.elapsed().as_secs_f64());
         let mut pass = |facts: &Arc<Facts>, look: bool| -> anyhow::Result<(Done, Duration)> {
             if look {

@@ -110,7 +110,9 @@ pub struct ClusterSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatapathSection {
-    /// `auto` (eBPF on every kernel, in this version), `ebpf` or `ipvs`.
+    /// `auto` (IPVS where the kernel offers it, else eBPF), `ebpf` or `ipvs`. A change counts from netd's next start on. Under
+    /// endpoints that are here an explicit one cuts their connections through services for a moment, and `auto` changes
+    /// nothing: drain the node before.
     pub mode: Mode,
     /// Address that VXLAN is sent to, or the device that has it (IPv4); default: the advertised one.
     pub address: Option<Where>,
@@ -123,7 +125,7 @@ pub struct DatapathSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// eBPF, in this version.
+    /// IPVS where the kernel offers it, else eBPF; on a node that used eBPF last, once it is drained.
     #[default]
     Auto,
     /// eBPF programs.

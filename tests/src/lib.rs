@@ -10,6 +10,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
@@ -71,6 +72,12 @@ pub fn in_cluster(name: &str, nodes: u8, story: impl FnOnce(&Lab) -> anyhow::Res
 /// Whether the lab's nodes balance by IPVS. The few rows that one data path alone can do are listed in ARCHITECTURE.md.
 pub fn by_ipvs() -> bool {
     std::env::var("NETD_LAB_DATAPATH").is_ok_and(|mode| mode == "ipvs")
+}
+
+/// Connections a second that a story asks for, as a word: a tenth of `n` where the CPUs are emulated.
+pub fn rate(n: u32) -> String {
+    let emulated = std::env::var("NETD_LANE").is_ok_and(|lane| lane == "kernel61");
+    (if emulated { n / 10 } else { n }).to_string()
 }
 
 /// The device of the tunnel on a host that is in one network, and the words that run `ip` where it is: by IPVS in the
@@ -229,7 +236,8 @@ pub fn homes(host: &Host) -> anyhow::Result<BTreeSet<String>> {
         .collect())
 }
 
-/// `lab-tool tally` on a host, or in a namespace of it.
+/// `lab-tool tally` on a host, or in a namespace of it. Where nodes balance by IPVS, what goes to another address has ports
+/// of its own.
 ///
 /// # Errors
 ///
@@ -254,8 +262,33 @@ pub fn tally(host: &Host, netns: Option<&str>, words: &str) -> anyhow::Result<Ta
 fn ports_for(to: &str) -> String {
     let address = to.rsplit_once(':').map_or(to, |(address, _)| address);
     let sum = address.bytes().map(u16::from).sum::<u16>();
-    let first = 20_000 + sum % 16 * 2500;
-    format!("echo {first} {} >/proc/sys/net/ipv4/ip_local_port_range", first + 2499)
+    port_range(20_000 + sum % 16 * 2500, 2500)
+}
+
+fn port_range(first: u16, count: u16) -> String {
+    format!(
+        "echo {first} {} >/proc/sys/net/ipv4/ip_local_port_range",
+        first + count - 1
+    )
+}
+
+/// Gives what is sent from now on from a host, or a namespace of it, the next `count` ports, which nobody in this story has used:
+/// see [`tally`] on what IPVS does not tell apart. A story has 40,000 of them.
+///
+/// # Errors
+///
+/// When there are none left, or the range cannot be set.
+pub fn ports_apart(host: &Host, netns: Option<&str>, count: u16) -> anyhow::Result<()> {
+    static NEXT: AtomicU16 = AtomicU16::new(20_000);
+    let first = NEXT.fetch_add(count, Ordering::Relaxed);
+    ensure!(first <= 60_000 - count, "this story has used all its ports");
+    let argv = ["sh", "-c", &port_range(first, count)];
+    match netns {
+        Some(netns) => host.in_netns(netns, &argv)?,
+        None => host.run(&argv)?,
+    }
+    .ok()?;
+    Ok(())
 }
 
 /// As [`tally`], where every try must be answered.

@@ -3,7 +3,7 @@
 
 use anyhow::{Context, ensure};
 use lab::{Host, Lab};
-use model::api::NetworkView;
+use model::api::{NetworkView, ServiceView};
 use tests::{SERVICE, address_kept, all_answered, by_ipvs, create_web, in_cluster, tally};
 
 /// Networks that nobody here is in.
@@ -154,7 +154,13 @@ fn by_sctp(lab: &Lab) -> anyhow::Result<()> {
             ensure!(seen.answered.len() == 2, "by both tasks: {seen}");
         }
     }
-    all_answered(n1, Some("t1"), "--to aaa:3868 -n 10 --sctp --timeout-ms 3000")?;
+    let aaa: ServiceView = n1.netctl("service inspect aaa -o json")?.json()?;
+    let vip = aaa.service.vips.values().next().context("aaa has no VIP")?.v4;
+    all_answered(
+        n1,
+        Some("t1"),
+        &format!("--to {vip}:3868 -n 10 --sctp --timeout-ms 3000"),
+    )?;
     // The published port by TCP is somebody else's, or nobody's.
     let seen = tally(client, None, &format!("--to {} -n 3", n1.at(3868)))?;
     ensure!(seen.ok() == 0, "{seen}");

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use lab::eventually;
 use lab::wire::{Tally, Transfer};
 use model::api::ServiceView;
-use tests::{SERVICE, address_kept, all_answered, by_ipvs, create_web, in_cluster, running, tally};
+use tests::{SERVICE, address_kept, all_answered, by_ipvs, create_web, in_cluster, rate, running, tally};
 
 #[test]
 fn every_node_answers_everybody() {
@@ -54,7 +54,7 @@ fn every_node_answers_everybody() {
         ensure!(page.stdout.contains("/web."), "{page:?}");
 
         // Two clients' ends that collide at a backend (the same port, to two nodes): CONTRACTS, On the wire.
-        let mut both = Vec::new();
+        let (mut both, often) = (Vec::new(), rate(400));
         // (IPVS knows one of them: a difference.)
         for node in ["n2", "n3"].into_iter().filter(|_| !by_ipvs()) {
             let to = lab.host(node)?.at(80);
@@ -65,7 +65,7 @@ fn every_node_answers_everybody() {
                 "--to",
                 &to,
                 "--rate",
-                "400",
+                &often,
                 "--duration",
                 "5",
             ];
@@ -113,7 +113,7 @@ fn every_node_answers_everybody() {
             "--to",
             &n1.at(80),
             "--rate",
-            "100",
+            &rate(100),
             "--duration",
             "8",
         ];

@@ -117,7 +117,7 @@ const USER_MODE_LINUX: Package = Package {
 const KMOD: Package = Package {
     name: "kmod",
     program: "modprobe",
-    purpose: "its modules",
+    purpose: "another kernel's modules",
 };
 const IPTABLES: Package = Package {
     name: "iptables",
@@ -154,8 +154,10 @@ pub(crate) const ALL: &[Package] = &[
     PYTHON,
     IPTABLES,
 ];
-/// What the lane on another kernel needs.
-pub(crate) const KERNEL61: &[Package] = &[QEMU, BUSYBOX, IPROUTE2, PING, UTIL_LINUX];
+/// What the lane on another kernel needs beside what runs in it.
+pub(crate) const KERNEL61: &[Package] = &[
+    QEMU, BUSYBOX, KMOD, IPTABLES, IPVSADM, NFTABLES, IPROUTE2, PING, UTIL_LINUX,
+];
 /// What the lane with IPVS needs beside what runs in it.
 pub(crate) const IPVS: &[Package] = &[USER_MODE_LINUX, KMOD, IPTABLES, IPVSADM, IPROUTE2, UTIL_LINUX, TCPDUMP];
 

@@ -372,21 +372,37 @@ impl DataPath {
     /// Takes every program off and removes every pin: the node leaves its cluster.
     ///
     /// # Errors
-    /// The kernel refuses; what is left can be removed by opening and unloading again.
-    pub fn unload(mut self) -> Result<(), BpfError> {
-        for (hook, ifindex) in self.attached() {
-            self.detach(hook, ifindex)?;
+    /// As [`remove`].
+    pub fn unload(self) -> Result<(), BpfError> {
+        let dir = self.dir.clone();
+        drop(self);
+        remove(&dir)
+    }
+}
+
+/// Takes every program off that is pinned below `dir`, and removes every pin. No program is loaded for it: so it can be done
+/// on a kernel that takes none. Nothing there: nothing is done.
+///
+/// # Errors
+/// The kernel refuses; what is left can be removed by calling it again.
+pub fn remove(dir: &Path) -> Result<(), BpfError> {
+    let gone = |e: &io::Error| e.kind() == io::ErrorKind::NotFound;
+    match fs::metadata(dir) {
+        Err(e) if gone(&e) => return Ok(()),
+        Err(e) => return Err(bpffs::path("examine", dir, e)),
+        Ok(_) => {}
+    }
+    for ((hook, ifindex), kind) in hooks::read(dir)? {
+        hooks::remove(dir, hook, ifindex, kind)?;
+    }
+    for name in bpffs::names(dir)? {
+        if name.starts_with("map_") || name.starts_with("prog_") {
+            bpffs::unpin(&dir.join(name))?;
         }
-        for name in bpffs::names(&self.dir)? {
-            if name.starts_with("map_") || name.starts_with("prog_") {
-                bpffs::unpin(&self.dir.join(name))?;
-            }
-        }
-        match fs::remove_dir(&self.dir) {
-            Ok(()) => Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(e) => Err(bpffs::path("remove", &self.dir, e)),
-        }
+    }
+    match fs::remove_dir(dir) {
+        Err(e) if !gone(&e) => Err(bpffs::path("remove", dir, e)),
+        _ => Ok(()),
     }
 }
 

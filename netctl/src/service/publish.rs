@@ -246,7 +246,7 @@ mod tests {
         let e = ports(&["web"]).unwrap_err();
         assert_eq!(e.hint, "netctl service publish web 80");
         assert_eq!(ports(&[]).unwrap_err().code.exit(), 2);
-        for bad in ["0", "65536", "80:", "80/sctp", "", "-1"] {
+        for bad in ["0", "65536", "80:", "80/dccp", "", "-1"] {
             assert_eq!(ports(&[bad]).unwrap_err().code.exit(), 2, "{bad}");
         }
         assert_eq!(ports(&["w_b", "80"]).unwrap_err().code.exit(), 2);

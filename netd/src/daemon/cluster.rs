@@ -127,7 +127,7 @@ impl Cluster {
         let tls = Arc::new(Tls::new(&credentials, &key)?);
         let kernel = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || Kernel::open(&config))
+            tokio::task::spawn_blocking(move || Kernel::open(&config, false))
                 .await
                 .map_err(|e| internal("the kernel", e))??
         };

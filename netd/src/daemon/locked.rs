@@ -46,7 +46,7 @@ impl Locked {
         let addresses = watch::Sender::new(now);
         let kernel = {
             let config = config.clone();
-            tokio::task::spawn_blocking(move || Kernel::open(&config))
+            tokio::task::spawn_blocking(move || Kernel::open(&config, true))
                 .await
                 .map_err(|e| internal("the kernel", e))??
         };

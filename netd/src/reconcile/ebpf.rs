@@ -7,15 +7,15 @@ use std::{
 
 use ebpf_abi::{Backend, MemberVal, NodeCfg};
 use kernel::{
-    bpf::{Attached, BpfError, DataPath, Hook},
-    fabric::{self, Extent, Shape},
+    bpf::{self, Attached, BpfError, DataPath, Hook},
+    fabric::{self, Shape},
 };
 use mesh::ebpf::{Observed, Sizes, Step};
 use model::Intent;
 
 use super::{
     host,
-    pass::{Done, KernelError, World, chain},
+    pass::{Done, KernelError, World, chain, failures},
     places::{self, Places},
 };
 use crate::view;
@@ -80,23 +80,18 @@ impl Ebpf {
         }
     }
 
-    /// Takes what it left in the kernel out of it.
-    pub(super) fn remains(bpffs: &Path) -> Result<(), KernelError> {
-        let round = fabric::reconcile(&overlay::Desired::default())?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
-        }
-        if bpffs.exists() {
-            DataPath::open(bpffs)?.0.unload()?;
-        }
-        Ok(())
+    /// Takes what it left in the kernel out of it; what could not be taken.
+    pub(super) fn remains(bpffs: &Path) -> Result<Vec<String>, KernelError> {
+        // Programs go first: what they lead to is still there.
+        bpf::remove(bpffs)?;
+        Ok(failures(&fabric::reconcile(&overlay::Desired::default())?))
     }
 
     /// Takes everything of it out of the kernel.
     pub(super) fn unload(&mut self) -> Result<(), KernelError> {
         let round = fabric::reconcile(&overlay::Desired::default())?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
+        for failure in failures(&round) {
+            tracing::warn!("{failure}");
         }
         if let Some(dp) = self.path.take() {
             dp.unload()?;
@@ -122,10 +117,8 @@ impl Ebpf {
         world.here.direct = !transforms;
         let desired = view::overlay_desired(world.intent, world.facts, &world.here, world.endpoints);
         done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
-        let extent = if only_add { Extent::Additions } else { Extent::All };
         let shape = Shape::Programs { folder: &self.folder };
-        let round = fabric::reconcile_wanted(shape.want(&desired), None, extent)?;
-        done.round(&round, world.endpoints);
+        let round = world.objects(shape.want(&desired), done)?;
         let observed = &round.survey.observed;
         let rows = overlay::rows(&desired, observed);
         let again = std::mem::take(&mut self.stale);

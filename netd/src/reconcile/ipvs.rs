@@ -19,7 +19,7 @@ use overlay::{Desired, SeenSandbox, names};
 
 use super::{
     conntrack::Conntrack,
-    pass::{Done, KernelError, World, chain},
+    pass::{Done, KernelError, World, chain, failures},
     places::{self, Places},
 };
 use crate::view::{self, Basis, Index};
@@ -82,8 +82,8 @@ impl Ipvs {
         })
     }
 
-    /// Takes what it left in the kernel out of it.
-    pub(super) fn remains(folder: &Path) -> Result<(), KernelError> {
+    /// Takes what it left in the kernel out of it; what could not be taken.
+    pub(super) fn remains(folder: &Path) -> Result<Vec<String>, KernelError> {
         // Whichever filter it was: the kernel may be another one than then.
         let mut host = Firewall::open(&Netns::current()?)?;
         host.remove()?;
@@ -93,10 +93,7 @@ impl Ipvs {
             classifiers: true,
         };
         let round = fabric::reconcile_wanted(shape.want(&Desired::default()), None, Extent::All)?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
-        }
-        Ok(())
+        Ok(failures(&round))
     }
 
     /// The next pass reads anew instead of trusting what was written.
@@ -120,11 +117,6 @@ impl Ipvs {
             any |= network.filter.is_disturbed();
         }
         any
-    }
-
-    /// The next pass looks at all objects.
-    pub(super) fn look_again(&mut self) {
-        self.look = true;
     }
 
     /// Where it is.
@@ -156,6 +148,11 @@ impl Ipvs {
         Ok(some.map(|(name, n)| (name.to_owned(), n)).collect())
     }
 
+    /// The next pass looks at all objects.
+    pub(super) fn look_again(&mut self) {
+        self.look = true;
+    }
+
     /// Takes everything of it out of the kernel.
     pub(super) fn unload(&mut self) -> Result<(), KernelError> {
         self.networks.clear();
@@ -165,8 +162,8 @@ impl Ipvs {
         self.host.firewall.remove()?;
         let wanted = self.shape().want(&Desired::default());
         let round = fabric::reconcile_wanted(wanted, None, Extent::All)?;
-        for (step, e) in &round.report.failed {
-            tracing::warn!("{step}: {}", chain(e));
+        for failure in failures(&round) {
+            tracing::warn!("{failure}");
         }
         Ok(())
     }
@@ -220,7 +217,7 @@ impl Ipvs {
     /// Objects as they should be, and the networks whose namespace is there.
     fn objects(
         &mut self,
-        world: &World<'_>,
+        world: &mut World<'_>,
         extent: Extent,
         done: &mut Done,
     ) -> Result<(Arc<Desired>, BTreeSet<Vni>), KernelError> {
@@ -228,8 +225,7 @@ impl Ipvs {
         if extent == Extent::All {
             self.let_go(&desired);
         }
-        let round = fabric::reconcile_wanted(self.shape().want(&desired), None, extent)?;
-        done.round(&round, world.endpoints);
+        let round = world.objects(self.shape().want(&desired), done)?;
         let sandboxes = &round.survey.observed.sandboxes;
         let space = |vni: Vni| match sandboxes.get(&names::sandbox(&self.folder, vni)) {
             Some(SeenSandbox::Ours(space)) => Some(space),

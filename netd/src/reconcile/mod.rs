@@ -7,6 +7,7 @@
 mod choose;
 mod conntrack;
 mod ebpf;
+mod former;
 pub mod host;
 mod ipvs;
 mod pass;

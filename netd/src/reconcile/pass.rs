@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
 };
 
 use kernel::{
     bpf::BpfError,
-    fabric::{self, ObserveError},
+    fabric::{self, Extent, ObserveError, Round},
     firewall::FirewallError,
     ipvs::IpvsError,
     netns::NetnsError,
@@ -16,11 +17,13 @@ use kernel::{
     sysctl::SysctlError,
 };
 use model::{ApiError, Code, EndpointId, Intent, row::Datapath};
+use overlay::Wanted;
 
 use super::{
     Inputs,
-    choose::{self, Chosen, Offers},
+    choose::{self, Before, Chosen, Memory, Offers},
     ebpf::Ebpf,
+    former::Former,
     host,
     ipvs::Ipvs,
     places::Places,
@@ -28,7 +31,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    endpoints::Endpoint,
+    endpoints::{Endpoint, Endpoints},
     gossip::Facts,
     view::{Basis, Here},
 };
@@ -62,7 +65,7 @@ pub enum KernelError {
     NoIpvs(String),
     /// Which data path was in use is not remembered.
     #[error("{path} cannot be written; try: df, ls -l", path = .0.display())]
-    Memory(std::path::PathBuf, #[source] std::io::Error),
+    Memory(PathBuf, #[source] std::io::Error),
 }
 
 impl From<KernelError> for ApiError {
@@ -89,12 +92,29 @@ pub(super) fn chain(e: &dyn std::error::Error) -> String {
     out
 }
 
+/// Steps that were not done, for people.
+pub(super) fn failures(round: &Round) -> Vec<String> {
+    let failed = round.report.failed.iter();
+    failed.map(|(step, e)| format!("{step}: {}", chain(e))).collect()
+}
+
 /// Handles of everything that is written to.
 pub struct Kernel {
     rtnl: Rtnl,
     reserve: Reserve,
+    former: Former,
+    memory: Memory,
+    folders: Folders,
     chosen: Chosen,
     way: Way,
+}
+
+/// Where the data paths have what is theirs.
+struct Folders {
+    /// Folder of the sandboxes.
+    netns: PathBuf,
+    /// Folder of the pins.
+    bpffs: PathBuf,
 }
 
 /// The data path in use.
@@ -110,11 +130,27 @@ pub(super) struct World<'a> {
     pub(super) facts: &'a Arc<Facts>,
     pub(super) endpoints: &'a BTreeMap<EndpointId, Endpoint>,
     pub(super) seen: host::Host,
+    pub(super) former: &'a mut Former,
     /// For the view: what a data path finds out is added.
     pub(super) here: Here,
 }
 
 impl World<'_> {
+    /// Brings the objects of a data path to what is wanted.
+    pub(super) fn objects(&mut self, wanted: Wanted, done: &mut Done) -> Result<Round, KernelError> {
+        let extent = match self.inputs.only_add {
+            true => Extent::Additions,
+            false => Extent::All,
+        };
+        self.former.note(&wanted.host.sysctls)?;
+        let round = fabric::reconcile_wanted(wanted, None, extent)?;
+        done.round(&round, self.endpoints);
+        if extent == Extent::All {
+            done.writes += self.former.give_back(&round.wanted.host.sysctls)?;
+        }
+        Ok(round)
+    }
+
     /// What the view is made of.
     pub(super) fn basis(&self) -> Basis {
         Basis {
@@ -149,15 +185,13 @@ pub struct Done {
 
 impl Done {
     /// What became of the objects.
-    pub(super) fn round(&mut self, round: &fabric::Round, endpoints: &BTreeMap<EndpointId, Endpoint>) {
+    fn round(&mut self, round: &Round, endpoints: &BTreeMap<EndpointId, Endpoint>) {
         self.writes += round.report.done as u64;
         for step in &round.plan.steps {
             tracing::debug!("overlay: {step}");
         }
         self.problems.extend(round.plan.conflicts.iter().map(|c| c.to_string()));
-        let failed = round.report.failed.iter();
-        self.problems
-            .extend(failed.map(|(step, e)| format!("{step}: {}", chain(e))));
+        self.problems.extend(failures(round));
         let unreadable = round.survey.unreadable.iter();
         self.problems
             .extend(unreadable.map(|(path, e)| format!("{}: {}", path.display(), chain(e))));
@@ -176,30 +210,65 @@ impl Done {
 
 impl Kernel {
     /// Opens the data path that the settings and the kernel lead to, adopting what is there. In the calling thread's
-    /// namespace.
-    pub fn open(config: &Config) -> Result<Kernel, KernelError> {
-        let (chosen, offers) = Chosen::new(config.datapath.mode).map_err(KernelError::NoIpvs)?;
+    /// namespace. `only_add`: as in [`Inputs`].
+    pub fn open(config: &Config, only_add: bool) -> Result<Kernel, KernelError> {
+        let state = &config.node.state_dir;
+        let mut memory = Memory::open(state);
+        // A table that cannot be read is told of by who needs it, in a moment.
+        let endpoints = Endpoints::open(state).map(|e| e.all().values().filter(|e| e.netns.exists()).count());
+        let before = Before {
+            last: memory.last(),
+            endpoints: endpoints.unwrap_or_default(),
+            only_add,
+        };
+        let (chosen, offers) = Chosen::new(config.datapath.mode, before).map_err(KernelError::NoIpvs)?;
         tracing::info!("data path: {}", chosen.why);
-        let folder = config.netns_dir();
-        let mut before = choose::Memory::open(&config.node.state_dir);
-        // Of the other data path nothing stays: a node is wholly in one.
-        if before.last() != chosen.datapath {
-            match chosen.datapath {
-                Datapath::Ebpf => Ipvs::remains(&folder)?,
-                Datapath::Ipvs => Ebpf::remains(&config.node.bpffs_dir)?,
-            }
+        if before.endpoints > 0 && before.last != chosen.datapath {
+            tracing::warn!(
+                "the data path changes from {} to {} under {} endpoints: they keep their addresses, and connections through virtual addresses and published ports are cut; try, another time: netctl node drain before",
+                choose::word(before.last),
+                choose::word(chosen.datapath),
+                before.endpoints
+            );
         }
-        before.set(chosen.datapath)?;
+        memory.begin(chosen.datapath)?;
+        let folders = Folders {
+            netns: config.netns_dir(),
+            bpffs: config.node.bpffs_dir.clone(),
+        };
         let way = match offers {
-            Offers::Ipvs(offers) => Way::Ipvs(Box::new(Ipvs::open(&folder, offers)?)),
-            Offers::Ebpf => Way::Ebpf(Box::new(Ebpf::open(&config.node.bpffs_dir, &folder)?)),
+            Offers::Ipvs(offers) => Way::Ipvs(Box::new(Ipvs::open(&folders.netns, offers)?)),
+            Offers::Ebpf => Way::Ebpf(Box::new(Ebpf::open(&folders.bpffs, &folders.netns)?)),
         };
         Ok(Kernel {
             rtnl: Rtnl::open()?,
-            reserve: Reserve::open(&config.node.state_dir),
+            reserve: Reserve::open(state),
+            former: Former::open(state),
+            memory,
+            folders,
             chosen,
             way,
         })
+    }
+
+    /// Of the data path that was in use before nothing stays: a node is wholly in one. Right before the first pass of the
+    /// other one, so that endpoints that are here are without one for a moment only.
+    fn leave(&mut self, done: &mut Done) -> Result<(), KernelError> {
+        let Some(old) = self.memory.leaving() else {
+            return Ok(());
+        };
+        let left = match old {
+            Datapath::Ebpf => Ebpf::remains(&self.folders.bpffs)?,
+            Datapath::Ipvs => Ipvs::remains(&self.folders.netns)?,
+        };
+        if left.is_empty() {
+            tracing::info!("nothing of data path {} is left", choose::word(old));
+            return self.memory.left();
+        }
+        let old = choose::word(old);
+        done.problems
+            .extend(left.iter().map(|e| format!("left of data path {old}: {e}")));
+        Ok(())
     }
 
     /// The data path in use, and why.
@@ -249,9 +318,11 @@ impl Kernel {
     pub fn unload(&mut self) -> Result<(), KernelError> {
         self.reserve.sync(&BTreeSet::new())?;
         match &mut self.way {
-            Way::Ebpf(e) => e.unload(),
-            Way::Ipvs(i) => i.unload(),
+            Way::Ebpf(e) => e.unload()?,
+            Way::Ipvs(i) => i.unload()?,
         }
+        self.former.give_back(&BTreeMap::new())?;
+        Ok(())
     }
 
     /// One pass.
@@ -314,12 +385,16 @@ impl Kernel {
             Ok(n) => done.writes += n,
             Err(e) => done.problems.push(chain(&e)),
         }
+        if !inputs.only_add {
+            self.leave(done)?;
+        }
         let mut world = World {
             inputs,
             intent,
             facts,
             endpoints,
             seen,
+            former: &mut self.former,
             here,
         };
         match &mut self.way {

@@ -1,22 +1,17 @@
 //! Lanes: tests on another kernel than the one of this machine.
 
-mod archive;
-mod guest;
-mod initramfs;
+mod init;
 pub(crate) mod ipvs;
 mod kernel61;
-mod linux;
 mod machine;
-mod modules;
 mod programs;
 mod seen;
-
-use anyhow::bail;
+mod several;
 
 /// Which lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Lane {
-    /// The eBPF tests on Debian's stock Linux 6.1, emulated: its verifier, and clsact instead of tcx.
+    /// Both data paths on Debian's stock Linux 6.1, emulated: its verifier, clsact instead of tcx, IPVS beside nf_tables.
     Kernel61,
     /// The IPVS tests, and the end-to-end ones over IPVS, in User-Mode Linux.
     Ipvs,
@@ -29,8 +24,7 @@ pub(crate) enum Lane {
 /// What the lane needs is missing, a test failed, or none was run.
 pub(crate) fn run(lane: Lane, what: ipvs::What, filter: Option<&str>, guests: Option<usize>) -> anyhow::Result<()> {
     match lane {
-        Lane::Kernel61 if what.unit => kernel61::run(filter),
-        Lane::Kernel61 => bail!("this lane has no end-to-end tests; try: --lane ipvs"),
+        Lane::Kernel61 => kernel61::run(what, filter),
         Lane::Ipvs => {
             let cpus = std::thread::available_parallelism().map_or(1, usize::from);
             ipvs::run(what, filter, guests.unwrap_or(cpus))

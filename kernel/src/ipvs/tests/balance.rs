@@ -175,11 +175,9 @@ impl Flow {
 /// What is remembered of flows to a backend: `DestIP` of /proc/net/ip_vs_conn, which has IPv4 as one hexadecimal number.
 fn remembered(family: Family, n: u16) -> usize {
     let text = std::fs::read_to_string("/proc/thread-self/net/ip_vs_conn").unwrap();
-    let address = |word: &str| -> Option<IpAddr> {
-        match word.strip_prefix('[').and_then(|w| w.strip_suffix(']')) {
-            Some(v6) => Some(IpAddr::V6(v6.parse().ok()?)),
-            None => Some(IpAddr::V4(u32::from_str_radix(word, 16).ok()?.into())),
-        }
+    let address = |word: &str| {
+        let v4 = || u32::from_str_radix(word, 16).ok().map(|n| IpAddr::V4(n.into()));
+        word.parse().ok().or_else(v4)
     };
     let to = text.lines().filter_map(|l| address(l.split_whitespace().nth(5)?));
     to.filter(|to| *to == dest(family, n).address).count()

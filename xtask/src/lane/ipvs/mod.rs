@@ -11,23 +11,20 @@
 //! - one CPU, a clock of 100 Hz with high resolution timers, and slow system calls: a lab takes longer than elsewhere;
 //! - neither SMP nor preemption: what needs two CPUs to go wrong is not found here.
 
-mod init;
 mod own;
-mod several;
 mod uml;
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 
 use super::programs::{self, TestProgram};
-use super::seen;
+use super::several::{self, Work};
 use crate::build::{self, Profile};
 use crate::packages;
-use crate::ui::table;
 pub(crate) use own::own;
-use several::Work;
+pub(super) use own::visible;
 
 /// Which tests of crate `kernel` are the lane's, by what their names begin with: IPVS, the rules of its mode (iptables'
 /// here), the overlay of its mode. Each part has a guest of its own.
@@ -75,11 +72,10 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
     if what.e2e {
         packages::ensure(packages::ALL)?;
     }
-    let start = Instant::now();
     if what.unit && filter.is_none() {
         itself(what)?;
     }
-    let visible = own::visible()?;
+    let visible = visible()?;
     let visible: Vec<&Path> = visible.iter().map(PathBuf::as_path).collect();
     let mut work = Vec::new();
     if what.unit {
@@ -113,30 +109,7 @@ pub(crate) fn run(what: What, filter: Option<&str>, guests: usize) -> anyhow::Re
             filter.unwrap_or_default()
         );
     }
-    println!(
-        "... {} tests of {} programs, in {} guest(s) of User-Mode Linux",
-        work.iter().map(|w| w.tests.unwrap_or(1)).sum::<usize>(),
-        work.len(),
-        guests.min(work.len())
-    );
-    let told = several::run(work, guests, &visible, LIMIT);
-    let mut rows = vec![
-        ["tests", "passed", "failed", "ignored", "s"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
-    let mut broken = Vec::new();
-    for one in told {
-        let sums = one.sums.unwrap_or_default();
-        let numbers = [sums.passed, sums.failed, sums.ignored, one.took.as_secs()].map(|n| n.to_string());
-        rows.push([vec![one.name.clone()], numbers.to_vec()].concat());
-        broken.extend(one.fault.map(|fault| format!("{}: {fault:#}", one.name)));
-    }
-    println!("\n{}{} s in all", table(&rows), start.elapsed().as_secs());
-    if !broken.is_empty() {
-        bail!("{}", broken.join("\n"));
-    }
-    Ok(())
+    several::run(work, guests, &|script, each| uml::run(script, &visible, LIMIT, each))
 }
 
 /// The tests of the lane itself, which boot their guests: what it says of others could not be believed otherwise.
@@ -168,21 +141,10 @@ fn by_hand() -> anyhow::Result<Work> {
 
 /// The tests whose whole name, `program::test`, contains the filter; of those whose own begins with `within`.
 fn chosen(programs: Vec<TestProgram>, within: &str, filter: Option<&str>, options: &str) -> anyhow::Result<Vec<Work>> {
-    let mut work = Vec::new();
-    for program in programs {
-        let name = &program.name;
-        let tests = program.list(|test| {
-            test.starts_with(within)
-                && !test.starts_with(NFTABLES)
-                && format!("{name}::{test}").contains(filter.unwrap_or_default())
-        })?;
-        if !tests.is_empty() {
-            work.push(Work {
-                script: seen::script(&program.path, options, &tests),
-                tests: Some(tests.len()),
-                name: program.name,
-            });
-        }
-    }
-    Ok(work)
+    let keep = |name: &str| {
+        let test = name.split_once("::").map_or(name, |(_, test)| test);
+        test.starts_with(within) && !test.starts_with(NFTABLES) && name.contains(filter.unwrap_or_default())
+    };
+    let work = programs.into_iter().map(|program| Work::of(program, options, keep));
+    work.filter_map(Result::transpose).collect()
 }

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use anyhow::Context;
 
-use super::init::quoted;
 use super::uml;
 use crate::build;
+use crate::lane::init::quoted;
 
 /// Which data path the daemons of a lab are told to use: what the lane is for, unless whoever runs it says otherwise.
 const DATAPATH: &str = "NETD_LAB_DATAPATH";
@@ -51,7 +51,7 @@ pub(super) fn script(words: &[&str], programs: &Path) -> anyhow::Result<String> 
 }
 
 /// The folders of this machine that a guest's work needs.
-pub(super) fn visible() -> anyhow::Result<Vec<PathBuf>> {
+pub(in crate::lane) fn visible() -> anyhow::Result<Vec<PathBuf>> {
     let mut all = vec![build::root().to_owned(), build::target_dir()?];
     // This program may lie elsewhere than where cargo builds now.
     let exe = std::env::current_exe().context("asking for this program's path")?;

@@ -14,10 +14,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::init;
+use crate::lane::init::{self, Guest};
 use crate::lane::machine::Machine;
 
 /// The guest's memory in MiB, taken as it is used: a lab of six hosts with what it writes to its disks, which are memory too;
@@ -26,6 +26,9 @@ const MEMORY: u32 = 4096;
 
 /// Where the guest's memory and its first program lie, in a mount that it alone has.
 const OWN: &str = "/dev/shm";
+
+/// Where Debian's package has its modules.
+const MODULES: &str = "/usr/lib/uml/modules";
 
 /// Nobody's user and group.
 const NOBODY: &str = "65534";
@@ -62,34 +65,20 @@ const COMMAND_LINE: &[&str] = &[
 ///
 /// The guest does not start, its kernel panics, or it takes longer than `limit`: the end of its console is told.
 pub(crate) fn run(script: &str, visible: &[&Path], limit: Duration, each: &mut dyn FnMut(&str)) -> anyhow::Result<i32> {
+    let guest = Guest {
+        lane: "ipvs",
+        terminal: "/dev/tty1",
+        modules: Path::new(MODULES),
+        visible,
+    };
     let mut first = File::from(memfd_create("netd-lane", MFdFlags::MFD_CLOEXEC).context("making a file in memory")?);
     first
-        .write_all(init::text(script, visible)?.as_bytes())
+        .write_all(init::text(script, &guest)?.as_bytes())
         .and_then(|()| first.rewind())
         .context("writing the guest's first program")?;
     let root = nix::unistd::geteuid().is_root();
     let machine = Machine::start(command(root).stdin(first)).context("running setpriv, unshare and linux.uml")?;
-    let (mut status, mut last) = (None, String::new());
-    let ended = machine.follow(limit, &mut |line| match line.strip_prefix(init::ENDED) {
-        Some(told) => status = told.parse().ok(),
-        None => {
-            each(line);
-            line.clone_into(&mut last);
-        }
-    })?;
-    let tail = format!(
-        "its last line: {last}\nthe end of its kernel's console:\n{}",
-        ended.console
-    );
-    match (ended.status, status) {
-        (None, _) => bail!(
-            "the guest was not done after {} s and was switched off; {tail}",
-            limit.as_secs()
-        ),
-        // What the script says counts when the kernel ended in order too.
-        (Some(s), Some(status)) if s.success() => Ok(status),
-        (Some(s), _) => bail!("the guest's kernel ended with {s} before its work was done; {tail}"),
-    }
+    init::follow(machine, limit, each)
 }
 
 /// As root the guest becomes nobody, who may read everything; else it is whoever runs us, in a user namespace.

@@ -44,13 +44,34 @@ pub(super) fn get(dir: &Path, series: &str) -> anyhow::Result<Linux> {
         }
         got?;
     }
-    find(&kept).with_context(|| {
+    let linux = find(&kept).with_context(|| {
         format!(
             "{} holds no whole kernel\n  try: rm -r {}",
             kept.display(),
             kept.display()
         )
-    })
+    })?;
+    depend(&kept, &linux)?;
+    Ok(linux)
+}
+
+/// Makes what `modprobe` reads, as the package would when it is installed. Once: the file that is looked for is the last
+/// that is written.
+fn depend(kept: &Path, linux: &Linux) -> anyhow::Result<()> {
+    if linux.modules.join("modules.devname").is_file() {
+        return Ok(());
+    }
+    let base = linux.modules.ancestors().nth(3).unwrap_or(kept);
+    let out = Command::new(packages::program("depmod")?)
+        .arg("-b")
+        .arg(base)
+        .arg(&linux.release)
+        .output()
+        .context("running depmod")?;
+    if !out.status.success() {
+        bail!("depmod: {}", String::from_utf8_lossy(&out.stderr).trim_end());
+    }
+    Ok(())
 }
 
 fn remove(dir: &Path) -> anyhow::Result<()> {
