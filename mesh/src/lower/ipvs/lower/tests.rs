@@ -466,7 +466,7 @@ fn a_service_alone_changes_as_it_does_among_all() {
         w.services.retain(|index, _| *index == 7);
         lower(&w)
     };
-    let table = |l: &Lowered| l.networks[&vni(APP)].table.clone();
+    let table = |l: &Lowered| l.networks.get(&vni(APP)).map(|s| s.table.clone()).unwrap_or_default();
     let change = |change: &dyn Fn(&mut WantedService)| {
         let mut after = before.clone();
         change(after.services.get_mut(&7).unwrap());
