@@ -110,7 +110,7 @@ pub struct ClusterSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatapathSection {
-    /// `auto` (IPVS where the kernel offers it, else eBPF), `ebpf` or `ipvs`. A change counts from netd's next start on. Under
+    /// `auto` (eBPF, in this version), `ebpf` or `ipvs`. A change counts from netd's next start on. Under
     /// endpoints that are here an explicit one cuts their connections through services for a moment, and `auto` changes
     /// nothing: drain the node before.
     pub mode: Mode,

@@ -94,7 +94,7 @@ fn errors_say_what_why_and_what_to_try() {
             ("service publish nosuch 80", 1, &["nosuch", "try:"]),
             ("service publish web 0", 2, &["0"]),
             ("service publish web 70000", 2, &["70000"]),
-            ("service publish web 80/sctp", 2, &["sctp"]),
+            ("service publish web 80/dccp", 2, &["dccp", "sctp"]),
             ("service publish web 8088:80", 1, &["8088", "n2", "lab-tool", "try:"]),
             ("service publish 9999", 2, &["netctl service publish"]),
             ("service unpublish web 80", 1, &["80", "try:"]),

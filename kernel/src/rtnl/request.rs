@@ -132,6 +132,11 @@ pub fn create_vxlan(
         IpAddr::V4(a) => InfoVxlan::Local(a),
         IpAddr::V6(a) => InfoVxlan::Local6(a),
     });
+    if local.is_ipv4() {
+        // As RFC 7348, 5 has it. The kernel would make one out of that of the packet inside, and who translates the outer
+        // address before a device has finished that one would break it.
+        data.push(InfoVxlan::UDPCsum(false));
+    }
     data.extend(remote.map(|r| match r {
         IpAddr::V4(a) => InfoVxlan::Group(a),
         IpAddr::V6(a) => InfoVxlan::Group6(a),

@@ -394,7 +394,7 @@ fn slips_are_usage_errors_with_a_way_out() {
         ("service publsh 80", "try: netctl service publish 80\n"),
         ("service publish", "netctl service publish 80"),
         ("service publish web", "netctl service publish web 80"),
-        ("service publish 80/sctp", "tcp nor udp"),
+        ("service publish 80/dccp", "tcp nor udp nor sctp"),
         ("network create a_b", "DNS label"),
         ("network create app --subnet 10.77.0.1/16", "10.77.0.0/16"),
         ("endpoint add --network app", "--netns"),
