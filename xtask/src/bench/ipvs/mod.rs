@@ -28,7 +28,7 @@ use crate::ui;
 const KERNEL: build::Programs = ("kernel", &[]);
 
 /// How long a guest may take for the whole bench.
-const LIMIT: Duration = Duration::from_secs(30 * 60);
+const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// What of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

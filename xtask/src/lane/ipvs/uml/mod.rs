@@ -20,8 +20,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::lane::init::{self, Guest};
 use crate::lane::machine::Machine;
 
-/// The guest's memory in MiB, taken as it is used: a lab of six hosts with what it writes to its disks, which are memory too.
-const MEMORY: u32 = 3072;
+/// The guest's memory in MiB, taken as it is used: a lab of six hosts with what it writes to its disks, which are memory too;
+/// two daemons with ten thousand services.
+const MEMORY: u32 = 4096;
 
 /// Where the guest's memory and its first program lie, in a mount that it alone has.
 const OWN: &str = "/dev/shm";
