@@ -12,7 +12,7 @@ use model::{
     spec::Lb,
 };
 
-use super::{Here, Seen, endpoints, forwards, node_row, out_because, some_translate_early};
+use super::{Chosen, Here, Seen, endpoints, endpoints_at, forwards, node_row, out_because, some_translate_early};
 use crate::{
     endpoints::{Endpoint, endpoint_mac},
     gossip::Facts,
@@ -30,12 +30,22 @@ pub fn mesh_wanted_of(
     facts: &Facts,
     here: &Here,
     own: &BTreeMap<EndpointId, Endpoint>,
-    only: Option<&BTreeSet<Name>>,
+    only: Option<&Chosen>,
 ) -> mesh::Wanted {
-    let chosen = |name: &Name| only.is_none_or(|only| only.contains(name));
-    let known = |name: Option<&Name>| name.filter(|n| chosen(n)).and_then(|n| intent.services.get(n));
+    let known = |name: Option<&Name>| {
+        let name = name.filter(|n| only.is_none_or(|only| only.services.contains(*n)))?;
+        intent.services.get(name)
+    };
+    let all: Box<dyn Iterator<Item = &Service>> = match only {
+        None => Box::new(intent.services.values()),
+        Some(only) => Box::new(only.services.iter().filter_map(|n| intent.services.get(n))),
+    };
+    let told: Box<dyn Iterator<Item = Seen<'_>>> = match only {
+        None => Box::new(endpoints(intent, facts)),
+        Some(only) => Box::new(endpoints_at(intent, facts, &only.rows)),
+    };
     let mut services: BTreeMap<u32, mesh::Service> = BTreeMap::new();
-    for (_, service) in intent.services.iter().filter(|(name, _)| chosen(name)) {
+    for service in all {
         let vips = || {
             let known = |(net, vip): (_, &Vip)| Some((intent.networks.get(net)?, *vip));
             service.vips.iter().filter_map(known)
@@ -57,7 +67,7 @@ pub fn mesh_wanted_of(
             },
         );
     }
-    for e in endpoints(intent, facts) {
+    for e in told {
         let Some(service) = known(e.row.service.as_ref()) else {
             continue;
         };

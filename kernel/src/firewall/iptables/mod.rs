@@ -133,6 +133,11 @@ impl Iptables {
     }
 }
 
+/// Whether two sets of rules are the same chains.
+pub(super) fn is_same(a: &Rules, b: &Rules) -> bool {
+    (&a.chains, &a.lists) == (&b.chains, &b.lists)
+}
+
 fn foreign(f: Foreign) -> FirewallError {
     FirewallError::ForeignChain {
         family: f.family,

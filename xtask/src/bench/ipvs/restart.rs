@@ -69,6 +69,7 @@ fn one(programs: &Path, services: u32, name: &str) -> anyhow::Result<Vec<Figure>
         runtime.block_on(create(n1, services))
     })?;
     let made = begun.elapsed().as_secs_f64();
+    ui::during("all of them programmed", || runtime.block_on(applied(n1, revision)))?;
     for n in 0..BACKENDS {
         let backend = n1.attach(&format!("b{n}"), "bench", Some("s0"))?;
         n1.serve_in_netns(
@@ -77,7 +78,6 @@ fn one(programs: &Path, services: u32, name: &str) -> anyhow::Result<Vec<Figure>
             &["lab-tool", "serve", "--port", "80"],
         )?;
     }
-    ui::during("all of them programmed", || runtime.block_on(applied(n1, revision)))?;
     eprintln!(
         "    {services} services created in {made:.1} s; {}",
         last_pass(&n1.netd_log()?)

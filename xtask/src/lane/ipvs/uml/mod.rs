@@ -23,8 +23,9 @@ use crate::lane::init::{self, Guest};
 use crate::lane::machine::Machine;
 use seat::Seat;
 
-/// The guest's memory in MiB, taken as it is used: a lab of six hosts with what it writes to its disks, which are memory too.
-const MEMORY: u32 = 3072;
+/// The guest's memory in MiB, taken as it is used: a lab of six hosts with what it writes to its disks, which are memory too;
+/// two daemons with ten thousand services.
+const MEMORY: u32 = 4096;
 
 /// Where the guest's memory and its first program lie, in a mount that it alone has.
 const OWN: &str = "/dev/shm";

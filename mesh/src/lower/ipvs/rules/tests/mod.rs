@@ -1,3 +1,5 @@
+mod change;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
