@@ -33,6 +33,8 @@ pub enum Match {
         /// Destination address, of the source's family when both are given.
         destination: Option<IpNet>,
     },
+    /// A fragment of a packet.
+    Fragment,
     /// The packet's mark (tc's `fw`), not 0. Filters of one priority have one mask.
     Mark(MaskedMark),
 }
@@ -102,6 +104,7 @@ impl fmt::Display for Classifier {
                 source.map_or(Ok(()), |s| write!(f, " src_ip {s}"))?;
                 destination.map_or(Ok(()), |d| write!(f, " dst_ip {d}"))?;
             }
+            Match::Fragment => f.write_str(" flower ip_flags frag")?,
             Match::Mark(MaskedMark { value, mask: u32::MAX }) => write!(f, " fw {value:#x}")?,
             Match::Mark(MaskedMark { value, mask }) => write!(f, " fw {value:#x}/{mask:#x}")?,
         }

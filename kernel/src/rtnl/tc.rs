@@ -52,6 +52,11 @@ const FLOWER_IPV6_DST_MASK: u16 = 17;
 const FLOWER_FLAGS: u16 = 22;
 /// `TCA_FLOWER_IN_HW_COUNT`, likewise.
 const FLOWER_IN_HW_COUNT: u16 = 86;
+/// `TCA_FLOWER_KEY_FLAGS` and its mask, in the network's order.
+const FLOWER_KEY_FLAGS: u16 = 47;
+const FLOWER_KEY_FLAGS_MASK: u16 = 48;
+/// `TCA_FLOWER_KEY_FLAGS_IS_FRAGMENT`.
+const IS_FRAGMENT: [u8; 4] = [0, 0, 0, 1];
 const FW_ACT: u16 = 4;
 const FW_MASK: u16 = 5;
 
@@ -84,7 +89,7 @@ fn protocol(on: &Match) -> u16 {
         Match::Frame {
             source, destination, ..
         } => source.or(*destination),
-        Match::Mark(_) => None,
+        Match::Fragment | Match::Mark(_) => None,
     };
     match net {
         Some(IpNet::V4(_)) => ETH_P_IP,
@@ -108,7 +113,7 @@ pub fn add_clsact(index: u32) -> Request {
 /// that its verdict needs ([`Verdict::device`]), else of no meaning.
 pub fn add(index: u32, c: &Classifier, by: u32) -> Request {
     let handle = match c.on {
-        Match::Frame { .. } => 0,
+        Match::Frame { .. } | Match::Fragment => 0,
         Match::Mark(mark) => mark.value,
     };
     let mut w = header(index, handle, parent(c.hook), info(c.priority, protocol(&c.on)));
@@ -132,6 +137,13 @@ pub fn add(index: u32, c: &Classifier, by: u32) -> Request {
                     within(o, net, FLOWER_IPV4_DST, FLOWER_IPV6_DST);
                 }
                 o.nest(FLOWER_ACT, |list| action::write(list, c.verdict, by));
+            });
+        }
+        Match::Fragment => {
+            w.string(TCA_KIND, "flower").nest(TCA_OPTIONS, |o| {
+                o.bytes(FLOWER_KEY_FLAGS, &IS_FRAGMENT)
+                    .bytes(FLOWER_KEY_FLAGS_MASK, &IS_FRAGMENT)
+                    .nest(FLOWER_ACT, |list| action::write(list, c.verdict, by));
             });
         }
         Match::Mark(mark) => {
@@ -269,6 +281,8 @@ fn flower(options: Attrs<'_>) -> Option<Match> {
         FLOWER_IPV6_SRC_MASK,
         FLOWER_IPV6_DST,
         FLOWER_IPV6_DST_MASK,
+        FLOWER_KEY_FLAGS,
+        FLOWER_KEY_FLAGS_MASK,
         FLOWER_FLAGS,
         FLOWER_IN_HW_COUNT,
     ];
@@ -284,11 +298,24 @@ fn flower(options: Attrs<'_>) -> Option<Match> {
         let (v4, v6) = (address::<4>(options, v4)?, address::<16>(options, v6)?);
         Some(v4.or(v6))
     };
-    Some(Match::Frame {
-        mac,
-        source: net(FLOWER_IPV4_SRC, FLOWER_IPV6_SRC)?,
-        destination: net(FLOWER_IPV4_DST, FLOWER_IPV6_DST)?,
-    })
+    let (source, destination) = (
+        net(FLOWER_IPV4_SRC, FLOWER_IPV6_SRC)?,
+        net(FLOWER_IPV4_DST, FLOWER_IPV6_DST)?,
+    );
+    let flags = [FLOWER_KEY_FLAGS, FLOWER_KEY_FLAGS_MASK].map(|key| options.get(key));
+    match flags {
+        [None, None] => Some(Match::Frame {
+            mac,
+            source,
+            destination,
+        }),
+        // Nothing else is asked of a fragment.
+        [Some(flags), Some(mask)] => {
+            let alone = mac.is_none() && source.is_none() && destination.is_none();
+            (alone && flags == IS_FRAGMENT && mask == IS_FRAGMENT).then_some(Match::Fragment)
+        }
+        _ => None,
+    }
 }
 
 /// `None`: it is there and is no address with a prefix.
@@ -367,6 +394,7 @@ mod tests {
                     source: member,
                 },
             ),
+            at(Hook::Egress, 8, Match::Fragment, Verdict::Pass),
             at(Hook::Egress, 9, marked(0x6e00_0000, 0xff00_0000), Verdict::Keep(7)),
         ]
     }
@@ -377,7 +405,7 @@ mod tests {
         for c in all() {
             let mut body = add(7, &c, 1).body;
             // The kernel gives a number to what had none.
-            if matches!(c.on, Match::Frame { .. }) {
+            if !matches!(c.on, Match::Mark(_)) {
                 body[8] = 1;
             }
             let seen = seen(&body, 7, c.hook, &tunnel).unwrap();

@@ -37,6 +37,7 @@ const REST: u16 = FIRST_PRIORITY + 6;
 const TASK4: u16 = FIRST_PRIORITY + 5;
 const TASK6: u16 = FIRST_PRIORITY + 6;
 const MARKED: u16 = FIRST_PRIORITY + 7;
+const FRAGMENT: u16 = MARKED - 1;
 
 fn ingress(priority: u16, mac: Option<model::Mac>, source: Option<IpNet>, verdict: Verdict) -> Classifier {
     Classifier {
@@ -118,6 +119,8 @@ pub(super) fn of_endpoint(node: &Node, ep: &Endpoint, network: &Network) -> Vec<
     };
     let by_member = Match::Mark(marks::any(marks::LEAD_BACK));
     out.push(at(Hook::Ingress, MARKED, by_member, back));
+    // `ct` would put it together, and the whole is too long for the device. So datagrams in fragments take nothing back.
+    out.push(at(Hook::Egress, FRAGMENT, Match::Fragment, Verdict::Pass));
     let balanced = Match::Mark(marks::any(marks::SERVICE));
     out.push(at(Hook::Egress, MARKED, balanced, Verdict::Keep(0)));
     out

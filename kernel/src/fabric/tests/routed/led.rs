@@ -223,6 +223,34 @@ fn a_reply_goes_to_the_node_that_the_client_asked_last() {
         }
     }
 
+    // In fragments, there and back. (They do not take a connection back.)
+    let fresh = socket(&c.hosts[&1], "203.0.113.9:12346");
+    for (text, by) in [(1, None), (2, Some(&third)), (3, None)] {
+        let large = [text; 3000];
+        let mut whole = [0; 4000];
+        let Some(by) = by else {
+            fresh.send_to(&large, "10.77.0.1:80").unwrap();
+            let (n, from) = hear(&server, &mut whole).unwrap();
+            assert_eq!((n, from), (3000, fresh.local_addr().unwrap()));
+            server.send_to(&large, from).unwrap();
+            let (n, from) = hear(&fresh, &mut whole).unwrap();
+            assert_eq!((&whole[..n], from), (&large[..], "10.77.0.1:80".parse().unwrap()));
+            continue;
+        };
+        let packet = frame(by.mac, MACS[1], [203, 0, 113, 9], [10, 77, 16, 5], text);
+        by.at.send_to(&packet, "198.18.0.1:4789").unwrap();
+        let (_, from) = hear(&server, &mut whole).unwrap();
+        server.send_to(&large, from).unwrap();
+        // 8 octets of UDP and 20 of IP in each: 1450 is the MTU.
+        let mut came = 0;
+        while came < 3008 {
+            let (n, _) = hear(&by.at, &mut whole).unwrap();
+            assert_eq!(&whole[8..14], &by.mac.0[..]);
+            came += n - 8 - 14 - 20;
+        }
+        assert_eq!(came, 3008);
+    }
+
     // Another source than its own is not led back, whatever its connection is.
     set_up(&a, "eth0", &["10.77.16.6/32"], None);
     let liar = socket(&a, "10.77.16.6:700");
