@@ -15,12 +15,21 @@ const LINE: usize = 512;
 
 /// Begins a connection; the first request can be written when it is writable, and a failure is told then.
 pub(super) fn begin(to: SocketAddr) -> Result<TcpStream> {
+    open(to, SockType::Stream)
+}
+
+/// A socket of its own for datagrams; reading and writing are the same. The first one can be written at once.
+pub(super) fn datagrams(to: SocketAddr) -> Result<TcpStream> {
+    open(to, SockType::Datagram)
+}
+
+fn open(to: SocketAddr, kind: SockType) -> Result<TcpStream> {
     let family = match to {
         SocketAddr::V4(_) => AddressFamily::Inet,
         SocketAddr::V6(_) => AddressFamily::Inet6,
     };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let fd = socket(family, SockType::Stream, flags, None)?;
+    let fd = socket(family, kind, flags, None)?;
     match connect(fd.as_raw_fd(), &SockaddrStorage::from(to)) {
         Ok(()) | Err(Errno::EINPROGRESS) => Ok(fd.into()),
         Err(error) => Err(error.into()),

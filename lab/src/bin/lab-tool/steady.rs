@@ -1,4 +1,4 @@
-//! `lab-tool tally --rate` by TCP: connections at a steady rate, independent of one another.
+//! `lab-tool tally --rate`: connections or datagrams at a steady rate, independent of one another.
 
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use anyhow::Context;
 
 use crate::answer::plain;
 use crate::crowd::{self, Came, For, Line};
-use crate::tally::{Answer, Try, answer, kind, millis};
+use crate::tally::{Answer, Try, Way, answer, answer_to, kind, millis};
 
 /// How often it is asked whether [`Plan::until`] is there.
 const LOOK: Duration = Duration::from_millis(50);
@@ -16,21 +16,21 @@ const LOOK: Duration = Duration::from_millis(50);
 /// What is to be done.
 pub(crate) struct Plan {
     pub(crate) to: SocketAddr,
-    /// Connections a second.
+    pub(crate) way: Way,
+    /// Tries a second.
     pub(crate) rate: f64,
     /// How many at least.
     pub(crate) count: u64,
     /// How many at most: what is more than `count` is made until the file is there.
     pub(crate) most: u64,
     pub(crate) until: Option<PathBuf>,
-    /// The server closes.
-    pub(crate) bye: bool,
     /// For each thing that is waited for.
     pub(crate) timeout: Duration,
 }
 
 /// A try under way.
 struct Open {
+    number: u64,
     /// Milliseconds since 1970.
     started: u64,
     stream: TcpStream,
@@ -56,14 +56,14 @@ pub(crate) fn run(plan: &Plan, start: Instant) -> anyhow::Result<Vec<Try>> {
             }
         }
         while made < most && due(made, plan.rate, start) <= now {
-            made += 1;
             // A stalled client tells of its own time, not of the one that it should have had.
             let started = millis(since_1970 + (now - start));
-            match crowd::begin(plan.to) {
-                Ok(stream) => open.push(Open {
+            match begin(plan, made) {
+                Ok((stream, waits)) => open.push(Open {
+                    number: made,
                     started,
                     stream,
-                    waits: For::Writable,
+                    waits,
                     deadline: now + plan.timeout,
                     line: Line::new(),
                 }),
@@ -73,6 +73,7 @@ pub(crate) fn run(plan: &Plan, start: Instant) -> anyhow::Result<Vec<Try>> {
                     result: Err(kind(error)),
                 }),
             }
+            made += 1;
         }
         let next = (made < most).then(|| due(made, plan.rate, start));
         let Some(first) = open.iter().map(|o| o.deadline).chain(next).min() else {
@@ -105,6 +106,16 @@ fn due(number: u64, rate: f64, start: Instant) -> Instant {
     start + after
 }
 
+/// Begins a try, and what it waits for then.
+fn begin(plan: &Plan, number: u64) -> std::io::Result<(TcpStream, For)> {
+    if plan.way != Way::Datagram {
+        return Ok((crowd::begin(plan.to)?, For::Writable));
+    }
+    let socket = crowd::datagrams(plan.to)?;
+    crowd::ask(&socket, number.to_string().as_bytes())?;
+    Ok((socket, For::Readable))
+}
+
 impl Open {
     /// What it came to, if that is known now.
     fn go_on(&mut self, plan: &Plan, now: Instant) -> Option<Result<Answer, String>> {
@@ -115,7 +126,10 @@ impl Open {
                     return Some(Err("more than one answer".to_owned()));
                 }
                 let own = self.stream.local_addr().map_err(kind);
-                Some(own.and_then(|own| answer(text, plain(own.ip()))))
+                Some(own.map(|own| plain(own.ip())).and_then(|own| match plan.way {
+                    Way::Datagram => answer_to(self.number, text, own),
+                    _ => answer(text, own),
+                }))
             }
             Ok(false) => None,
             Err(error) => Some(Err(kind(error))),
@@ -125,13 +139,15 @@ impl Open {
     /// Whether its answer is whole.
     fn step(&mut self, plan: &Plan, now: Instant) -> std::io::Result<bool> {
         if self.waits == For::Writable {
-            crowd::ask(&self.stream, if plan.bye { b"BYE\n" } else { b"WHO\n" })?;
+            let request = if plan.way == Way::Bye { b"BYE\n" } else { b"WHO\n" };
+            crowd::ask(&self.stream, request)?;
             (self.waits, self.deadline) = (For::Readable, now + plan.timeout);
             return Ok(false);
         }
         Ok(match self.line.read(&self.stream)? {
-            Came::Part => false,
-            Came::Whole => !plan.bye,
+            // A datagram is one, with or without an end of line.
+            Came::Part => plan.way == Way::Datagram && !self.line.text().is_empty(),
+            Came::Whole => plan.way != Way::Bye,
             Came::End => true,
         })
     }

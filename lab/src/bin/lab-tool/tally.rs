@@ -58,8 +58,8 @@ pub(crate) struct Args {
 }
 
 /// How a try is made.
-#[derive(Clone, Copy)]
-enum Way {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
     Datagram,
     /// One that this side closes.
     Connection,
@@ -116,14 +116,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         None => count,
     };
     // A name is looked up before each try, which waits.
-    if let (Some(rate), Ok(to), false, false) = (args.rate, args.to.parse(), args.udp, args.sctp) {
+    if let (Some(rate), Ok(to), false) = (args.rate, args.to.parse(), args.sctp) {
         let plan = Plan {
             to,
+            way: args.way(),
             rate,
             count,
             most,
             until: args.until.clone(),
-            bye: args.bye,
             timeout,
         };
         return report(&summary(steady::run(&plan, start)?, start));
@@ -326,10 +326,15 @@ fn datagram(to: SocketAddr, from: u16, number: u64, timeout: Duration) -> Result
     let mut buffer = [0; 2048];
     let n = socket.recv(&mut buffer).map_err(kind)?;
     let text = String::from_utf8_lossy(buffer.get(..n).unwrap_or_default()).into_owned();
+    answer_to(number, &text, own)
+}
+
+/// The answer to a datagram, which came back with it.
+pub(crate) fn answer_to(number: u64, text: &str, own: IpAddr) -> Result<Answer, String> {
     if text.split_ascii_whitespace().nth(2) != Some(number.to_string().as_str()) {
         return Err("wrong answer".to_owned());
     }
-    answer(&text, own)
+    answer(text, own)
 }
 
 pub(crate) fn answer(line: &str, own: IpAddr) -> Result<Answer, String> {
