@@ -20,14 +20,14 @@ impl Lab {
             node.start_netd()?;
         }
         first
-            .netctl(&format!("cluster init --advertise-addr {}", first.v4()))?
+            .netctl(&format!("cluster init --advertise-addr {}", first.address()))?
             .ok()?;
         let token = first.join_token()?;
         for node in others {
             node.netctl(&format!(
                 "cluster join {token} {} --advertise-addr {}",
                 first.at(2377),
-                node.v4()
+                node.address()
             ))?
             .ok()?;
         }

@@ -272,11 +272,11 @@ impl Host {
         let state = self.folder().join("state");
         fs::create_dir_all(&state).with_context(|| format!("making {}", state.display()))?;
         let level = self.daemon_options.level.as_deref().unwrap_or("info");
-        let v4 = self.v4();
+        let (own, listen) = (self.address(), self.at(2377));
         let cluster = self.daemon_options.cluster.replace("{name}", self.name());
         let addresses = match self.daemon_options.no_addresses {
             true => String::new(),
-            false => format!("[cluster]\nlisten = \"{v4}:2377\"\n{cluster}\n[datapath]\naddress = \"{v4}\"\n\n"),
+            false => format!("[cluster]\nlisten = \"{listen}\"\n{cluster}\n[datapath]\naddress = \"{own}\"\n\n"),
         };
         let text = format!(
             "[node]\nname = \"{name}\"\nstate_dir = \"{state}\"\n\n{addresses}\

@@ -36,15 +36,18 @@ pub(crate) fn address(place: u8) -> (Ipv4Addr, Ipv6Addr) {
     )
 }
 
-pub(crate) fn build(switch: u32, ports: &[Port], ipv6: bool) -> anyhow::Result<()> {
+/// Links, and addresses of IPv4, of IPv6 or of both.
+pub(crate) fn build(switch: u32, ports: &[Port], (ipv4, ipv6): (bool, bool)) -> anyhow::Result<()> {
     // No spanning tree and no snooping: a port carries from the first packet.
     let mut lines = vec![
         "link set lo up".to_owned(),
         "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0".to_owned(),
         "link set br0 up".to_owned(),
-        format!("addr add {SWITCH_V4}/24 dev br0"),
-        format!("addr add {OUTSIDE_V4}/32 dev lo"),
     ];
+    if ipv4 {
+        lines.push(format!("addr add {SWITCH_V4}/24 dev br0"));
+        lines.push(format!("addr add {OUTSIDE_V4}/32 dev lo"));
+    }
     if ipv6 {
         lines.push(format!("addr add {SWITCH_V6}/64 dev br0 nodad"));
         lines.push(format!("addr add {OUTSIDE_V6}/128 dev lo nodad"));
@@ -55,12 +58,11 @@ pub(crate) fn build(switch: u32, ports: &[Port], ipv6: bool) -> anyhow::Result<(
     }
     ip(switch, &lines)?;
     for port in ports {
-        let mut lines = vec![
-            "link set lo up".to_owned(),
-            "link set eth0 up".to_owned(),
-            format!("addr add {}/24 dev eth0", port.v4),
-            format!("route add default via {SWITCH_V4}"),
-        ];
+        let mut lines = vec!["link set lo up".to_owned(), "link set eth0 up".to_owned()];
+        if ipv4 {
+            lines.push(format!("addr add {}/24 dev eth0", port.v4));
+            lines.push(format!("route add default via {SWITCH_V4}"));
+        }
         if ipv6 {
             lines.push(format!("addr add {}/64 dev eth0 nodad", port.v6));
             lines.push(format!("route add default via {SWITCH_V6}"));

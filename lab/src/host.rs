@@ -24,6 +24,8 @@ pub struct Options {
     pub nodes: u8,
     /// Hosts without a daemon, named client, client2, ... Range 0-80, default 1.
     pub clients: u8,
+    /// IPv4 on the underlay. Default: yes. One of the two it must have.
+    pub ipv4: bool,
     /// IPv6 on the underlay too. Default: yes.
     pub ipv6: bool,
     /// Folder with netd, netctl, netd-run, lab-anchor and lab-tool. Default: the folder of this program, without
@@ -38,6 +40,7 @@ impl Default for Options {
         Options {
             nodes: 3,
             clients: 1,
+            ipv4: true,
             ipv6: true,
             bin_dir: None,
             daemon: DaemonOptions::default(),
@@ -66,6 +69,8 @@ pub struct Host {
     pub(crate) data_path: Mutex<Option<String>>,
     pub(crate) v4: Ipv4Addr,
     v6: Ipv6Addr,
+    /// The underlay has IPv4.
+    has_v4: bool,
     switch: u32,
     background: Mutex<Vec<Process>>,
     anchor: Anchor,
@@ -95,7 +100,7 @@ impl Lab {
             }
         }
         let hosts = usize::from(options.nodes) + usize::from(options.clients);
-        let families = [Some(Limit::v4()), options.ipv6.then(Limit::v6)];
+        let families = [options.ipv4.then(Limit::v4), options.ipv6.then(Limit::v6)];
         for warning in families.into_iter().flatten().filter_map(|l| l.warning(hosts)) {
             eprintln!("{warning}");
         }
@@ -219,7 +224,11 @@ impl Drop for Lab {
 
 fn make(options: &Options, bin_dir: &Path, folder: &RunFolder) -> anyhow::Result<(Host, Vec<Host>)> {
     let resolv = folder.path().join("resolv.conf");
-    fs::write(&resolv, format!("nameserver {}\n", fabric::SWITCH_V4)).context("writing the lab's resolv.conf")?;
+    let resolver = match options.ipv4 {
+        true => IpAddr::V4(fabric::SWITCH_V4),
+        false => IpAddr::V6(fabric::SWITCH_V6),
+    };
+    fs::write(&resolv, format!("nameserver {resolver}\n")).context("writing the lab's resolv.conf")?;
     let start = |name: &str, place: u8, switch: Option<u32>| -> anyhow::Result<Host> {
         let own = folder.path().join(name);
         fs::create_dir_all(&own).with_context(|| format!("making {}", own.display()))?;
@@ -240,6 +249,7 @@ fn make(options: &Options, bin_dir: &Path, folder: &RunFolder) -> anyhow::Result
             data_path: Mutex::default(),
             v4,
             v6,
+            has_v4: options.ipv4,
             switch: switch.unwrap_or(init),
             background: Mutex::default(),
             anchor,
@@ -267,7 +277,7 @@ fn make(options: &Options, bin_dir: &Path, folder: &RunFolder) -> anyhow::Result
             v6: h.v6,
         })
         .collect();
-    fabric::build(switch.anchor.init(), &ports, options.ipv6)?;
+    fabric::build(switch.anchor.init(), &ports, (options.ipv4, options.ipv6))?;
     // The switch is the outside's router.
     switch
         .run(&["sh", "-c", "echo 1 >/proc/sys/net/ipv4/ip_forward"])?
@@ -301,9 +311,17 @@ impl Host {
         self.v6
     }
 
-    /// `address:port` of a port on this host.
+    /// Its address on the underlay: IPv4 where that has both families.
+    pub fn address(&self) -> IpAddr {
+        match self.has_v4 {
+            true => self.v4.into(),
+            false => self.v6.into(),
+        }
+    }
+
+    /// `address:port` of a port on this host, by [`Host::address`].
     pub fn at(&self, port: u16) -> String {
-        fabric::socket_address(IpAddr::V4(self.v4), port)
+        fabric::socket_address(self.address(), port)
     }
 
     /// `[address]:port` of a port on this host, IPv6.

@@ -20,7 +20,7 @@ impl Host {
     pub fn connect(&self, port: u16) -> anyhow::Result<TcpStream> {
         let path = format!("/proc/{}/ns/net", self.init_pid());
         let namespace = File::open(&path).with_context(|| format!("opening {path}"))?;
-        let to = SocketAddr::from((self.v4(), port));
+        let to = SocketAddr::from((self.address(), port));
         // A thread of its own: the caller stays where it is.
         let connected = std::thread::spawn(move || {
             setns(&namespace, CloneFlags::CLONE_NEWNET).context("entering the host's network")?;

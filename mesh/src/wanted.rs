@@ -47,7 +47,7 @@ pub struct Node {
     /// Id.
     pub id: NodeId,
     /// Its data-path address.
-    pub vtep: Ipv4Addr,
+    pub vtep: IpAddr,
     /// Its data path.
     pub datapath: Datapath,
 }
@@ -149,7 +149,7 @@ pub enum Place {
     /// On another node.
     Remote {
         /// That node's data-path address.
-        vtep: Ipv4Addr,
+        vtep: IpAddr,
         /// That node's data path.
         datapath: Datapath,
     },

@@ -145,7 +145,7 @@ pub(crate) struct Addresses {
     /// Where the managers' RPC listens; default: 0.0.0.0:2377, or [cluster] listen.
     #[arg(long, value_name = "ADDR|DEVICE[:PORT]")]
     listen_addr: Option<String>,
-    /// Where the others send VXLAN to, IPv4; default: the advertised address.
+    /// Where the others send VXLAN to: IPv4, with IPVS also IPv6; default: the advertised address.
     #[arg(long, value_name = "ADDR|DEVICE")]
     data_path_addr: Option<String>,
     /// TCP and UDP port of gossip; default: 7946, or [cluster] gossip_port.

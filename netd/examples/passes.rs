@@ -89,7 +89,7 @@ fn run(args: &[String]) -> anyhow::Result<()> {
 }
 
 impl Load {
-    fn measure(&self, folder: &Path, vtep: Ipv4Addr) -> anyhow::Result<()> {
+    fn measure(&self, folder: &Path, vtep: IpAddr) -> anyhow::Result<()> {
         let mut config = Config::default();
         config.node.state_dir = folder.join("state");
         config.node.run_dir = folder.join("run");
@@ -317,10 +317,10 @@ fn row_of(owner: NodeId, key: RowKey, body: RowBody) -> Row {
     }
 }
 
-fn addresses(vtep: Ipv4Addr) -> Addresses {
-    let at = |port| SocketAddr::new(vtep.into(), port);
+fn addresses(vtep: IpAddr) -> Addresses {
+    let at = |port| SocketAddr::new(vtep, port);
     Addresses {
-        advertise: vtep.into(),
+        advertise: vtep,
         interface: None,
         rpc: at(2377),
         gossip: at(7946),

@@ -114,7 +114,8 @@ pub struct DatapathSection {
     /// Under endpoints that are here an explicit one cuts their connections through services for a moment, and `auto`
     /// changes nothing: drain the node before.
     pub mode: Mode,
-    /// Address that VXLAN is sent to, or the device that has it (IPv4); default: the advertised one.
+    /// Address that VXLAN is sent to, or the device that has it: IPv4, or with IPVS either family, the same on all nodes.
+    /// Default: the advertised one.
     pub address: Option<Where>,
     /// UDP port of VXLAN in a cluster made on this node. Default 4789 (RFC 7348). Later `netctl cluster update
     /// data-path-port=N` changes it, on all nodes.

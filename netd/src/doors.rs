@@ -191,7 +191,7 @@ pub(crate) fn look_at(intent: &Intent) {
     let here = view::Here {
         me: model::NodeId(1),
         datapath: model::row::Datapath::Ebpf,
-        vtep: std::net::Ipv4Addr::new(198, 18, 0, 1),
+        vtep: [198, 18, 0, 1].into(),
         vxlan_port: 4789,
         underlay_mtu: 1500,
         uplinks: ["eth0".to_owned()].into(),

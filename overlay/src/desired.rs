@@ -25,11 +25,13 @@ pub struct Desired {
 /// This node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
-    /// Data-path address.
-    pub vtep: Ipv4Addr,
+    /// Data-path address. Of either family in the routed shape, IPv4 in the other.
+    pub vtep: IpAddr,
+    /// Address of this host that is the source of what it sends into networks by IPv4; none: it has none.
+    pub own4: Option<Ipv4Addr>,
     /// UDP port of VXLAN; IANA's is 4789.
     pub vxlan_port: u16,
-    /// Largest inner IP packet, octets: the underlay's MTU less 50.
+    /// Largest inner IP packet, octets: the underlay's MTU less 50, on an IPv6 underlay 70.
     pub mtu: u16,
     /// Its MAC on every network, and that of every task's gateway.
     pub mac: Mac,
@@ -105,8 +107,8 @@ impl Endpoint {
 /// Another member.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remote {
-    /// Where VXLAN is sent to.
-    pub vtep: Ipv4Addr,
+    /// Where VXLAN is sent to; of the family of [`Node::vtep`].
+    pub vtep: IpAddr,
     /// Its MAC on every network.
     pub mac: Mac,
     /// Its blocks.

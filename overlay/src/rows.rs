@@ -72,13 +72,15 @@ fn route_key(vni: Vni, net: IpNet) -> RouteKey {
     }
 }
 
-/// The rows for `desired`, with the indices of the devices that exist.
+/// The rows for `desired`, with the indices of the devices that exist. None for a node whose data-path address is IPv6, and
+/// none about others with such a one: the programs know IPv4 alone.
 pub fn rows(desired: &Desired, observed: &Observed) -> Rows {
     let mut out = Rows::default();
     let Some(node) = &desired.node else { return out };
+    let IpAddr::V4(own) = node.vtep else { return out };
     out.config = observed.host_index(names::VXLAN).map(|vxlan_ifindex| NodeCfg {
         abi: abi::ABI,
-        vtep: word(node.vtep),
+        vtep: word(own),
         vxlan_ifindex,
         vxlan_port: u32::from(node.vxlan_port.to_be()),
         mac: mac(node.mac),
@@ -126,9 +128,10 @@ pub fn rows(desired: &Desired, observed: &Observed) -> Rows {
         );
     }
     for (id, remote) in &desired.remotes {
+        let IpAddr::V4(vtep) = remote.vtep else { continue };
         // The low half of the id is what the programs report; ids are given out from 1 on.
         out.members.insert(
-            word(remote.vtep),
+            word(vtep),
             MemberVal {
                 node: id.0 as u32,
                 flags: 0,
@@ -136,7 +139,7 @@ pub fn rows(desired: &Desired, observed: &Observed) -> Rows {
         );
         let there = RouteVal {
             kind: abi::ROUTE_NODE,
-            vtep: word(remote.vtep),
+            vtep: word(vtep),
             mac: mac(remote.mac),
             pad: 0,
         };

@@ -42,10 +42,15 @@ pub fn want(desired: &Desired, abilities: Abilities) -> Wanted {
             let of = desired.networks.values().filter(move |n| internal_too || !n.internal);
             ranges(of.flat_map(Network::subnets))
         };
+        // This shape's tunnel is IPv4.
+        let vtep = match node.vtep {
+            IpAddr::V4(a) => Some(a),
+            IpAddr::V6(_) => None,
+        };
         out.filter = Some(Filter {
             pools: subnets(true),
             outside: subnets(false),
-            tunnel: Some((node.vtep, node.vxlan_port)),
+            tunnel: vtep.map(|a| (a, node.vxlan_port)),
         });
     }
     tasks(&mut out, desired, node, abilities, |out, id, ep, mtu| {

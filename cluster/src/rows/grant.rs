@@ -70,18 +70,22 @@ pub fn effective(intent: &Intent, row: &Row) -> Option<Row> {
     }
 }
 
-/// A data path to a loopback, a group or an address inside a network would lead packets in circles.
+/// A data path to a loopback, a group or an address inside a network would lead packets in circles; an IPv6 one that is
+/// link-local is told apart by its device, and one that stands for an IPv4 address is none on the wire.
 fn node(intent: &Intent, n: &NodeRow) -> Result<(), Masked> {
     let a = n.datapath_addr;
     let inside = |net: &Network| match a {
         IpAddr::V4(a) => net.subnet.contains(&a),
         IpAddr::V6(a) => net.subnet6.is_some_and(|s| s.contains(&a)),
     };
-    let broadcast = matches!(a, IpAddr::V4(a) if a.is_broadcast());
+    let of_no_host = match a {
+        IpAddr::V4(a) => a.is_broadcast(),
+        IpAddr::V6(a) => a.is_unicast_link_local() || a.to_ipv4_mapped().is_some(),
+    };
     if a.is_unspecified()
         || a.is_loopback()
         || a.is_multicast()
-        || broadcast
+        || of_no_host
         || n.datapath_port == 0
         || intent.networks.values().any(inside)
     {

@@ -324,6 +324,30 @@ fn grants() {
             n(|n| n.datapath_addr = "ff02::1".parse().unwrap()),
             Err(Masked::BadNodeAddress),
         ),
+        (
+            "an IPv6 underlay",
+            1,
+            n(|n| n.datapath_addr = "fd18::1".parse().unwrap()),
+            Ok(()),
+        ),
+        (
+            "inside, IPv6",
+            1,
+            n(|n| n.datapath_addr = "fd00:77::141".parse().unwrap()),
+            Err(Masked::BadNodeAddress),
+        ),
+        (
+            "of one link",
+            1,
+            n(|n| n.datapath_addr = "fe80::1".parse().unwrap()),
+            Err(Masked::BadNodeAddress),
+        ),
+        (
+            "IPv4 in IPv6's clothes",
+            1,
+            n(|n| n.datapath_addr = "::ffff:198.18.0.1".parse().unwrap()),
+            Err(Masked::BadNodeAddress),
+        ),
     ];
     for (case, owner, body, want) in table {
         let key = match body {

@@ -117,6 +117,7 @@ impl World {
     fn desired(&self) -> Desired {
         let node = Node {
             vtep: "198.18.0.1".parse().unwrap(),
+            own4: Some("198.18.0.1".parse().unwrap()),
             vxlan_port: 4789,
             mtu: 1450,
             mac: Mac([6, 0x6e, 0, 0, 0, 1]),

@@ -69,7 +69,7 @@ impl Cluster {
                 past,
                 held: now.held.clone(),
                 holds: holding.borrow_and_update().clone(),
-                machine: crate::machine::look(addresses.borrow_and_update().data_path.into()),
+                machine: crate::machine::look(addresses.borrow_and_update().data_path),
                 datapath: self.reconciler.chosen().why.clone(),
             });
             let r = tokio::select! {

@@ -27,7 +27,7 @@ impl Cluster {
         let now = self.addresses();
         let row = NodeRow {
             hostname: self.hostname.clone(),
-            datapath_addr: now.data_path.into(),
+            datapath_addr: now.data_path,
             datapath_port: self.intent().settings.data_path_port,
             gossip: now.gossip,
             mac: node_mac(self.me),

@@ -1,6 +1,6 @@
 //! Which of the host's addresses: a pure function of what was asked for and what is there.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 use model::{ApiError, Code};
 
@@ -35,6 +35,26 @@ fn listed(here: &[Local]) -> String {
     }
 }
 
+/// An address of this host that others could use.
+fn fits(here: &[Local], six: bool) -> impl Iterator<Item = &Local> {
+    let of_family = move |l: &&Local| l.address.is_ipv6() == six && !inward(&l.interface);
+    here.iter().filter(of_family)
+}
+
+/// Whether an address that nobody had to name is an IPv6 one: where the data path carries it (`able`), and this node had one,
+/// or the manager has one, or there is no other.
+fn takes_six(place: &Place, here: &[Local], able: bool) -> bool {
+    if !able || fits(here, true).next().is_none() {
+        return false;
+    }
+    let had = place.advertise.filter(|a| here.iter().any(|l| l.address == *a));
+    match (had, place.toward) {
+        _ if fits(here, false).next().is_none() => true,
+        (Some(a), _) | (None, Some(a)) => a.is_ipv6(),
+        (None, None) => false,
+    }
+}
+
 /// The first address of a device, IPv4 before IPv6.
 pub(super) fn of_interface(here: &[Local], name: &str, only_v4: bool) -> Result<IpAddr, ApiError> {
     let mine = || here.iter().filter(|l| l.interface == name).map(|l| l.address);
@@ -52,11 +72,8 @@ pub(super) fn of_interface(here: &[Local], name: &str, only_v4: bool) -> Result<
 }
 
 /// Of the host's own addresses the one that nobody had to name.
-fn by_itself(place: &Place, here: &[Local], way: Option<IpAddr>, flag: &str) -> Result<IpAddr, ApiError> {
-    let fit: Vec<&Local> = here
-        .iter()
-        .filter(|l| l.address.is_ipv4() && !inward(&l.interface))
-        .collect();
+fn by_itself(place: &Place, here: &[Local], way: Option<IpAddr>, flag: &str, six: bool) -> Result<IpAddr, ApiError> {
+    let fit: Vec<&Local> = fits(here, six).collect();
     let has = |a: IpAddr| fit.iter().any(|l| l.address == a);
     // What it was it stays; an address that was replaced is looked for where the last one was.
     if let Some(a) = place.advertise.filter(|a| has(*a)) {
@@ -64,13 +81,18 @@ fn by_itself(place: &Place, here: &[Local], way: Option<IpAddr>, flag: &str) -> 
     }
     match fit.as_slice() {
         [] => {
+            let family = if six { "IPv6" } else { "IPv4" };
+            let other = match !six && fits(here, true).next().is_some() {
+                true => ", or [datapath] mode = \"ipvs\" in netd's configuration, which carries IPv6",
+                false => "",
+            };
             return Err(ApiError::new(
                 Code::Conflict,
                 format!(
-                    "this host has no IPv4 address that others could use; it has: {}",
+                    "this host has no {family} address that others could use; it has: {}",
                     listed(here)
                 ),
-                format!("ip address add, then again, or {flag}"),
+                format!("ip address add, then again, or {flag}{other}"),
             ));
         }
         [one] => return Ok(one.address),
@@ -95,34 +117,44 @@ fn by_itself(place: &Place, here: &[Local], way: Option<IpAddr>, flag: &str) -> 
     ))
 }
 
-/// Where this node is now. `way`: source that the kernel would choose towards the managers.
-pub fn choose(place: &Place, config: &Config, here: &[Local], way: Option<IpAddr>) -> Result<Addresses, ApiError> {
+/// Where this node is now. `way`: source that the kernel would choose towards the managers. `able`: the data path carries
+/// an IPv6 underlay.
+pub fn choose(
+    place: &Place,
+    config: &Config,
+    here: &[Local],
+    way: Option<IpAddr>,
+    able: bool,
+) -> Result<Addresses, ApiError> {
+    let six = takes_six(place, here, able);
     let advertise = match &config.cluster.advertise {
         Some(Where::Address(a)) => *a,
         Some(Where::Interface(name)) => of_interface(here, name, false)?,
         // Who names the data path's address alone means the node's; who joins comes from where the manager is.
         None => match config.datapath.address.as_ref().filter(|_| place.toward.is_none()) {
             Some(Where::Address(a)) => *a,
-            Some(Where::Interface(name)) => of_interface(here, name, true)?,
-            None => by_itself(place, here, way, "--advertise-addr")?,
+            Some(Where::Interface(name)) => of_interface(here, name, !able)?,
+            None => by_itself(place, here, way, "--advertise-addr", six)?,
         },
     };
     let is_here = |a: IpAddr| here.iter().any(|l| l.address == a);
     let data_path = match &config.datapath.address {
         Some(Where::Address(a)) => *a,
-        Some(Where::Interface(name)) => of_interface(here, name, true)?,
+        Some(Where::Interface(name)) => of_interface(here, name, !able)?,
         None => advertise,
     };
-    let IpAddr::V4(data_path) = data_path else {
+    if data_path.is_ipv6() && !able {
         return Err(ApiError::new(
             Code::Unsupported,
-            format!("{data_path} cannot be the data path's address: VXLAN between nodes is IPv4 in this version"),
-            "--data-path-addr, or [datapath] address, with an IPv4 address or device",
+            format!(
+                "{data_path} cannot be the data path's address: eBPF, the data path of this node, sends to IPv4 alone"
+            ),
+            "--data-path-addr, or [datapath] address, with an IPv4 address or device; or [datapath] mode = \"ipvs\"",
         ));
-    };
-    let source = match is_here(data_path.into()) {
+    }
+    let source = match is_here(data_path) {
         true => data_path,
-        false => behind_nat(place, here, way)?,
+        false => behind_nat(place, here, way, data_path.is_ipv6())?,
     };
     let port = place.port.unwrap_or(config.cluster.listen.port());
     Ok(Addresses {
@@ -139,17 +171,10 @@ pub fn choose(place: &Place, config: &Config, here: &[Local], way: Option<IpAddr
 }
 
 /// The others know this host by an address that it does not have: its packets leave with one that it has.
-fn behind_nat(place: &Place, here: &[Local], way: Option<IpAddr>) -> Result<Ipv4Addr, ApiError> {
-    let mine = |a: &IpAddr| here.iter().any(|l| l.address == *a);
-    let found = match way.filter(mine) {
-        Some(a) => a,
-        None => by_itself(place, here, None, "--data-path-addr")?,
-    };
-    match found {
-        IpAddr::V4(a) => Ok(a),
-        IpAddr::V6(_) => by_itself(place, here, None, "--data-path-addr").and_then(|a| match a {
-            IpAddr::V4(a) => Ok(a),
-            IpAddr::V6(_) => Err(crate::daemon::internal("the data path's address", "no IPv4 address")),
-        }),
+fn behind_nat(place: &Place, here: &[Local], way: Option<IpAddr>, six: bool) -> Result<IpAddr, ApiError> {
+    let mine = |a: &IpAddr| a.is_ipv6() == six && here.iter().any(|l| l.address == *a);
+    match way.filter(mine) {
+        Some(a) => Ok(a),
+        None => by_itself(place, here, None, "--data-path-addr", six),
     }
 }

@@ -10,14 +10,18 @@ mod tests;
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     str::FromStr,
 };
 
 use model::{ApiError, BadValue};
 use serde::{Deserialize, Serialize};
 
-use crate::{config::Config, daemon::internal, reconcile::host};
+use crate::{
+    config::Config,
+    daemon::internal,
+    reconcile::{carries_ipv6, host},
+};
 
 pub use choose::{Local, choose};
 pub use ports::{PortUse, auto_ports_in_use, port_use, refuse_taken};
@@ -26,6 +30,8 @@ pub use ports::{PortUse, auto_ports_in_use, port_use, refuse_taken};
 const FILE: &str = "node.json";
 /// Documentation address (RFC 5737): asking for the way there sends nothing and yields the default route's source.
 const ANYWHERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// The same for IPv6 (RFC 3849).
+const ANYWHERE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 
 /// An address of this host, or the device that has it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,7 +71,9 @@ impl FromStr for Where {
         let bad = |why| BadValue::new("address", s, why, "198.51.100.1 or eth0");
         if let Ok(a) = s.parse::<IpAddr>() {
             let a = a.to_canonical();
-            return match a.is_unspecified() || a.is_multicast() || a == IpAddr::V4(Ipv4Addr::BROADCAST) {
+            // A link-local one is told apart by its device, which others do not know.
+            let local = matches!(a, IpAddr::V6(a) if a.is_unicast_link_local());
+            return match local || a.is_unspecified() || a.is_multicast() || a == IpAddr::V4(Ipv4Addr::BROADCAST) {
                 true => Err(bad("is no address of one host")),
                 false => Ok(Where::Address(a)),
             };
@@ -158,9 +166,9 @@ pub struct Addresses {
     /// The same of gossip.
     pub gossip: SocketAddr,
     /// Where the others send VXLAN to.
-    pub data_path: Ipv4Addr,
+    pub data_path: IpAddr,
     /// Address of this host that VXLAN is sent from; the same as `data_path`, but behind NAT.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
 }
 
 /// What init and join are asked for.
@@ -237,21 +245,30 @@ impl Place {
     /// Looks at the host and says where this node is now. `config`: the effective one.
     pub async fn look(&self, config: &Config) -> Result<Addresses, ApiError> {
         let here = locals().await?;
-        let toward = self.toward.unwrap_or(ANYWHERE.into());
-        let way = tokio::task::spawn_blocking(move || host::source_towards(toward))
-            .await
-            .map_err(|e| internal("the way to the manager", e))?;
-        choose(self, config, &here, way)
+        let toward = self.toward;
+        let looked = config.clone();
+        let (way, able) = tokio::task::spawn_blocking(move || {
+            let way = match toward {
+                Some(manager) => host::source_towards(manager),
+                None => host::source_towards(ANYWHERE.into()).or_else(|| host::source_towards(ANYWHERE6.into())),
+            };
+            (way, carries_ipv6(&looked))
+        })
+        .await
+        .map_err(|e| internal("the way to the manager", e))?;
+        choose(self, config, &here, way, able)
     }
 
     /// Where this node was last, as far as that is known.
     pub fn last(&self, config: &Config) -> Option<Addresses> {
         let advertise = self.advertise?;
-        let data_path = match (&config.datapath.address, advertise) {
-            (Some(Where::Address(IpAddr::V4(a))), _) => *a,
-            (_, IpAddr::V4(a)) => a,
-            _ => return None,
+        let data_path = match &config.datapath.address {
+            Some(Where::Address(a)) => *a,
+            _ => advertise,
         };
+        if data_path.is_ipv6() && !carries_ipv6(config) {
+            return None;
+        }
         Some(Addresses {
             advertise,
             interface: self.interface.clone(),

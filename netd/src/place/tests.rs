@@ -29,9 +29,14 @@ fn place() -> Place {
     }
 }
 
-/// `advertise data_path source`, or the message.
+/// `advertise data_path source`, or the message; where the data path is IPv4.
 fn chosen(p: &Place, config: &Config, all: &[&str], way: Option<&str>) -> String {
-    match choose(p, &p.effective(config), &here(all), way.map(|w| w.parse().unwrap())) {
+    told(p, config, all, way, false)
+}
+
+fn told(p: &Place, config: &Config, all: &[&str], way: Option<&str>, able: bool) -> String {
+    let way = way.map(|w| w.parse().unwrap());
+    match choose(p, &p.effective(config), &here(all), way, able) {
         Ok(a) => format!("{} {} {}", a.advertise, a.data_path, a.source),
         Err(e) => format!("{:?}: {} | {}", e.code, e.message, e.hint),
     }
@@ -179,6 +184,114 @@ fn the_data_path_may_have_its_own() {
 }
 
 #[test]
+fn where_the_data_path_carries_ipv6_a_host_without_ipv4_is_one_too() {
+    let only = ["eth0=2001:db8::1"];
+    let both = ["eth0=2001:db8::1", "eth0=198.51.100.1"];
+    let toward = |manager: &str| Place {
+        toward: Some(manager.parse().unwrap()),
+        ..place()
+    };
+    let asked = |at: &str| Place {
+        asked: Some(at.parse().unwrap()),
+        ..place()
+    };
+    let was = |a: &str| Place {
+        advertise: Some(a.parse().unwrap()),
+        interface: Some("eth0".into()),
+        ..place()
+    };
+    let all_six = "2001:db8::1 2001:db8::1 2001:db8::1";
+    let all_four = "198.51.100.1 198.51.100.1 198.51.100.1";
+    let config = Config::default();
+    for (p, all, way, want) in [
+        (place(), &only[..], None, all_six),
+        (place(), &both, None, all_four),
+        (
+            place(),
+            &["eth0=2001:db8::1", "eth0=2001:db8::2"],
+            None,
+            "Ambiguous: this host has several addresses: 2001:db8::1 (eth0), 2001:db8::2 (eth0) | --advertise-addr 2001:db8::1\n",
+        ),
+        (
+            place(),
+            &["docker0=fd00::1"],
+            None,
+            "Conflict: this host has no IPv4 address",
+        ),
+        // Who joins takes the manager's family, if it has that.
+        (toward("2001:db8::9"), &both, Some("2001:db8::1"), all_six),
+        (toward("198.51.100.9"), &both, Some("198.51.100.1"), all_four),
+        (
+            toward("2001:db8::9"),
+            &["eth0=2001:db8::1", "eth1=2001:db8::2"],
+            Some("2001:db8::2"),
+            "2001:db8::2 2001:db8::2 2001:db8::2",
+        ),
+        (toward("198.51.100.9"), &only, None, all_six),
+        // What it was it stays.
+        (was("2001:db8::1"), &both, None, all_six),
+        (was("198.51.100.1"), &both, None, all_four),
+        (was("198.51.100.9"), &only, None, all_six),
+        // Asked for.
+        (asked("2001:db8::1"), &both, None, all_six),
+        (asked("198.51.100.1"), &both, None, all_four),
+        (asked("eth0"), &only, None, all_six),
+        (asked("eth0"), &both, None, all_four),
+        // Behind a translator of prefixes.
+        (
+            asked("2001:db8:7::1"),
+            &both,
+            Some("198.51.100.1"),
+            "2001:db8:7::1 2001:db8:7::1 2001:db8::1",
+        ),
+        (
+            asked("2001:db8:7::1"),
+            &["eth0=198.51.100.1"],
+            None,
+            "Conflict: this host has no IPv6 address that others could use; it has: 198.51.100.1 (eth0)",
+        ),
+    ] {
+        let got = told(&p, &config, all, way, true);
+        assert!(got.starts_with(want), "{p:?} on {all:?}:\n{got}\nwanted\n{want}");
+    }
+    // Where it does not, it says what would.
+    for p in [place(), asked("2001:db8::1")] {
+        let got = chosen(&p, &config, &only, None);
+        assert!(got.contains("[datapath] mode = \"ipvs\""), "{got}");
+    }
+    let mut by_device = Config::default();
+    by_device.datapath.address = Some("eth0".parse().unwrap());
+    by_device.cluster.advertise = Some("198.51.100.1".parse().unwrap());
+    let two = ["eth1=198.51.100.1", "eth0=2001:db8::1"];
+    assert_eq!(
+        told(&place(), &by_device, &two, None, true),
+        "198.51.100.1 2001:db8::1 2001:db8::1"
+    );
+    assert!(chosen(&place(), &by_device, &two, None).contains("with an IPv4 address"));
+}
+
+#[test]
+fn the_last_address_counts_where_the_data_path_carries_it() {
+    let was = Place {
+        advertise: Some("2001:db8::1".parse().unwrap()),
+        ..place()
+    };
+    let mut config = Config::default();
+    config.node.state_dir = "/nonexistent".into();
+    assert_eq!(was.last(&config), None);
+    config.datapath.mode = crate::config::Mode::Ipvs;
+    let last = was.last(&config).unwrap();
+    assert_eq!(last.data_path, last.advertise);
+    config.datapath.mode = crate::config::Mode::Ebpf;
+    config.datapath.address = Some("198.51.100.1".parse().unwrap());
+    let last = was.last(&config).unwrap();
+    assert_eq!(
+        (last.advertise.is_ipv6(), last.data_path),
+        (true, "198.51.100.1".parse().unwrap())
+    );
+}
+
+#[test]
 fn ports_of_others_and_ours() {
     let p = Place {
         asked: Some("203.0.113.7".parse().unwrap()),
@@ -188,7 +301,7 @@ fn ports_of_others_and_ours() {
         ..place()
     };
     let config = p.effective(&Config::default());
-    let now = choose(&p, &config, &here(&["eth0=198.51.100.1"]), None).unwrap();
+    let now = choose(&p, &config, &here(&["eth0=198.51.100.1"]), None, false).unwrap();
     assert_eq!(config.cluster.listen, "198.51.100.1:2378".parse().unwrap());
     assert_eq!(now.rpc, "203.0.113.7:12377".parse().unwrap());
     assert_eq!(now.gossip, "203.0.113.7:17946".parse().unwrap());
@@ -209,6 +322,7 @@ fn what_is_typed_is_read_or_refused() {
         ("198.51.100.256", "neither"),
         ("0.0.0.0", "no address of one host"),
         ("224.0.0.1", "no address of one host"),
+        ("fe80::1", "no address of one host"),
         ("", "neither"),
         ("a-name-that-is-too-long", "neither"),
         ("::ffff:198.51.100.1", "198.51.100.1 None"),

@@ -6,7 +6,7 @@ use kernel::ipvs::Abilities;
 use model::row::Datapath;
 
 use super::{ipvs, pass::KernelError};
-use crate::config::Mode;
+use crate::config::{Config, Mode};
 
 /// The data path in use. It stays for as long as netd runs: a node is wholly in one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +99,15 @@ pub fn possible(mode: Mode) -> Result<(), KernelError> {
     match mode {
         Mode::Ipvs => ipvs::offers().map(drop).map_err(KernelError::NoIpvs),
         Mode::Auto | Mode::Ebpf => Ok(()),
+    }
+}
+
+/// Whether the data path that the settings lead to has tunnels over IPv6. Reads the disk, and may ask the kernel.
+pub fn carries_ipv6(config: &Config) -> bool {
+    match config.datapath.mode {
+        Mode::Ipvs => true,
+        Mode::Ebpf => false,
+        Mode::Auto => Memory::open(&config.node.state_dir).last() == Datapath::Ipvs || ipvs::offers().is_ok(),
     }
 }
 

@@ -108,6 +108,14 @@ impl Ebpf {
         let Some(dp) = self.path.as_mut() else {
             return Ok(());
         };
+        let vtep = world.here.vtep;
+        if vtep.is_ipv6() {
+            // What the kernel holds stays: it carried what it could until now.
+            done.problems.push(format!(
+                "the data-path address {vtep} is IPv6, and this node's data path, eBPF, sends to IPv4 alone; try: [datapath] address with an IPv4 address or device, or datapath.mode = \"ipvs\""
+            ));
+            return Ok(());
+        }
         let only_add = world.inputs.only_add;
         // In doubt the host's stack sees every packet, and so do its policies.
         let transforms = kernel::xfrm::has_policies().unwrap_or_else(|e| {

@@ -78,13 +78,13 @@ pub struct Host {
 }
 
 /// Looks at the host.
-pub fn look(rtnl: &mut Rtnl, vtep: Ipv4Addr) -> Result<Host, RtnlError> {
+pub fn look(rtnl: &mut Rtnl, vtep: IpAddr) -> Result<Host, RtnlError> {
     let links = rtnl.links()?;
     let all = rtnl.addresses()?;
     let by_index: BTreeMap<u32, &Link> = links.iter().map(|l| (l.index, l)).collect();
     let holder = all
         .iter()
-        .find(|a| a.net.addr() == IpAddr::V4(vtep))
+        .find(|a| a.net.addr() == vtep)
         .and_then(|a| by_index.get(&a.index));
     let mut uplinks: BTreeSet<String> = rtnl.default_links()?.into_iter().map(|l| l.name).collect();
     uplinks.extend(holder.filter(|l| !l.loopback).map(|l| l.name.clone()));

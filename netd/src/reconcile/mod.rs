@@ -31,7 +31,7 @@ use tokio::sync::watch;
 
 use crate::{config::Config, endpoints::Endpoints, gossip::Facts, place::Addresses};
 
-pub use choose::{Chosen, possible};
+pub use choose::{Chosen, carries_ipv6, possible};
 pub use pass::{Done, Kernel, KernelError};
 pub use places::Places;
 

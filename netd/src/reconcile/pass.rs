@@ -33,7 +33,7 @@ use crate::{
     config::Config,
     endpoints::{Endpoint, Endpoints},
     gossip::Facts,
-    view::{Basis, Here},
+    view::{self, Basis, Here},
 };
 
 /// What stops the data path as a whole.
@@ -376,6 +376,7 @@ impl Kernel {
             devices: seen.devices.clone(),
             ifindex: BTreeMap::new(),
         };
+        done.notes.extend(view::unreached(intent, facts, &here));
         let published = intent.services.values().flat_map(|s| s.ports.values());
         let mut published: BTreeSet<u16> = published.map(|p| p.spec.published).collect();
         if inputs.only_add {

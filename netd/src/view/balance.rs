@@ -1,9 +1,6 @@
 //! What the mesh should do on this node.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh::{Backend, BackendId, BackendState, Place, Port};
 use model::{
@@ -12,7 +9,9 @@ use model::{
     spec::Lb,
 };
 
-use super::{Chosen, Here, Seen, endpoints, endpoints_at, forwards, node_row, out_because, some_translate_early};
+use super::{
+    Chosen, Here, Seen, endpoints, endpoints_at, forwards, node_row, out_because, reach, some_translate_early,
+};
 use crate::{
     endpoints::{Endpoint, endpoint_mac},
     gossip::Facts,
@@ -189,26 +188,21 @@ fn port(published: &PublishedPort, here: &Here) -> Port {
     }
 }
 
-/// Where an endpoint is, seen from here; `None`: not reachable yet (its interface or its node's row is still on its way).
+/// Where an endpoint is, seen from here; `None`: not reachable (yet: its interface or its node's row is still on its way).
 fn place(facts: &Facts, here: &Here, e: Seen<'_>) -> Option<Place> {
     if e.node == here.me {
         return here.ifindex.get(e.id).map(|i| Place::Local { ifindex: *i });
     }
     let row = node_row(facts, e.node)?;
-    match row.datapath_addr {
-        IpAddr::V4(vtep) => Some(Place::Remote {
-            vtep,
-            datapath: row.datapath,
-        }),
-        // The underlay is IPv4 in this version.
-        IpAddr::V6(_) => None,
-    }
+    let vtep = reach::way(here, row).ok()?;
+    Some(Place::Remote {
+        vtep,
+        datapath: row.datapath,
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use model::{Vni, intent::Network};
 
     use super::*;
@@ -254,7 +248,7 @@ mod tests {
         let mut here = Here {
             me: NodeId(1),
             datapath: model::row::Datapath::Ebpf,
-            vtep: Ipv4Addr::new(198, 18, 0, 1),
+            vtep: [198, 18, 0, 1].into(),
             vxlan_port: 4789,
             underlay_mtu: 1500,
             uplinks: Default::default(),
@@ -277,7 +271,7 @@ mod tests {
         let here = Here {
             me: NodeId(1),
             datapath: model::row::Datapath::Ebpf,
-            vtep: Ipv4Addr::new(198, 18, 0, 1),
+            vtep: [198, 18, 0, 1].into(),
             vxlan_port: 4789,
             underlay_mtu: 1500,
             uplinks: Default::default(),

@@ -4,11 +4,12 @@ mod balance;
 mod changed;
 mod names;
 mod overlay;
+mod reach;
 mod rules;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use model::{
@@ -21,6 +22,7 @@ pub use balance::{mesh_wanted, mesh_wanted_of};
 pub use changed::{Basis, Chosen, Index};
 pub use names::{names, views};
 pub use overlay::overlay_desired;
+pub use reach::unreached;
 pub use rules::{host_rules, sandbox_rules};
 
 use crate::gossip::Facts;
@@ -152,8 +154,8 @@ pub struct Here {
     pub me: NodeId,
     /// Its data path.
     pub datapath: Datapath,
-    /// Its data-path address.
-    pub vtep: Ipv4Addr,
+    /// Address of this host that VXLAN is sent from.
+    pub vtep: IpAddr,
     /// UDP port of VXLAN.
     pub vxlan_port: u16,
     /// MTU of the device that holds `vtep`, octets.

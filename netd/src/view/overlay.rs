@@ -8,14 +8,16 @@ use std::{
 use ipnet::IpNet;
 use model::{EndpointId, Intent, Name, NodeId, Vni};
 
-use super::{Here, node_row, some_translate_early};
+use super::{Here, node_row, reach, some_translate_early};
 use crate::{
     endpoints::{Endpoint, endpoint_mac, node_mac},
     gossip::Facts,
 };
 
-/// Octets of the outer headers on an IPv4 underlay: IPv4 20, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5).
-const OVERHEAD: u32 = 50;
+/// Octets of the outer headers: IPv4 20 or IPv6 40, UDP 8, VXLAN 8, inner Ethernet 14 (RFC 7348 5).
+fn overhead(underlay: IpAddr) -> u32 {
+    if underlay.is_ipv4() { 50 } else { 70 }
+}
 /// Source of a task's flow to itself through its VIP. It is on the gateway's link, so no task has it.
 const HAIRPIN4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 2);
 /// The same for IPv6, of the range that RFC 6666 gave to nothing that answers.
@@ -59,10 +61,7 @@ pub fn overlay_desired(
     }
     let remotes = intent.nodes.keys().filter(|id| **id != here.me).filter_map(|id| {
         let row = node_row(facts, *id)?;
-        // The underlay is IPv4 in this version.
-        let IpAddr::V4(vtep) = row.datapath_addr else {
-            return None;
-        };
+        let vtep = reach::way(here, row).ok()?;
         let blocks = blocks.get(id).cloned().unwrap_or_default();
         Some((
             *id,
@@ -88,12 +87,14 @@ pub fn overlay_desired(
         };
         Some((id.clone(), wanted))
     });
+    let overhead = overhead(here.vtep);
     overlay::Desired {
         node: Some(overlay::Node {
             vtep: here.vtep,
+            own4: reach::own4(here),
             vxlan_port: here.vxlan_port,
             // An underlay below 576 octets (RFC 791) is none.
-            mtu: u16::try_from(here.underlay_mtu.max(576 + OVERHEAD) - OVERHEAD).unwrap_or(u16::MAX),
+            mtu: u16::try_from(here.underlay_mtu.max(576 + overhead) - overhead).unwrap_or(u16::MAX),
             mac: node_mac(here.me),
             hairpin4: HAIRPIN4,
             hairpin6: HAIRPIN6,

@@ -2,14 +2,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use mesh::ipvs::{Lowered, Sandbox, rules};
-use model::{Proto, Vni};
+use model::{NodeId, Proto, Vni};
 use overlay::names;
 
-use super::Here;
+use super::{Here, reach};
 
 /// The rules' inputs of the host's namespace.
 pub fn host_rules(desired: &overlay::Desired, lowered: &Lowered, here: &Here) -> rules::Host {
@@ -29,23 +29,28 @@ pub fn host_rules(desired: &overlay::Desired, lowered: &Lowered, here: &Here) ->
         masquerade: door.masquerade,
     });
     rules::Host {
-        tunnel: desired.node.as_ref().map(|n| (IpAddr::V4(n.vtep), n.vxlan_port)),
-        members: desired.remotes.values().map(|r| IpAddr::V4(r.vtep)).collect(),
+        tunnel: desired.node.as_ref().map(|n| (n.vtep, n.vxlan_port)),
+        members: desired.remotes.values().map(|r| r.vtep).collect(),
         prefix: names::HOST_PREFIX.to_owned(),
         networks: networks.collect(),
-        v4: Some(here.vtep),
-        v6: own6(here),
+        v4: Some(reach::own4(here).unwrap_or(stand_in4(here.me))),
+        v6: Some(reach::own6(here).unwrap_or(stand_in6(here.me))),
         published: published.collect(),
     }
 }
 
-/// The IPv6 address that stands for this host: one of a device that leads outside.
-fn own6(here: &Here) -> Option<Ipv6Addr> {
-    let outside = here.uplinks.iter().filter_map(|d| here.devices.get(d));
-    outside.flatten().find_map(|a| match a {
-        IpAddr::V6(a) if !a.is_loopback() => Some(*a),
-        _ => None,
-    })
+/// Stands for a host that has no IPv4 address, among those in its networks: what a service leads back to the task that
+/// asked, and what the host asks at 127.0.0.1, needs a source that is answered by way of the host. Of the range that
+/// RFC 1112 4 reserves; one for each node, as two with the same port would not be told apart at a backend.
+fn stand_in4(me: NodeId) -> Ipv4Addr {
+    let [.., a, b, c] = me.0.to_be_bytes();
+    Ipv4Addr::new(240, a, b, c)
+}
+
+/// The same for IPv6, of the range that RFC 6666 gave to nothing that answers.
+fn stand_in6(me: NodeId) -> Ipv6Addr {
+    let [.., a, b, c, d] = me.0.to_be_bytes().map(u16::from);
+    Ipv6Addr::new(0x100, 0, 0, 0, 0x6e, 0x6574, a << 8 | b, c << 8 | d)
 }
 
 /// The rules' inputs of each network's namespace.
@@ -58,6 +63,7 @@ pub fn sandbox_rules(desired: &overlay::Desired, lowered: &Lowered) -> BTreeMap<
         let sandbox = rules::Sandbox {
             tunnel: names::tunnel(*vni),
             prefix: names::VETH_PREFIX.to_owned(),
+            up: names::SANDBOX_END.to_owned(),
             v4: Some(n.subnet),
             v6: n.subnet6,
             marks: lowered.networks.get(vni).map(marks).unwrap_or_default(),
@@ -94,10 +100,8 @@ fn marks(sandbox: &Sandbox) -> BTreeMap<rules::Destination, u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
-
     use mesh::ipvs::{Door, DoorKey, MARK_BASE, VIP_MARKS, VipMarks};
-    use model::{NodeId, row::Datapath};
+    use model::row::Datapath;
 
     use super::*;
 
@@ -106,7 +110,7 @@ mod tests {
         Here {
             me: NodeId(1),
             datapath: Datapath::Ipvs,
-            vtep: Ipv4Addr::new(198, 18, 0, 11),
+            vtep: [198, 18, 0, 11].into(),
             vxlan_port: 4789,
             underlay_mtu: 1500,
             uplinks: ["eth0".to_owned()].into(),
@@ -164,10 +168,48 @@ mod tests {
     }
 
     #[test]
-    fn the_address_of_a_way_out_stands_for_the_host() {
-        let v6 = |uplink: &[&str]| host_rules(&desired(false), &Lowered::default(), &here(uplink)).v6;
-        assert_eq!(v6(&["198.18.0.11"]), None);
-        assert_eq!(v6(&["198.18.0.11", "fd18::11"]), Some("fd18::11".parse().unwrap()));
+    fn a_host_without_an_address_of_a_family_has_one_that_stands_for_it() {
+        let told = |here: &Here| {
+            let rules = host_rules(&desired(false), &Lowered::default(), here);
+            (rules.v4.unwrap().to_string(), rules.v6.unwrap().to_string())
+        };
+        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
+        let mut four = here(&["198.18.0.11"]);
+        assert_eq!(told(&four), pair("198.18.0.11", "100::6e:6574:0:1"));
+        assert_eq!(
+            told(&here(&["198.18.0.11", "fd18::11"])),
+            pair("198.18.0.11", "fd18::11")
+        );
+        let mut six = here(&["fd18::11"]);
+        six.vtep = "fd18::11".parse().unwrap();
+        assert_eq!(told(&six), pair("240.0.0.1", "fd18::11"));
+        // Each node has one of its own.
+        (four.me, six.me) = (NodeId(0x12_3456), NodeId(0x12_3456));
+        assert_eq!(told(&four).1, "100::6e:6574:12:3456");
+        assert_eq!(told(&six).0, "240.18.52.86");
+    }
+
+    #[test]
+    fn the_tunnel_is_that_of_the_underlay() {
+        let mut desired = desired(false);
+        for vtep in ["198.18.0.11", "fd18::11"] {
+            let mut here = here(&[vtep]);
+            here.vtep = vtep.parse().unwrap();
+            desired.node = Some(overlay::Node {
+                vtep: here.vtep,
+                own4: None,
+                vxlan_port: 4790,
+                mtu: 1430,
+                mac: model::Mac([6, 0x6e, 0, 0, 0, 1]),
+                hairpin4: Ipv4Addr::new(169, 254, 1, 2),
+                hairpin6: Ipv6Addr::LOCALHOST,
+                uplinks: Default::default(),
+                blocks: Default::default(),
+                flags: 0,
+            });
+            let rules = host_rules(&desired, &Lowered::default(), &here);
+            assert_eq!(rules.tunnel, Some((here.vtep, 4790)));
+        }
     }
 
     #[test]

@@ -130,7 +130,7 @@ fn host_end(space: &mut Space, node: &Node, vni: Vni, network: &Network, path: &
     space.addresses.insert((name.clone(), link_local(HOST_END)));
     space.neighbours.insert((name.clone(), SANDBOX_END.into()), far);
     for to in network.subnets() {
-        let source = to.addr().is_ipv4().then_some(IpAddr::V4(node.vtep));
+        let source = node.own4.filter(|_| to.addr().is_ipv4()).map(IpAddr::V4);
         let route = Route::unicast(&name, Some(SANDBOX_END.into()), source);
         let key = RouteKey {
             table: MAIN,
@@ -159,7 +159,7 @@ fn space(desired: &Desired, node: &Node, vni: Vni, network: &Network, mtu: u32, 
         kind: LinkKind::Tunnel(Tunnel {
             vni,
             port: node.vxlan_port,
-            local: node.vtep.into(),
+            local: node.vtep,
         }),
         alias: names::tunnel_alias(vni),
         mac: node.mac,
@@ -199,7 +199,7 @@ fn space(desired: &Desired, node: &Node, vni: Vni, network: &Network, mtu: u32, 
     for remote in desired.remotes.values() {
         let at = (tunnel.clone(), IpAddr::V6(names::link_local(remote.mac)));
         out.neighbours.insert(at, remote.mac);
-        out.fdb.insert((tunnel.clone(), remote.mac), remote.vtep.into());
+        out.fdb.insert((tunnel.clone(), remote.mac), remote.vtep);
     }
     rules::marked(&mut out, network);
     if setting.classifiers {

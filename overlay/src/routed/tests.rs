@@ -96,6 +96,34 @@ fn a_node_that_moves_costs_one_entry_and_one_that_leaves_takes_its_own_along() {
 }
 
 #[test]
+fn an_underlay_of_the_other_family_is_another_device_and_what_the_host_sends_has_its_own_source() {
+    let mut d = cluster();
+    d.networks.remove(&vni(4097));
+    let mut k = Kernel::new(&[]);
+    let p = planned(&d, &mut k);
+    k.run(&p).unwrap();
+    let node = d.node.as_mut().unwrap();
+    (node.vtep, node.own4) = ("fd18::1".parse().unwrap(), None);
+    d.remotes.values_mut().for_each(|r| r.vtep = "fd18::2".parse().unwrap());
+    let p = planned(&d, &mut k);
+    let told = texts(&p);
+    for step in [
+        "create vxlan nx4096 id 4096 port 4789 local fd18::1",
+        "set fdb 06:6e:00:00:00:02 dev nx4096 dst fd18::2",
+        "replace route 10.77.0.0/16 via fe80::b dev nvh4096",
+    ] {
+        assert!(told.iter().any(|t| t.contains(step)), "{step}: {told:#?}");
+    }
+    assert!(!told.iter().any(|t| t.contains(" src ")), "{told:#?}");
+    k.run(&p).unwrap();
+    assert!(planned(&d, &mut k).is_empty());
+    // It gets an IPv4 address.
+    d.node.as_mut().unwrap().own4 = Some("10.0.0.7".parse().unwrap());
+    let told = texts(&planned(&d, &mut k));
+    assert!(told.len() == 1 && told[0].contains("src 10.0.0.7"), "{told:#?}");
+}
+
+#[test]
 fn an_endpoint_in_a_sandbox_of_ours_is_refused_and_a_small_mtu_keeps_the_gateways() {
     let mut d = cluster();
     d.endpoints.insert(id("x"), endpoint(4096, 5, "/n/net-4097", "eth0"));

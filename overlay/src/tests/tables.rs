@@ -212,6 +212,13 @@ fn rows_of_a_node_with_one_endpoint() {
         r.members.keys().map(|k| k.to_ne_bytes()).collect::<Vec<_>>(),
         [[198, 18, 0, 2]]
     );
+    // What the programs cannot say is not said: nothing of a node at an IPv6 address, no member at one.
+    let mut six = d.clone();
+    six.remotes.values_mut().for_each(|r| r.vtep = ip("fd18::2"));
+    let far = rows(&six, &k.seen);
+    assert!(far.members.is_empty() && far.routes.values().all(|r| r.kind != ebpf_abi::ROUTE_NODE));
+    six.node.as_mut().unwrap().vtep = ip("fd18::1");
+    assert_eq!(rows(&six, &k.seen), Rows::default());
 
     let key = |vni: u32, len: u32, a: [u8; 4]| RouteKey {
         prefix_len: 32 + 96 + len,

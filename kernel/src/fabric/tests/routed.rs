@@ -36,19 +36,49 @@ const MACS: [Mac; 4] = [
     Mac([6, 0x6e, 0, 0, 0, 3]),
 ];
 
+/// The family of the addresses that tunnels are sent between.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Underlay {
+    V4,
+    V6,
+}
+
 /// Hosts 1, 2 and 3 at one switch.
 struct Cluster {
+    underlay: Underlay,
     folder: Folder,
     hosts: BTreeMap<u8, Netns>,
     _switch: Netns,
 }
 
-fn vtep(host: u8) -> std::net::Ipv4Addr {
+fn vtep(host: u8) -> IpAddr {
     [198, 18, 0, host].into()
 }
 
+impl Underlay {
+    fn vtep(self, host: u8) -> IpAddr {
+        match self {
+            Underlay::V4 => vtep(host),
+            Underlay::V6 => format!("fd18::{host}").parse().unwrap(),
+        }
+    }
+    /// MTU of 1500 less the outer headers.
+    fn mtu(self) -> u16 {
+        match self {
+            Underlay::V4 => 1450,
+            Underlay::V6 => 1430,
+        }
+    }
+}
+
 impl Cluster {
+    /// Hosts with addresses of both families, and tunnels over IPv4.
     fn new(test: &str) -> Self {
+        Cluster::over(Underlay::V4, test, &["198.18.0.N/24", "fd18::N/64"])
+    }
+
+    /// `addresses` have a host's number for `N`.
+    fn over(underlay: Underlay, test: &str, addresses: &[&str]) -> Self {
         let folder = Folder::new(test);
         let switch = netns::create(&folder.path().join("switch")).unwrap();
         let mut at_switch = Rtnl::open_in(&switch).unwrap();
@@ -77,15 +107,13 @@ impl Cluster {
             at_switch
                 .execute_all(&[create_veth(&near, &far), change_link(&Which::Name(&port), &join)])
                 .unwrap();
-            set_up(
-                &host,
-                "up0",
-                &[&format!("198.18.0.{n}/24"), &format!("fd18::{n}/64")],
-                None,
-            );
+            let addresses: Vec<String> = addresses.iter().map(|a| a.replace('N', &n.to_string())).collect();
+            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+            set_up(&host, "up0", &addresses, None);
             (n, host)
         });
         Cluster {
+            underlay,
             hosts: hosts.collect(),
             folder,
             _switch: switch,
@@ -125,7 +153,7 @@ impl Cluster {
         };
         let other = 3 - host;
         let remote = Remote {
-            vtep: vtep(other),
+            vtep: self.underlay.vtep(other),
             mac: MACS[usize::from(other)],
             blocks: blocks(other).into(),
             singles: [(vni(4096), "10.77.99.9".parse().unwrap())].into(),
@@ -150,9 +178,10 @@ impl Cluster {
         });
         Desired {
             node: Some(Node {
-                vtep: vtep(host),
+                vtep: self.underlay.vtep(host),
+                own4: (self.underlay == Underlay::V4).then(|| [198, 18, 0, host].into()),
                 vxlan_port: 4789,
-                mtu: 1450,
+                mtu: self.underlay.mtu(),
                 mac: MACS[usize::from(host)],
                 hairpin4: "169.254.1.2".parse().unwrap(),
                 hairpin6: "100::6e:6574:64:2".parse().unwrap(),
@@ -307,7 +336,79 @@ fn tcp(client: &Netns, server: &Netns, address: &str, port: u16, seen: &str) -> 
 #[test]
 fn tasks_of_two_hosts_ping_and_speak_in_both_families_and_see_each_other() {
     let c = Cluster::new("routed-talk");
+    let (a, _b) = talk(&c);
+    // The hosts' own addresses.
+    for to in ["10.77.0.1", "fd00:77::1", "10.77.16.5", "fd00:77::1005"] {
+        assert_eq!(ping(&c.hosts[&1], to), Some(to.parse().unwrap()));
+    }
+    assert!(ping(&a, "169.254.1.1").is_some() && ping(&a, "198.18.0.1").is_some());
+}
+
+#[test]
+fn the_same_between_hosts_that_have_ipv6_alone() {
+    let c = Cluster::over(Underlay::V6, "routed-talk6", &["fd18::N/64"]);
+    let (a, _b) = talk(&c);
+    for to in ["fd00:77::1", "fd00:77::1005"] {
+        assert_eq!(ping(&c.hosts[&1], to), Some(to.parse().unwrap()));
+    }
+    assert!(ping(&a, "169.254.1.1").is_some() && ping(&a, "fd18::1").is_some());
+    // What comes over IPv6 without a checksum is not taken (RFC 8200 8.1), so what was sent above had one.
+    let evil = socket(&c.hosts[&2], "[fd18::2]:4790");
+    let server = socket(&a, "10.77.16.5:702");
+    let send = |text, checksum: bool| {
+        without_checksum(&evil, !checksum);
+        let frame = frame_to(MACS[2], MACS[1], [10, 77, 16, 21], [10, 77, 16, 5], 702, text);
+        evil.send_to(&frame, "[fd18::1]:4789").unwrap();
+    };
+    send(1, false);
+    send(2, true);
+    let mut text = [0; 8];
+    assert_eq!(hear(&server, &mut text).unwrap().0, 1);
+    assert_eq!(text[0], 2);
+}
+
+/// Whether datagrams over IPv6 leave without a checksum.
+fn without_checksum(socket: &UdpSocket, on: bool) {
+    /// Of linux/udp.h.
+    const UDP_NO_CHECK6_TX: libc::c_int = 101;
+    let on = libc::c_int::from(on);
+    let length = libc::socklen_t::try_from(size_of_val(&on)).unwrap();
+    let fd = socket.as_raw_fd();
+    // SAFETY: the kernel reads `length` octets at the pointer, which are those of `on`.
+    let done = unsafe { libc::setsockopt(fd, libc::SOL_UDP, UDP_NO_CHECK6_TX, (&raw const on).cast(), length) };
+    assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn an_underlay_changes_its_family_and_back() {
+    let c = Cluster::new("routed-family");
+    let (a, _b) = c.two();
+    let tasks = |host| -> &[(&str, u32, u8)] {
+        match host {
+            1 => &[("a", 4096, 5)],
+            _ => &[("b", 4096, 21)],
+        }
+    };
+    let before = index_of(&mut c.in_sandbox(1, 4096), &veth("a.4096"));
+    for underlay in [Underlay::V6, Underlay::V4] {
+        for host in [1, 2] {
+            let mut d = c.desired(host, tasks(host));
+            let node = d.node.as_mut().unwrap();
+            (node.vtep, node.mtu) = (underlay.vtep(host), underlay.mtu());
+            let other = underlay.vtep(3 - host);
+            d.remotes.values_mut().for_each(|r| r.vtep = other);
+            c.settle(host, &d);
+            assert_eq!(c.in_sandbox(host, 4096).fdb().unwrap()[0].to, other);
+        }
+        assert!(ping(&a, "10.77.16.21").is_some() && ping(&a, "fd00:77::1015").is_some());
+    }
+    assert_eq!(before, index_of(&mut c.in_sandbox(1, 4096), &veth("a.4096")));
+}
+
+/// What tasks `a` of host 1 and `b` of host 2 say to each other.
+fn talk(c: &Cluster) -> (Netns, Netns) {
     let (a, b) = c.two();
+    let mtu = u32::from(c.underlay.mtu());
     for (mine, theirs, headers) in [
         ("10.77.16.5", "10.77.16.21", 40),
         ("fd00:77::1005", "fd00:77::1015", 60),
@@ -317,8 +418,8 @@ fn tasks_of_two_hosts_ping_and_speak_in_both_families_and_see_each_other() {
         let server = socket(&b, &at(theirs, 700));
         assert_eq!(ask(&socket(&a, &at(mine, 0)), &server).ip().to_string(), mine);
         // Timestamps take 12 octets of each segment (RFC 7323 3).
-        assert_eq!(tcp(&a, &b, theirs, 701, mine), 1450 - headers - 12);
-        assert_eq!(tcp(&b, &a, mine, 701, theirs), 1450 - headers - 12);
+        assert_eq!(tcp(&a, &b, theirs, 701, mine), mtu - headers - 12);
+        assert_eq!(tcp(&b, &a, mine, 701, theirs), mtu - headers - 12);
         // Larger than a packet may be: in pieces.
         let client = socket(&a, &at(mine, 0));
         client.send_to(&[7; 4000], at(theirs, 700)).unwrap();
@@ -329,20 +430,17 @@ fn tasks_of_two_hosts_ping_and_speak_in_both_families_and_see_each_other() {
         // A VIP answers, also where nobody is behind it, and so does the other end of the task's cable.
         let vip = if mine.contains(':') { "fd00:77::1" } else { "10.77.0.1" };
         assert_eq!(ping(&a, vip), Some(vip.parse().unwrap()));
-        assert_eq!(ping(&c.hosts[&1], vip), Some(vip.parse().unwrap()));
-        // The host and its own task.
-        assert_eq!(ping(&c.hosts[&1], mine), Some(mine.parse().unwrap()));
     }
-    assert!(ping(&a, "169.254.1.1").is_some() && ping(&a, "198.18.0.1").is_some());
     for (host, task) in [(1, "a.4096"), (2, "b.4096")] {
         let mut sandbox = c.in_sandbox(host, 4096);
         for name in ["nx4096", "nvup", &veth(task)] {
-            assert_eq!(sandbox.link(name).unwrap().unwrap().mtu, 1450, "{name}");
+            assert_eq!(sandbox.link(name).unwrap().unwrap().mtu, mtu, "{name}");
         }
         let vxlan = sandbox.link("nx4096").unwrap().unwrap();
         assert!(!vxlan.vxlan.unwrap().learning && vxlan.lower_elsewhere);
         assert_eq!(sandbox.fdb().unwrap().len(), 1, "one entry a node");
     }
+    (a, b)
 }
 
 #[test]
@@ -496,7 +594,7 @@ fn a_vxlan_device_that_exists_already_is_found_wherever_it_is() {
         ..LinkChange::default()
     };
     host.execute_all(&[
-        create_vxlan_at(77, "nx4096", 4096, 4789, vtep(1).into(), MACS[1]),
+        create_vxlan_at(77, "nx4096", 4096, 4789, vtep(1), MACS[1]),
         change_link(&Which::Index(77), &marked),
     ])
     .unwrap();
@@ -517,7 +615,7 @@ fn a_vxlan_device_that_exists_already_is_found_wherever_it_is() {
     assert!(ping(&a, "198.18.0.1").is_some(), "the task has its way again");
     // Another one's device of the same network and port is not touched; why it cannot be is told.
     c.settle(1, &Desired::default());
-    host.execute_all(&[create_vxlan_at(78, "theirs", 4096, 4789, vtep(1).into(), MACS[1])])
+    host.execute_all(&[create_vxlan_at(78, "theirs", 4096, 4789, vtep(1), MACS[1])])
         .unwrap();
     let round = c.round(1, c.wanted(1, &d));
     let failed: Vec<String> = round.report.failed.iter().map(|(s, e)| format!("{s}: {e}")).collect();
@@ -635,6 +733,31 @@ fn one_shape_follows_the_other_and_leaves_nothing_behind() {
     c.settle(1, &Desired::default());
     netns::run_in(&c.hosts[&1], || crate::netfilter::remove().unwrap()).unwrap();
     c.is_clean(1);
+}
+
+/// A frame of VXLAN: from `mac`, IPv4 UDP from `source` to port 700 of a task.
+fn frame(mac: Mac, to: Mac, source: [u8; 4], task: [u8; 4], text: u8) -> Vec<u8> {
+    frame_to(mac, to, source, task, 700, text)
+}
+
+fn frame_to(mac: Mac, to: Mac, source: [u8; 4], task: [u8; 4], port: u16, text: u8) -> Vec<u8> {
+    let mut out = vec![8, 0, 0, 0];
+    out.extend((4096u32 << 8).to_be_bytes());
+    out.extend(to.0);
+    out.extend(mac.0);
+    out.extend([8, 0]);
+    let mut ip = vec![0x45, 0, 0, 29, 0, 0, 0, 0, 9, 17, 0, 0];
+    ip.extend(source);
+    ip.extend(task);
+    let sum: u32 = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    ip[10..12].copy_from_slice(&sum.to_be_bytes());
+    out.extend(ip);
+    // Source and destination port, length, no checksum.
+    out.extend([0x30, 0x39]);
+    out.extend(port.to_be_bytes());
+    out.extend([0, 9, 0, 0, text]);
+    out
 }
 
 #[test]

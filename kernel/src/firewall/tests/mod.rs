@@ -148,6 +148,7 @@ fn sandbox(services: u32) -> Sandbox {
     Sandbox {
         tunnel: "nx100".into(),
         prefix: "nv".into(),
+        up: "nvup".into(),
         v4: Some("10.128.0.0/16".parse().unwrap()),
         v6: Some("fd00:80::/64".parse().unwrap()),
         marks: (0..services).map(mark).chain([(any, MARK_BASE + 0x1000)]).collect(),

@@ -130,7 +130,17 @@ impl Desired {
             Place::Remote { vtep, .. } if vtep.is_unspecified() || vtep == wanted.node.vtep => {
                 return self.refuse(unreachable("its node's data-path address is not another node's"));
             }
-            Place::Remote { vtep, datapath } => match datapath {
+            Place::Remote {
+                vtep: IpAddr::V6(_), ..
+            } => {
+                return self.refuse(unreachable(
+                    "its node's data-path address is IPv6, and that of an eBPF node IPv4",
+                ));
+            }
+            Place::Remote {
+                vtep: IpAddr::V4(vtep),
+                datapath,
+            } => match datapath {
                 Datapath::Ebpf => (0, word(vtep)),
                 Datapath::Ipvs => (BACKEND_EARLY, word(vtep)),
             },

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::wanted::{Backend, BackendId, BackendState, Node, Place, Port, Problem, Service, Wanted};
 
-const ME: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 1);
+const ME: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
 
 fn vni(n: u32) -> Vni {
     Vni::try_from(n).unwrap()
@@ -46,7 +46,7 @@ fn backend(n: u8, node: u8) -> (BackendId, Backend) {
             ifindex: 100 + u32::from(n),
         },
         _ => Place::Remote {
-            vtep: Ipv4Addr::new(198, 18, 0, node),
+            vtep: IpAddr::from([198, 18, 0, node]),
             datapath: Datapath::Ebpf,
         },
     };
@@ -399,7 +399,7 @@ fn a_changed_target_holds_where_the_change_has_come() {
     let far = |n: u8| {
         let mut b = backend(n, 2);
         b.1.place = Place::Remote {
-            vtep: Ipv4Addr::new(198, 18, 0, 2),
+            vtep: IpAddr::from([198, 18, 0, 2]),
             datapath: Datapath::Ipvs,
         };
         b
@@ -644,9 +644,14 @@ fn what_cannot_be_used_is_named() {
         vtep: ME,
         datapath: Datapath::Ebpf,
     };
+    let mut six = backend(8, 2);
+    six.1.place = Place::Remote {
+        vtep: "fd18::2".parse().unwrap(),
+        datapath: Datapath::Ipvs,
+    };
     let mut twin = backend(6, 3);
     twin.1.mac = backend(5, 2).1.mac;
-    let mut w = web(&["80"], [bare, absent, ours, backend(5, 2), twin]);
+    let mut w = web(&["80"], [bare, absent, ours, six, backend(5, 2), twin]);
     w.services.get_mut(&7).unwrap().lb = model::spec::Lb::Rr;
     w.services.insert(
         9,
@@ -660,7 +665,7 @@ fn what_cannot_be_used_is_named() {
     assert_eq!(leads_to(&o, &key("198.18.0.1", 0, 80, 6)), Some([5].into()));
     let count = |f: fn(&Problem) -> bool| p.problems.iter().filter(|p| f(p)).count();
     assert_eq!(count(|p| matches!(p, Problem::OnlyMaglev(7, _))), 1);
-    assert_eq!(count(|p| matches!(p, Problem::Unreachable(..))), 3);
+    assert_eq!(count(|p| matches!(p, Problem::Unreachable(..))), 4);
     assert_eq!(count(|p| matches!(p, Problem::DuplicateMac(..))), 1);
     assert_eq!(count(|p| matches!(p, Problem::Taken(9, _, 7))), 3, "{:?}", p.problems);
     assert!(p.problems.iter().all(|p| p.to_string().contains("try: ")));
@@ -704,7 +709,7 @@ fn what_this_data_path_does_not_know_is_said_and_an_allow_list_closes_the_ports(
 fn what_nodes_that_balance_by_ipvs_are_sent_and_send() {
     let mut far = backend(1, 2);
     far.1.place = Place::Remote {
-        vtep: Ipv4Addr::new(198, 18, 0, 2),
+        vtep: IpAddr::from([198, 18, 0, 2]),
         datapath: Datapath::Ipvs,
     };
     let mut w = web(&["80:8080", "53/udp"], [far, backend(2, 1)]);
@@ -814,7 +819,7 @@ fn equal_services_are_balanced_alike_on_two_nodes() {
     let mut there = here.clone();
     there.node = Node {
         id: NodeId(2),
-        vtep: Ipv4Addr::new(198, 18, 0, 2),
+        vtep: IpAddr::from([198, 18, 0, 2]),
         datapath: Datapath::Ebpf,
     };
     for (id, back) in &mut there.services.get_mut(&7).unwrap().backends {

@@ -94,7 +94,7 @@ fn basis() -> Basis {
         here: Here {
             me: NodeId(1),
             datapath: Datapath::Ipvs,
-            vtep: Ipv4Addr::new(198, 18, 0, 1),
+            vtep: [198, 18, 0, 1].into(),
             vxlan_port: 4789,
             underlay_mtu: 1500,
             uplinks: BTreeSet::new(),

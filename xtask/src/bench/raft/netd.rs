@@ -29,6 +29,7 @@ impl Managers {
             Options {
                 nodes: 3,
                 clients,
+                ipv4: true,
                 ipv6: false,
                 bin_dir: Some(programs.to_owned()),
                 daemon,

@@ -10,25 +10,6 @@ use mesh::{
 use super::*;
 use crate::{firewall::Firewall, ipvs::Ipvs};
 
-/// A frame of VXLAN: from `mac`, IPv4 UDP from `source` to port 700 of a task.
-fn frame(mac: Mac, to: Mac, source: [u8; 4], task: [u8; 4], text: u8) -> Vec<u8> {
-    let mut out = vec![8, 0, 0, 0];
-    out.extend((4096u32 << 8).to_be_bytes());
-    out.extend(to.0);
-    out.extend(mac.0);
-    out.extend([8, 0]);
-    let mut ip = vec![0x45, 0, 0, 29, 0, 0, 0, 0, 9, 17, 0, 0];
-    ip.extend(source);
-    ip.extend(task);
-    let sum: u32 = ip.chunks(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]]))).sum();
-    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    ip[10..12].copy_from_slice(&sum.to_be_bytes());
-    out.extend(ip);
-    // Source and destination port, length, no checksum.
-    out.extend([0x30, 0x39, 0x02, 0xbc, 0, 9, 0, 0, text]);
-    out
-}
-
 #[test]
 fn members_alone_may_send() {
     if !*CLASSIFIERS {
@@ -162,6 +143,7 @@ fn a_reply_goes_to_the_node_that_the_client_asked_last() {
     let rules = Sandbox {
         tunnel: "nx4096".to_owned(),
         prefix: "nv".to_owned(),
+        up: "nvup".to_owned(),
         v4: Some("10.77.0.0/16".parse().unwrap()),
         v6: Some("fd00:77::/64".parse().unwrap()),
         marks: [(destination, mark)].into(),

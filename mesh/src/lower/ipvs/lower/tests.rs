@@ -31,7 +31,7 @@ fn backend(n: u8, net: u32, node: u8) -> (BackendId, Backend) {
         place: match node {
             1 => Place::Local { ifindex: 7 },
             _ => Place::Remote {
-                vtep: Ipv4Addr::new(198, 18, 0, node),
+                vtep: IpAddr::from([198, 18, 0, node]),
                 datapath: Datapath::Ebpf,
             },
         },
@@ -85,7 +85,7 @@ fn wanted(services: impl IntoIterator<Item = WantedService>) -> Wanted {
     Wanted {
         node: Node {
             id: NodeId(1),
-            vtep: Ipv4Addr::new(198, 18, 0, 1),
+            vtep: IpAddr::from([198, 18, 0, 1]),
             datapath: Datapath::Ipvs,
         },
         local: ["127.0.0.1", "198.18.0.1", "2001:db8::1", "::1", "fe80::1"]

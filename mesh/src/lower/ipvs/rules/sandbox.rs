@@ -27,6 +27,8 @@ pub struct Sandbox {
     pub tunnel: String,
     /// What the devices of its tasks begin with, and the one towards the node too: `nv`.
     pub prefix: String,
+    /// The one towards the node: `nvup`.
+    pub up: String,
     /// The network's addresses.
     pub v4: Option<Ipv4Net>,
     /// The same for IPv6.
@@ -67,9 +69,6 @@ impl Sandbox {
         };
         let (tunnel, tasks) = (Device::named(&self.tunnel), Device::prefix(&self.prefix));
 
-        // rp_filter of the tasks' devices does this for IPv4.
-        let spoofed = [Of(Family::V6), In(tasks.clone()), NoWayBack];
-        r.add(Raw, Prerouting, spoofed, Action::Drop);
         // What is between tasks and VIPs needs no tracking: where a flow comes in from outside, nothing is remembered.
         for pool in pools() {
             r.add(Raw, Prerouting, [From(pool), In(tunnel.clone())], Action::NoTrack);
@@ -118,6 +117,13 @@ impl Sandbox {
             mask: RANGE,
         };
         r.add(Mangle, Output, [balanced, ToItself], Action::SetMark(TO_ITSELF));
+
+        // rp_filter of the tasks' devices does this for IPv4. Not at the device towards the node: what a task answers to
+        // itself comes back there, from the task's address.
+        let up = [Of(Family::V6), In(Device::named(&self.up))];
+        r.add(Raw, Prerouting, up, Action::Return);
+        let spoofed = [Of(Family::V6), In(tasks), NoWayBack];
+        r.add(Raw, Prerouting, spoofed, Action::Drop);
         r
     }
 }

@@ -88,6 +88,7 @@ fn sandbox() -> Sandbox {
     Sandbox {
         tunnel: "nx100".into(),
         prefix: "nv".into(),
+        up: "nvup".into(),
         v4: Some("10.128.0.0/16".parse().unwrap()),
         v6: Some("fd00:80::/64".parse().unwrap()),
         marks: marks
@@ -103,6 +104,19 @@ fn the_rules_of_a_node() {
     let rules = host().rules();
     insta::assert_snapshot!("host_iptables", iptables::text(&iptables::tables(&rules)));
     insta::assert_snapshot!("host_nft", nft::table(&rules).to_string());
+}
+
+#[test]
+fn a_tunnel_over_ipv6_is_not_tracked_either() {
+    let six = Host {
+        tunnel: Some((ip("fd18::1"), 4789)),
+        networks: BTreeSet::new(),
+        published: BTreeSet::new(),
+        ..host()
+    };
+    let tables = iptables::text(&iptables::tables(&six.rules()));
+    insta::assert_snapshot!("host_six_iptables", tables);
+    insta::assert_snapshot!("host_six_nft", nft::table(&six.rules()).to_string());
 }
 
 #[test]
@@ -383,7 +397,7 @@ proptest! {
         let marks: BTreeMap<_, _> = vips.iter().map(|((a, t, p), m)| {
             (Destination { address: address(*a), transport: *t, port: Some(*p) }, super::super::MARK_BASE + m)
         }).collect();
-        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), ..Sandbox::default() }.rules();
+        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), up: "nvup".into(), ..Sandbox::default() }.rules();
         let family = if wide { Family::V6 } else { Family::V4 };
         let tables = iptables::tables(&rules);
         let chains = &tables[&(TableName::Mangle, family)].ours;
