@@ -208,7 +208,10 @@ fn run(table: TableName, seen: &Table, wanted: &Chains) -> Option<String> {
     let kept = kept.into_iter().filter(|(_, rules)| !rules.is_empty());
     let emptied: Vec<&String> = stale.iter().copied().chain(kept).map(|(c, _)| c).collect();
     // With thousands of services a change is about a few chains: the others stay as they are.
-    let differ = wanted.ours.iter().filter(|(c, rules)| seen.chains.get(*c) != Some(*rules));
+    let differ = wanted
+        .ours
+        .iter()
+        .filter(|(c, rules)| seen.chains.get(*c) != Some(*rules));
     let differ: Vec<(&String, &Vec<String>)> = differ.collect();
     if differ.is_empty() && emptied.is_empty() && seen.jumps_are(wanted) {
         return None;
