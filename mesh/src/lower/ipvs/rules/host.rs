@@ -140,7 +140,7 @@ impl Host {
             r.add(Raw, Prerouting, here.clone(), Action::AcceptBy(MEMBERS));
             r.add(Raw, Prerouting, here, Action::Drop);
         }
-        for device in [Device::named("lo"), self.inside()] {
+        for device in [self.inside(), Device::named("lo")] {
             r.add(Raw, Prerouting, [In(device)], Action::Return);
         }
         r.add(Raw, Prerouting, [Listed(POOLS)], Action::Drop);
@@ -281,7 +281,9 @@ impl Host {
     /// where the host forwards nothing by itself.
     fn forward(&self, r: &mut Rules) {
         use {Hook::Forward, Match::*, TableName::Filter};
+        // Packets of flows under way meet these two alone, however many networks there are.
         r.add(Filter, Forward, [Out(self.inside()), Known], Action::Accept);
+        r.add(Filter, Forward, [In(self.inside()), Known], Action::Accept);
         r.add(Filter, Forward, [Out(self.inside()), Translated], Action::Accept);
         for n in &self.networks {
             let itself = Device::named(&n.device);
