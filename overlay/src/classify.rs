@@ -48,11 +48,11 @@ pub enum Verdict {
     Drop,
     /// Gets a mark and goes on.
     SetMark(u32),
-    /// Gets a destination MAC and goes on.
+    /// Gets a destination MAC and no mark, and goes on. (With a mark a tunnel looks its outer route up for each packet.)
     SetDestination(Mac),
     /// Its connection is kept with this mark, also one that is known already, and it goes on (tc's `ct`).
     Keep(u32),
-    /// Its connection is looked up; it gets that one's mark, 0 when there is none, and the next filter looks at it.
+    /// Its connection is looked up, and kept; it gets that one's mark, 0 when it is new, and the next filter looks at it.
     Recall,
     /// Leaves at once by a network's VXLAN device, with this source MAC: no route, no packet filter, no IPVS sees it.
     Redirect {
@@ -61,6 +61,8 @@ pub enum Verdict {
         /// Source MAC.
         source: Mac,
     },
+    /// Leaves at once by the veth to the host, to this MAC.
+    ToHost(Mac),
 }
 
 impl Verdict {
@@ -68,6 +70,7 @@ impl Verdict {
     pub fn device(&self) -> Option<String> {
         match self {
             Verdict::Redirect { tunnel, .. } => Some(names::tunnel(*tunnel)),
+            Verdict::ToHost(_) => Some(names::SANDBOX_END.to_owned()),
             _ => None,
         }
     }
@@ -112,12 +115,13 @@ impl fmt::Display for Classifier {
             Verdict::Pass => f.write_str(" pass"),
             Verdict::Drop => f.write_str(" drop"),
             Verdict::SetMark(mark) => write!(f, " mark {mark:#x}"),
-            Verdict::SetDestination(mac) => write!(f, " dst_mac {mac}"),
+            Verdict::SetDestination(mac) => write!(f, " dst_mac {mac} mark 0x0"),
             Verdict::Keep(mark) => write!(f, " ct commit mark {mark:#x}"),
-            Verdict::Recall => f.write_str(" ct connmark"),
+            Verdict::Recall => f.write_str(" ct commit connmark"),
             Verdict::Redirect { tunnel, source } => {
                 write!(f, " src_mac {source} redirect dev {}", names::tunnel(tunnel))
             }
+            Verdict::ToHost(mac) => write!(f, " dst_mac {mac} redirect dev {}", names::SANDBOX_END),
         }
     }
 }

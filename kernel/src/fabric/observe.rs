@@ -136,14 +136,14 @@ pub(super) fn forwarding(rtnl: &mut Rtnl, out: &mut SeenSpace) -> Result<(), Rtn
         out.fdb
             .extend(tunnels.get(&f.index).map(|link| (link.clone(), f.mac, f.to)));
     }
-    let tunnel = |index: u32| tunnels.get(&index).and_then(|name| names::network_of_tunnel(name));
-    for (index, link) in tunnels.clone().into_iter().chain(veths) {
+    let device = |index: u32| tunnels.get(&index).or_else(|| veths.get(&index)).cloned();
+    for (index, link) in tunnels.clone().into_iter().chain(veths.clone()) {
         if !rtnl.has_clsact(index)? {
             continue;
         }
         out.clsact.insert(link.clone());
         out.classifiers
-            .extend(rtnl.classifiers(index, &tunnel)?.into_iter().map(|c| {
+            .extend(rtnl.classifiers(index, &device)?.into_iter().map(|c| {
                 let place = ClassifierPlace {
                     link: link.clone(),
                     hook: c.hook,

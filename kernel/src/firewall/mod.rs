@@ -106,15 +106,6 @@ impl Firewall {
         }
     }
 
-    /// Whether both are one and the same to this filter: iptables is not told of the addresses that nf_tables needs
-    /// ([`Rules::locals`]).
-    pub fn is_same(&self, a: &Rules, b: &Rules) -> bool {
-        match self.backend {
-            Backend::Nft(..) => a == b,
-            Backend::Iptables(_) => iptables::is_same(a, b),
-        }
-    }
-
     /// Makes the namespace hold `rules` and no others of ours. `Ok(false)`: it did, nothing was written.
     pub fn apply(&mut self, rules: &Rules) -> Result<bool, FirewallError> {
         match &mut self.backend {

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use model::{Mac, Vni};
+use model::Mac;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use overlay::{Classifier, FIRST_PRIORITY, Hook, LAST_PRIORITY, MaskedMark, Match};
 
@@ -215,12 +215,12 @@ impl Rtnl {
             .any(|a| word(&a.body, 4) == Some(index) && word(&a.body, 12) == Some(CLSACT)))
     }
 
-    /// The filters of a device at netd's priorities. `tunnel` tells the network whose VXLAN device has an index.
-    pub fn classifiers(&mut self, index: u32, tunnel: &dyn Fn(u32) -> Option<Vni>) -> Result<Vec<Seen>, RtnlError> {
+    /// The filters of a device at netd's priorities. `device` tells the name of the one that has an index.
+    pub fn classifiers(&mut self, index: u32, device: &dyn Fn(u32) -> Option<String>) -> Result<Vec<Seen>, RtnlError> {
         let mut out = Vec::new();
         for hook in [Hook::Ingress, Hook::Egress] {
             let answers = self.tc(RTM_GETTFILTER, index, parent(hook))?;
-            out.extend(answers.iter().filter_map(|a| seen(&a.body, index, hook, tunnel)));
+            out.extend(answers.iter().filter_map(|a| seen(&a.body, index, hook, device)));
         }
         Ok(out)
     }
@@ -230,7 +230,7 @@ fn word(body: &[u8], at: usize) -> Option<u32> {
     body.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
 }
 
-fn seen(body: &[u8], index: u32, hook: Hook, tunnel: &dyn Fn(u32) -> Option<Vni>) -> Option<Seen> {
+fn seen(body: &[u8], index: u32, hook: Hook, device: &dyn Fn(u32) -> Option<String>) -> Option<Seen> {
     let (handle, info) = (word(body, 8)?, word(body, 16)?);
     let priority = (info >> 16) as u16;
     // A number of 0 is the priority itself.
@@ -240,8 +240,8 @@ fn seen(body: &[u8], index: u32, hook: Hook, tunnel: &dyn Fn(u32) -> Option<Vni>
     let attributes = Attrs(body.get(TCMSG..)?);
     let options = attributes.get(TCA_OPTIONS).map(Attrs);
     let read = match attributes.string(TCA_KIND).as_deref() {
-        Some("flower") => options.and_then(|o| Some((flower(o)?, action::read(o.get(FLOWER_ACT)?, tunnel)?))),
-        Some("fw") => options.and_then(|o| Some((marked(o, handle)?, action::read(o.get(FW_ACT)?, tunnel)?))),
+        Some("flower") => options.and_then(|o| Some((flower(o)?, action::read(o.get(FLOWER_ACT)?, device)?))),
+        Some("fw") => options.and_then(|o| Some((marked(o, handle)?, action::read(o.get(FW_ACT)?, device)?))),
         _ => None,
     };
     let classifier = read.map(|(on, verdict)| Classifier {
@@ -339,13 +339,18 @@ mod tests {
     use super::*;
     use crate::{netns, testing::Folder};
 
-    fn network() -> Vni {
-        Vni::try_from(4097).unwrap()
+    fn network() -> model::Vni {
+        4097.try_into().unwrap()
     }
 
     /// The loopback stands for a network's VXLAN device.
-    fn tunnel(index: u32) -> Option<Vni> {
-        (index == 1).then(network)
+    fn tunnel(index: u32) -> Option<String> {
+        (index == 1).then(|| "nx4097".to_owned())
+    }
+
+    /// And for the veth to the host.
+    fn up(index: u32) -> Option<String> {
+        (index == 1).then(|| "nvup".to_owned())
     }
 
     fn all() -> Vec<Classifier> {
@@ -408,7 +413,11 @@ mod tests {
             if !matches!(c.on, Match::Mark(_)) {
                 body[8] = 1;
             }
-            let seen = seen(&body, 7, c.hook, &tunnel).unwrap();
+            let by: &dyn Fn(u32) -> Option<String> = match c.verdict {
+                Verdict::ToHost(_) => &up,
+                _ => &tunnel,
+            };
+            let seen = seen(&body, 7, c.hook, by).unwrap();
             assert_eq!(seen.classifier, Some(c), "{c}");
             assert_eq!(super::seen(&body, 8, c.hook, &tunnel), None, "another device's");
             let away = super::seen(&body, 7, c.hook, &|_| None).unwrap().classifier;

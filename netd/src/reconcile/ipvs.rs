@@ -415,12 +415,6 @@ impl<T: PartialEq> Filter<T> {
         if self.holds.as_ref() == Some(&wanted) {
             return Ok(0);
         }
-        if let Some(held) = &self.holds
-            && self.firewall.is_same(&rules(held), &rules(&wanted))
-        {
-            self.holds = Some(wanted);
-            return Ok(0);
-        }
         // A view that may be old replaces nothing that is there.
         if extent == Extent::Additions && self.firewall.is_there()? {
             return Ok(0);

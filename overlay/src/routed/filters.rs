@@ -4,11 +4,11 @@
 //!
 //! 1. a member's frame with a source within the member's own blocks passes: a task of the network;
 //! 2. any other frame with a source within the network is dropped: nobody else has those addresses;
-//! 3. a member's frame gets the member's mark: it came from outside by that node, and its reply must leave by it (the
-//!    packet filter keeps the mark with the connection);
+//! 3. a member's frame gives its connection the member's mark, with each packet: it came from outside by that node, and
+//!    its reply must leave by it;
 //! 4. everything else is dropped: whoever sent it is no member.
 //!
-//! At its egress a packet with a member's mark gets that member's MAC. Each step is one lookup in a table, however many
+//! At its egress a packet with a member's mark gets that member's MAC, and no packet keeps a mark. Each step is one lookup in a table, however many
 //! members there are (one more where single addresses are).
 //!
 //! At the device of a task, what the task sends to outside the network gets its connection's mark, and with a member's
@@ -16,10 +16,11 @@
 //! a flow by the same four numbers that the backend sees, and a client that has used a port through this node and then
 //! through another is the same flow to it. So of several nodes the one that sent last gets the reply; what IPVS here
 //! sends to the task takes the connection back (egress). Who sends with another source than its own gets no mark, and is
-//! left to the check of sources.
+//! left to the check of sources. What IPVS leads back to the task that it came from goes to the host, whose connection
+//! tracking gives it another source.
 
 use ipnet::IpNet;
-use model::Vni;
+use model::{Mac, Vni};
 
 use super::marks;
 use crate::{
@@ -57,7 +58,14 @@ fn of_family(net: IpNet, v4: u16, v6: u16) -> u16 {
 }
 
 pub(super) fn of_tunnel(desired: &Desired, vni: Vni, network: &Network) -> Vec<Classifier> {
-    let mut out = vec![ingress(REST, None, None, Verdict::Drop)];
+    // What IPVS sends bears its service's mark still, which has done its work.
+    let balanced = Classifier {
+        hook: Hook::Egress,
+        priority: REST,
+        on: Match::Mark(marks::any(marks::SERVICE)),
+        verdict: Verdict::SetMark(0),
+    };
+    let mut out = vec![ingress(REST, None, None, Verdict::Drop), balanced];
     for pool in network.subnets() {
         out.push(ingress(
             of_family(pool, POOL4, POOL6),
@@ -78,7 +86,7 @@ pub(super) fn of_tunnel(desired: &Desired, vni: Vni, network: &Network) -> Vec<C
                 Verdict::Pass,
             )
         }));
-        out.push(ingress(MEMBER, Some(remote.mac), None, Verdict::SetMark(mark)));
+        out.push(ingress(MEMBER, Some(remote.mac), None, Verdict::Keep(mark)));
         out.push(Classifier {
             hook: Hook::Egress,
             priority: MEMBER,
@@ -89,8 +97,8 @@ pub(super) fn of_tunnel(desired: &Desired, vni: Vni, network: &Network) -> Vec<C
     out
 }
 
-/// Filters at the device of an endpoint.
-pub(super) fn of_endpoint(node: &Node, ep: &Endpoint, network: &Network) -> Vec<Classifier> {
+/// Filters at the device of an endpoint. `host`: MAC of the host's end of its veth to the sandbox.
+pub(super) fn of_endpoint(node: &Node, ep: &Endpoint, network: &Network, host: Mac) -> Vec<Classifier> {
     let at = |hook, priority, on, verdict| Classifier {
         hook,
         priority,
@@ -112,6 +120,13 @@ pub(super) fn of_endpoint(node: &Node, ep: &Endpoint, network: &Network) -> Vec<
     for own in ep.addresses().chain(ep.extra.iter().copied()).map(IpNet::from) {
         let priority = of_family(own, TASK4, TASK6);
         out.push(at(Hook::Ingress, priority, frame(Some(own), None), Verdict::Recall));
+        let priority = of_family(own, OWN4, OWN6);
+        out.push(at(
+            Hook::Egress,
+            priority,
+            frame(Some(own), None),
+            Verdict::ToHost(host),
+        ));
     }
     let back = Verdict::Redirect {
         tunnel: ep.vni,

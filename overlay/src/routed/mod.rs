@@ -83,7 +83,7 @@ pub fn want(desired: &Desired, setting: &Setting<'_>) -> Wanted {
         if let Some(sandbox) = out.sandboxes.get_mut(&path) {
             near_side(&mut sandbox.space, node, id, ep, mtu);
             if let Some(network) = desired.networks.get(&ep.vni).filter(|_| setting.classifiers) {
-                let filters = filters::of_endpoint(node, ep, network);
+                let filters = filters::of_endpoint(node, ep, network, end_macs(ep.vni).0);
                 let at = filters.into_iter().map(|f| (names::veth(id), f));
                 sandbox.space.classifiers.extend(at);
             }

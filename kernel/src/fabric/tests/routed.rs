@@ -774,7 +774,6 @@ fn marked_packets_go_where_ipvs_waits() {
     told.sort();
     let both = |priority, own, mark, table| [(priority, own, mark, table, false), (priority, own, mark, table, true)];
     let expected = [
-        both(880, true, (0x6d00_0001, u32::MAX), 120),
         both(890, true, (0x6e00_0000, 0xff00_0000), 254),
         both(900, false, (0x6e00_0000, 0xff00_0000), 110),
     ];

@@ -133,11 +133,6 @@ impl Iptables {
     }
 }
 
-/// Whether two sets of rules are the same chains.
-pub(super) fn is_same(a: &Rules, b: &Rules) -> bool {
-    (&a.chains, &a.lists) == (&b.chains, &b.lists)
-}
-
 fn foreign(f: Foreign) -> FirewallError {
     FirewallError::ForeignChain {
         family: f.family,

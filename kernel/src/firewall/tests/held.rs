@@ -221,22 +221,3 @@ fn a_locked_iptables_is_told_with_its_holder_and_done_later() {
     drop(held);
     assert!(fw.apply(&everything()).unwrap());
 }
-
-#[test]
-fn what_a_filter_is_not_told_makes_no_difference_to_it() {
-    for kind in kinds() {
-        let (folder, ns) = world(&format!("fw-same-{kind}"));
-        let mut fw = firewall(&ns, kind, &folder);
-        let one = sandbox(100).rules();
-        let mut other = one.clone();
-        other.locals.insert("10.88.0.99".parse().unwrap());
-        assert!(
-            fw.is_same(&one, &one) && !fw.is_same(&one, &sandbox(130).rules()),
-            "{kind}"
-        );
-        assert!(fw.apply(&one).unwrap());
-        // It is believed where nothing would be written.
-        assert_eq!(fw.is_same(&one, &other), !fw.apply(&other).unwrap(), "{kind}");
-        assert_eq!(fw.is_same(&one, &other), kind == Kind::Iptables);
-    }
-}

@@ -1,7 +1,7 @@
 //! What filters do: gact, skbedit, skbmod, ct, connmark and mirred (linux/tc_act/).
 
-use model::{Mac, Vni};
-use overlay::Verdict;
+use model::Mac;
+use overlay::{Verdict, names};
 
 use crate::netlink::{Attrs, Writer};
 
@@ -50,6 +50,14 @@ fn skbmod(follows: i32, flag: u64) -> Vec<u8> {
     out
 }
 
+/// `struct tc_mirred`.
+fn redirect(by: u32) -> Vec<u8> {
+    let mut out = general(STOLEN);
+    out.extend(EGRESS_REDIRECT.to_ne_bytes());
+    out.extend(by.to_ne_bytes());
+    out
+}
+
 /// The actions of a verdict; `by` is the index of the device that it needs.
 pub(super) fn write(list: &mut Writer, verdict: Verdict, by: u32) {
     let mut order = 0;
@@ -69,9 +77,14 @@ pub(super) fn write(list: &mut Writer, verdict: Verdict, by: u32) {
         Verdict::SetMark(mark) => action("skbedit", &|o| {
             o.bytes(PARMS, &general(OK)).bytes(SKBEDIT_MARK, &mark.to_ne_bytes());
         }),
-        Verdict::SetDestination(mac) => action("skbmod", &|o| {
-            o.bytes(PARMS, &skbmod(OK, SKBMOD_F_DMAC)).bytes(SKBMOD_DMAC, &mac.0);
-        }),
+        Verdict::SetDestination(mac) => {
+            action("skbmod", &|o| {
+                o.bytes(PARMS, &skbmod(PIPE, SKBMOD_F_DMAC)).bytes(SKBMOD_DMAC, &mac.0);
+            });
+            action("skbedit", &|o| {
+                o.bytes(PARMS, &general(OK)).bytes(SKBEDIT_MARK, &[0; 4]);
+            });
+        }
         Verdict::Keep(mark) => action("ct", &|o| {
             o.bytes(CT_PARMS, &general(OK))
                 .bytes(CT_ACTION, &CT_COMMIT.to_ne_bytes())
@@ -79,8 +92,10 @@ pub(super) fn write(list: &mut Writer, verdict: Verdict, by: u32) {
                 .bytes(CT_MARK_MASK, &u32::MAX.to_ne_bytes());
         }),
         Verdict::Recall => {
+            // Kept, or each packet of a flow that begins here would have one made for it.
             action("ct", &|o| {
-                o.bytes(CT_PARMS, &general(PIPE));
+                o.bytes(CT_PARMS, &general(PIPE))
+                    .bytes(CT_ACTION, &CT_COMMIT.to_ne_bytes());
             });
             action("connmark", &|o| {
                 // `struct tc_connmark`: the zone, 0, and two octets of nothing.
@@ -95,10 +110,15 @@ pub(super) fn write(list: &mut Writer, verdict: Verdict, by: u32) {
                     .bytes(SKBMOD_SMAC, &source.0);
             });
             action("mirred", &|o| {
-                let mut parms = general(STOLEN);
-                parms.extend(EGRESS_REDIRECT.to_ne_bytes());
-                parms.extend(by.to_ne_bytes());
-                o.bytes(PARMS, &parms);
+                o.bytes(PARMS, &redirect(by));
+            });
+        }
+        Verdict::ToHost(mac) => {
+            action("skbmod", &|o| {
+                o.bytes(PARMS, &skbmod(PIPE, SKBMOD_F_DMAC)).bytes(SKBMOD_DMAC, &mac.0);
+            });
+            action("mirred", &|o| {
+                o.bytes(PARMS, &redirect(by));
             });
         }
     }
@@ -146,7 +166,7 @@ impl<'a> Action<'a> {
 }
 
 /// `None`: nothing that [`write`] makes.
-pub(super) fn read(list: &[u8], tunnel: &dyn Fn(u32) -> Option<Vni>) -> Option<Verdict> {
+pub(super) fn read(list: &[u8], device: &dyn Fn(u32) -> Option<String>) -> Option<Verdict> {
     let actions: Option<Vec<Action<'_>>> = Attrs(list).into_iter().map(|(_, a)| Action::of(a)).collect();
     let actions = actions?;
     let mut steps = Vec::new();
@@ -158,7 +178,10 @@ pub(super) fn read(list: &[u8], tunnel: &dyn Fn(u32) -> Option<Vni>) -> Option<V
         [("gact", OK)] => Some(Verdict::Pass),
         [("gact", SHOT)] => Some(Verdict::Drop),
         [("skbedit", OK)] => Some(Verdict::SetMark(first.number(SKBEDIT_MARK)?)),
-        [("skbmod", OK)] => Some(Verdict::SetDestination(first.mac(SKBMOD_DMAC)?)),
+        [("skbmod", PIPE), ("skbedit", OK)] => {
+            let mac = first.mac(SKBMOD_DMAC)?;
+            (last.number(SKBEDIT_MARK)? == 0).then_some(Verdict::SetDestination(mac))
+        }
         [("ct", OK)] => {
             let ours = first.short(CT_ACTION) == CT_COMMIT
                 && first.short(CT_ZONE) == 0
@@ -166,16 +189,24 @@ pub(super) fn read(list: &[u8], tunnel: &dyn Fn(u32) -> Option<Vni>) -> Option<V
             ours.then_some(Verdict::Keep(first.number(CT_MARK)?))
         }
         [("ct", PIPE), ("connmark", CONTINUE)] => {
-            let plain = first.short(CT_ACTION) == 0 && first.short(CT_ZONE) == 0;
+            let plain = first.short(CT_ACTION) == CT_COMMIT
+                && first.short(CT_ZONE) == 0
+                && first.options.get(CT_MARK_MASK).is_none();
             let zone = last.parms()?.get(20..22)?;
             (plain && zone == [0, 0]).then_some(Verdict::Recall)
         }
         [("skbmod", PIPE), ("mirred", STOLEN)] => {
             let parms = last.parms()?;
             let direction = super::word(parms, 20)?;
-            let tunnel = tunnel(super::word(parms, 24)?)?;
-            let source = first.mac(SKBMOD_SMAC)?;
-            (direction == EGRESS_REDIRECT).then_some(Verdict::Redirect { tunnel, source })
+            let by = device(super::word(parms, 24)?).filter(|_| direction == EGRESS_REDIRECT)?;
+            match (first.mac(SKBMOD_SMAC), first.mac(SKBMOD_DMAC)) {
+                (Some(source), None) => {
+                    let tunnel = names::network_of_tunnel(&by)?;
+                    Some(Verdict::Redirect { tunnel, source })
+                }
+                (None, Some(mac)) => (by == names::SANDBOX_END).then_some(Verdict::ToHost(mac)),
+                _ => None,
+            }
         }
         _ => None,
     }

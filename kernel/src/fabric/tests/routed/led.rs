@@ -4,7 +4,7 @@ use mesh::{
     ipvs::{
         Dest, DestKey, Family, Forward, SchedFlags, Scheduler, Service, ServiceKey, Table, Timeouts, mark_of, plan,
     },
-    lower::ipvs::rules::{Destination, Sandbox, Transport},
+    lower::ipvs::rules::{Destination, Host, HostNetwork, Sandbox, Transport},
 };
 
 use super::*;
@@ -144,10 +144,7 @@ fn a_reply_goes_to_the_node_that_the_client_asked_last() {
         tunnel: "nx4096".to_owned(),
         prefix: "nv".to_owned(),
         up: "nvup".to_owned(),
-        v4: Some("10.77.0.0/16".parse().unwrap()),
-        v6: Some("fd00:77::/64".parse().unwrap()),
         marks: [(destination, mark)].into(),
-        tasks: [ip("10.77.16.5")].into(),
     };
     Firewall::open(&sandbox).unwrap().apply(&rules.rules()).unwrap();
     let server = socket(&a, "10.77.16.5:700");
@@ -204,6 +201,32 @@ fn a_reply_goes_to_the_node_that_the_client_asked_last() {
             assert_eq!(by.brings(&server, text + more), text + more + 100);
         }
     }
+
+    // What the service leads back to the task that it came from goes by the host, which gives it another source.
+    let host = Host {
+        tunnel: Some((ip("198.18.0.1"), 4789)),
+        members: [ip("198.18.0.2"), ip("198.18.0.3")].into(),
+        prefix: "nvh".to_owned(),
+        networks: [HostNetwork {
+            device: "nvh4096".to_owned(),
+            pools: vec!["10.77.0.0/16".parse().unwrap()],
+            outside: true,
+        }]
+        .into(),
+        v4: Some([198, 18, 0, 1].into()),
+        v6: None,
+        published: Default::default(),
+    };
+    Firewall::open(&c.hosts[&1]).unwrap().apply(&host.rules()).unwrap();
+    let own = socket(&a, "10.77.16.5:888");
+    own.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    own.send_to(&[40], "10.77.0.1:80").unwrap();
+    let mut heard = [0; 8];
+    let (n, from) = hear(&server, &mut heard).unwrap();
+    assert_eq!((&heard[..n], from.ip()), (&[40][..], ip("198.18.0.1")));
+    server.send_to(&[140], from).unwrap();
+    let (n, from) = hear(&own, &mut heard).unwrap();
+    assert_eq!((&heard[..n], from), (&[140][..], "10.77.0.1:80".parse().unwrap()));
 
     // In fragments, there and back. (They do not take a connection back.)
     let fresh = socket(&c.hosts[&1], "203.0.113.9:12346");

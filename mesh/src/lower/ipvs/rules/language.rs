@@ -151,13 +151,6 @@ pub enum Match {
     Port(Transport, u16),
     /// Its destination is an address of the namespace: a lookup in the FIB, so for first packets alone.
     Local,
-    /// Its mark under a mask.
-    Mark {
-        /// What it is.
-        value: u32,
-        /// Of which bits.
-        mask: u32,
-    },
     /// It begins a flow.
     New,
     /// It belongs to a flow that is known, or is related to one.
@@ -166,9 +159,6 @@ pub enum Match {
     Translated,
     /// The way back to its source is not by the device that it came by.
     NoWayBack,
-    /// Its source is its destination. nf_tables has no such match in Linux before 6.13: there it is a look into
-    /// [`Rules::locals`].
-    ToItself,
     /// It is in a list.
     Listed(&'static str),
 }
@@ -186,10 +176,6 @@ pub enum Action {
     Return,
     /// It is not tracked. The chain goes on.
     NoTrack,
-    /// It bears this mark. The chain goes on.
-    SetMark(u32),
-    /// Its flow bears its mark. The chain goes on.
-    SaveMark,
     /// It bears the mark that a list has for it, if one. The chain goes on.
     MarkBy(&'static str),
     /// Its destination is the one that a list has for it, if one.
@@ -319,8 +305,6 @@ pub struct Rules {
     pub chains: BTreeMap<(TableName, Hook), Vec<Rule>>,
     /// Lists by name: lower case letters, at most 12.
     pub lists: BTreeMap<&'static str, List>,
-    /// Addresses for which [`Match::ToItself`] counts.
-    pub locals: BTreeSet<IpAddr>,
 }
 
 impl Rules {

@@ -13,12 +13,9 @@ use super::{
             families_of,
         },
     },
-    Chain, Comparison, Elements, Expression, Field, FlowKey, Header, Keys, MetaKey, Register, Rule, Set, Table,
-    Verdict, address,
+    Chain, Comparison, Expression, Field, FlowKey, Header, Keys, MetaKey, Register, Rule, Set, Table, Verdict, address,
 };
 
-/// Where addresses that are their own destination are.
-const LOCALS: &str = "locals";
 /// `IFNAMSIZ` of linux/if.h.
 const NAME_OCTETS: usize = 16;
 /// `RTN_LOCAL` of linux/rtnetlink.h.
@@ -87,9 +84,8 @@ fn lower(said: &Said, rules: &Rules, out: &mut Table, lowered: &mut Vec<Rule>) {
             _ => None,
         })
         .collect();
-    let itself = said.matches.contains(&Match::ToItself);
     let families = families_of(said);
-    if families.len() == 2 && lists.is_empty() && !itself {
+    if families.len() == 2 && lists.is_empty() {
         lowered.push(one(said, rules, None));
         return;
     }
@@ -99,11 +95,6 @@ fn lower(said: &Said, rules: &Rules, out: &mut Table, lowered: &mut Vec<Rule>) {
             out.sets
                 .entry(set_name(name, family))
                 .or_insert_with(|| set(list, family));
-        }
-        if itself {
-            out.sets
-                .entry(set_name(LOCALS, family))
-                .or_insert_with(|| locals(rules, family));
         }
         if lists.iter().all(|name| rules.lists.contains_key(name)) {
             lowered.push(one(said, rules, Some(family)));
@@ -183,24 +174,6 @@ fn element(key: Key, e: &Entry, value: Value) -> Option<(Keys, Vec<u8>)> {
         }
     };
     Some(((first, last), value))
-}
-
-fn locals(rules: &Rules, family: Family) -> Set {
-    let twice = |a: &IpAddr| {
-        let key = [octets(*a), octets(*a)].concat();
-        ((key.clone(), key), Vec::new())
-    };
-    Set {
-        key: vec![address(family); 2],
-        value: vec![],
-        ranges: false,
-        elements: rules
-            .locals
-            .iter()
-            .filter(|a| Family::of(**a) == family)
-            .map(twice)
-            .collect::<Elements>(),
-    }
 }
 
 /// A rule in the making.
@@ -349,13 +322,6 @@ impl Draft {
                 let local = RTN_LOCAL.to_ne_bytes().to_vec();
                 self.expressions.push(Compare(0, Comparison::Is, local));
             }
-            Match::Mark { value, mask } => {
-                self.say(format!("meta mark & {mask:#010x} == {value:#010x}"));
-                self.expressions.push(Meta(MetaKey::Mark, 0));
-                self.expressions.push(And(0, mask.to_ne_bytes().to_vec()));
-                self.expressions
-                    .push(Compare(0, Comparison::Is, value.to_ne_bytes().to_vec()));
-            }
             Match::New => {
                 self.say("ct state new");
                 self.expressions.push(Flow(FlowKey::State, 0));
@@ -376,15 +342,6 @@ impl Draft {
                 self.expressions.push(WayBack(0));
                 // The kernel writes 0 or 1, as a whole register or as its first octet.
                 self.expressions.push(Compare(0, Comparison::Is, vec![0; 4]));
-            }
-            Match::ToItself => {
-                let key = Key {
-                    from: true,
-                    to: true,
-                    transport: false,
-                    port: false,
-                };
-                self.look(LOCALS, key);
             }
             Match::Listed(name) => {
                 if let Some(list) = rules.lists.get(name) {
@@ -451,16 +408,6 @@ impl Draft {
             Action::NoTrack => {
                 self.say("notrack");
                 self.expressions.push(NoTrack);
-            }
-            Action::SetMark(mark) => {
-                self.say(format!("meta mark set {mark:#010x}"));
-                self.expressions.push(Load(0, mark.to_ne_bytes().to_vec()));
-                self.expressions.push(SetMark(0));
-            }
-            Action::SaveMark => {
-                self.say("ct mark set meta mark");
-                self.expressions.push(Meta(MetaKey::Mark, 0));
-                self.expressions.push(SetFlowMark(0));
             }
             Action::MarkBy(name) => {
                 if self.map(name, rules, "meta mark set") {

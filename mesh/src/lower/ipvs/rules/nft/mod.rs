@@ -128,8 +128,6 @@ pub enum Expression {
     SetMark(Register),
     /// Something about its flow.
     Flow(FlowKey, Register),
-    /// The flow's mark.
-    SetFlowMark(Register),
     /// Octets of a header.
     Payload {
         /// Which header.
@@ -194,8 +192,6 @@ pub enum FlowKey {
     State,
     /// Status bits (`IPS_*`), in the host's order.
     Status,
-    /// Mark, in the host's order.
-    Mark,
 }
 
 /// A header.

@@ -66,13 +66,13 @@ fn marks(vips: impl IntoIterator<Item = u32>) -> Rules {
 fn change(held: &mut Held, to: &Rules) -> String {
     let wanted: BTreeMap<_, _> = iptables::tables(to)
         .into_iter()
-        .filter(|((t, f), _)| (*t, *f) == (TableName::Mangle, Family::V4))
+        .filter(|((t, f), _)| (*t, *f) == (TableName::Raw, Family::V4))
         .collect();
-    let runs = iptables::change(Family::V4, &save(TableName::Mangle, held), &wanted).unwrap();
+    let runs = iptables::change(Family::V4, &save(TableName::Raw, held), &wanted).unwrap();
     let input: String = runs.into_iter().map(|r| r.input).collect();
     restore(held, &input);
     assert_eq!(
-        iptables::change(Family::V4, &save(TableName::Mangle, held), &wanted),
+        iptables::change(Family::V4, &save(TableName::Raw, held), &wanted),
         Ok(vec![])
     );
     input
