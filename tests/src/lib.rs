@@ -243,26 +243,30 @@ pub fn homes(host: &Host) -> anyhow::Result<BTreeSet<String>> {
 ///
 /// When it cannot be run.
 pub fn tally(host: &Host, netns: Option<&str>, words: &str) -> anyhow::Result<Tally> {
-    let line = format!("lab-tool tally {words}");
-    let argv: Vec<&str> = line.split_whitespace().collect();
-    let run = |argv: &[&str]| match netns {
-        Some(netns) => host.in_netns(netns, argv),
-        None => host.run(argv),
-    };
-    if by_ipvs() {
-        let to = argv.iter().skip_while(|w| **w != "--to").nth(1);
-        run(&["sh", "-c", &ports_for(to.context("tally of what?")?)])?.ok()?;
+    let mut line = format!("lab-tool tally {words}");
+    if by_ipvs() && !words.contains("--rate") && !words.contains("--ports") {
+        let to = words.split_whitespace().skip_while(|w| *w != "--to").nth(1);
+        line += &ports_for(to.context("tally of what?")?);
     }
-    run(&argv)?.json()
+    let argv: Vec<&str> = line.split_whitespace().collect();
+    match netns {
+        Some(netns) => host.in_netns(netns, &argv)?,
+        None => host.run(&argv)?,
+    }
+    .json()
 }
 
-/// A command that gives what is sent from now on ports of its own, one of 16 ranges, by where it goes. Where nodes balance by
-/// IPVS, a client's port that was used through a backend's own node is not answered through another one, or the other way
-/// round, while the first flow is remembered: what goes through several nodes in turn is not left to chance.
+/// The first of the ports that tries of [`tally`] have: what is to have others ends here.
+pub const TALLIED: u16 = 50_000;
+
+/// Words that give tries ports of their own, one of 16 ranges, by where they go. Where nodes balance by IPVS, a client's port
+/// that was used through a backend's own node is not answered through another one, or the other way round, while the first
+/// flow is remembered: what goes through several nodes in turn is not left to chance.
 fn ports_for(to: &str) -> String {
     let address = to.rsplit_once(':').map_or(to, |(address, _)| address);
     let sum = address.bytes().map(u16::from).sum::<u16>();
-    port_range(20_000 + sum % 16 * 2500, 2500)
+    let first = TALLIED + sum % 16 * 900;
+    format!(" --ports {first}-{}", first + 899)
 }
 
 fn port_range(first: u16, count: u16) -> String {

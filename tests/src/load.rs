@@ -13,7 +13,7 @@ const RATE: &str = "500";
 
 /// What the tasks run: the lab's server under a name that tells the release.
 pub fn command(host: &Host, release: &str) -> String {
-    format!("{} serve --port 80 --task {release}", host.tool())
+    format!("{} serve --port 80 --one-thread --task {release}", host.tool())
 }
 
 /// Clients with short and with long connections, for some seconds at least, and until what happens under them is over.
@@ -35,9 +35,13 @@ impl Load {
         let length = seconds.to_string();
         let over = client.folder().join(format!("{name}.over"));
         let until = over.display().to_string();
-        // A connection that has ended keeps its port for a minute: by default there are fewer than are made in one.
-        let ports = "echo 1024 65535 > /proc/sys/net/ipv4/ip_local_port_range";
-        client.run(&["sh", "-c", ports])?.ok()?;
+        // A connection that has ended keeps its port for a minute: by default there are fewer than are made in one. What asks
+        // other nodes meanwhile has others.
+        let ports = format!(
+            "echo 1024 {} > /proc/sys/net/ipv4/ip_local_port_range",
+            crate::TALLIED - 1
+        );
+        client.run(&["sh", "-c", &ports])?.ok()?;
         let mut short = client.spawn(
             &format!("{name}-short"),
             &[
