@@ -158,12 +158,12 @@ fn by_one_port(lab: &Lab) -> anyhow::Result<()> {
     for node in &nodes {
         for to in [node.at(80), format!("[{}]:80", node.v6())] {
             // Of TCP the client's own end remembers a port towards each node for a minute.
-            address_kept(client, None, &format!("--to {to} -n 20 --from 20000"))?;
+            address_kept(client, None, &format!("--to {to} -n 20 --ports 20000-20019"))?;
         }
     }
     for node in nodes.iter().chain(nodes.iter().rev()) {
         for to in [node.at(80), format!("[{}]:80", node.v6())] {
-            address_kept(client, None, &format!("--to {to} -n 20 --from 21000 --udp"))?;
+            address_kept(client, None, &format!("--to {to} -n 20 --ports 21000-21019 --udp"))?;
         }
     }
     Ok(())

@@ -5,9 +5,11 @@
 
 mod answer;
 mod crowd;
+mod guests;
 mod hold;
 mod load;
 mod names;
+mod ports;
 mod sctp;
 mod serve;
 mod steady;

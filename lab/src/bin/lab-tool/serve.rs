@@ -10,6 +10,7 @@ use lab::wire::pattern;
 use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 
 use crate::answer::Server;
+use crate::guests;
 
 /// Threads that accept at the start; one more is made whenever all are busy.
 const THREADS: usize = 4;
@@ -25,11 +26,14 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 80)]
     port: u16,
     /// SCTP on that port too.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "one_thread")]
     sctp: bool,
     /// Name of the task in the answers; default: the one that netd-run's environment tells.
     #[arg(long)]
     task: Option<String>,
+    /// All TCP connections that ask for an answer of one line wait in one thread.
+    #[arg(long)]
+    one_thread: bool,
     /// Wait so many milliseconds before listening: a service that starts slowly.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
@@ -52,6 +56,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         false => None,
     };
     println!("ready: {} on port {}", server.name, args.port);
+    if args.one_thread {
+        let of_tcp = server.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = guests::serve(&of_tcp, &tcp) {
+                eprintln!("lab-tool: {error:#}");
+                std::process::exit(1);
+            }
+        });
+        return datagrams(&server, &udp);
+    }
     let tcp = Arc::new(tcp);
     let idle = Arc::new(AtomicUsize::new(0));
     let all = Arc::new(AtomicUsize::new(0));
@@ -113,7 +127,7 @@ fn accept(server: &Arc<Server>, tcp: &Arc<TcpListener>, idle: &Arc<AtomicUsize>,
                 accept(&server, &tcp, &idle, &all);
             }
             // A client that went away is its own business.
-            let _ = server.connection(&stream, client);
+            let _ = server.connection(&stream, client, &[]);
             drop(stream);
             idle.fetch_add(1, Ordering::Relaxed);
         }

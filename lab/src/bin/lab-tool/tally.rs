@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
@@ -10,8 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use lab::wire::{Tally, parse_answer};
-use nix::sys::socket::sockopt::ReuseAddr;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket};
+use nix::sys::socket::SockProtocol;
 
 use crate::answer::plain;
 use crate::report;
@@ -49,9 +47,9 @@ pub(crate) struct Args {
     /// The server closes: a port of this side is free again at once, instead of a minute later.
     #[arg(long, conflicts_with = "udp")]
     bye: bool,
-    /// Ports of this side: this one for the first try, and one more for each that follows.
-    #[arg(long, value_name = "PORT", conflicts_with_all = ["rate", "sctp"])]
-    from: Option<u16>,
+    /// Ports of this side, of one try after the other: `first-last`. Else the kernel chooses.
+    #[arg(long, value_parser = ports, value_name = "FIRST-LAST", conflicts_with = "rate")]
+    ports: Option<(u16, u16)>,
     /// Say `ready` on standard error before the first try.
     #[arg(long)]
     announce: bool,
@@ -67,6 +65,14 @@ pub(crate) enum Way {
     Bye,
     /// One by SCTP, that this side closes.
     Sctp,
+}
+
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let both = text
+        .split_once('-')
+        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    both.filter(|(first, last): &(u16, u16)| 0 < *first && first <= last)
+        .ok_or_else(|| "wants FIRST-LAST, such as 50000-50899".to_owned())
 }
 
 impl Args {
@@ -132,9 +138,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     match args.rate {
         None => {
             for number in 0..count {
-                #[allow(clippy::cast_possible_truncation, reason = "a port is one of 65,536")]
-                let from = args.from.map_or(0, |first| first.wrapping_add(number as u16));
-                let _ = send.send(attempt(&args.to, args.way(), from, number, timeout));
+                let _ = send.send(attempt(&args.to, args.way(), own(args.ports, number), number, timeout));
             }
         }
         Some(rate) => {
@@ -191,7 +195,7 @@ impl<'a> Workers<'a> {
                 .spawn(move || {
                     let next = || taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     while let Ok(number) = next() {
-                        let _ = results.send(attempt(&to, way, 0, number, timeout));
+                        let _ = results.send(attempt(&to, way, None, number, timeout));
                         idle.fetch_add(1, Ordering::AcqRel);
                     }
                 })
@@ -232,8 +236,15 @@ fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
     tally
 }
 
-/// `from`: port of this side, 0 for any.
-fn attempt(to: &str, way: Way, from: u16, number: u64, timeout: Duration) -> Try {
+/// The port of a try. Where the last run ended its ports are in use for a while: this one begins elsewhere.
+fn own(ports: Option<(u16, u16)>, number: u64) -> Option<u16> {
+    let (first, last) = ports?;
+    let count = u64::from(last - first) + 1;
+    let begin = u64::from(std::process::id()) * 61;
+    Some(first + u16::try_from((begin + number) % count).unwrap_or(0))
+}
+
+fn attempt(to: &str, way: Way, from: Option<u16>, number: u64, timeout: Duration) -> Try {
     let started = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, millis);
@@ -241,7 +252,7 @@ fn attempt(to: &str, way: Way, from: u16, number: u64, timeout: Duration) -> Try
         Way::Datagram => datagram(to, from, number, timeout),
         Way::Connection => connection(to, from, false, timeout),
         Way::Bye => connection(to, from, true, timeout),
-        Way::Sctp => association(to, timeout),
+        Way::Sctp => association(to, from, timeout),
     });
     Try {
         started,
@@ -257,44 +268,20 @@ fn lookup(to: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "name not found".to_owned())
 }
 
-fn connection(to: SocketAddr, from: u16, bye: bool, timeout: Duration) -> Result<Answer, String> {
+fn connection(to: SocketAddr, from: Option<u16>, bye: bool, timeout: Duration) -> Result<Answer, String> {
     let stream = match from {
-        0 => TcpStream::connect_timeout(&to, timeout),
-        _ => connect_from(to, from, timeout),
+        None => TcpStream::connect_timeout(&to, timeout),
+        Some(_) => crate::ports::connect(to, SockProtocol::Tcp, from, timeout),
     };
     let stream = stream.map_err(kind)?;
     let own = stream.local_addr().map_err(kind)?;
     ask(&stream, own, bye, timeout)
 }
 
-/// As `TcpStream::connect_timeout`, by a port that another connection may have been by just before.
-fn connect_from(to: SocketAddr, from: u16, timeout: Duration) -> std::io::Result<TcpStream> {
-    let family = match to {
-        SocketAddr::V4(_) => AddressFamily::Inet,
-        SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let fd = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
-    setsockopt(&fd, ReuseAddr, &true)?;
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(any(to, from)))?;
-    let stream = TcpStream::from(fd);
-    // It counts for connect(2), too.
-    stream.set_write_timeout(Some(timeout))?;
-    connect(stream.as_raw_fd(), &SockaddrStorage::from(to))?;
-    Ok(stream)
-}
-
-/// Every address of a family, and a port.
-fn any(to: SocketAddr, port: u16) -> SocketAddr {
-    match to {
-        SocketAddr::V4(_) => ([0; 4], port).into(),
-        SocketAddr::V6(_) => ([0; 16], port).into(),
-    }
-}
-
-fn association(to: SocketAddr, timeout: Duration) -> Result<Answer, String> {
-    let stream = crate::sctp::connect(to, timeout).map_err(kind)?;
+fn association(to: SocketAddr, from: Option<u16>, timeout: Duration) -> Result<Answer, String> {
+    let stream = crate::ports::connect(to, SockProtocol::Sctp, from, timeout).map_err(kind)?;
     // Its socket has all addresses of this side; what the kernel takes is what it takes for a datagram.
-    let own = towards(to, 0).and_then(|s| s.local_addr()).map_err(kind)?;
+    let own = towards(to, None).and_then(|s| s.local_addr()).map_err(kind)?;
     ask(&stream, own, false, timeout)
 }
 
@@ -312,13 +299,14 @@ fn ask(mut stream: &TcpStream, own: SocketAddr, bye: bool, timeout: Duration) ->
     answer(&line, own)
 }
 
-fn towards(to: SocketAddr, from: u16) -> std::io::Result<UdpSocket> {
-    let socket = UdpSocket::bind(any(to, from))?;
+fn towards(to: SocketAddr, from: Option<u16>) -> std::io::Result<UdpSocket> {
+    let any = crate::ports::any(to, from);
+    let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
     Ok(socket)
 }
 
-fn datagram(to: SocketAddr, from: u16, number: u64, timeout: Duration) -> Result<Answer, String> {
+fn datagram(to: SocketAddr, from: Option<u16>, number: u64, timeout: Duration) -> Result<Answer, String> {
     let socket = towards(to, from).map_err(kind)?;
     socket.set_read_timeout(Some(timeout)).map_err(kind)?;
     let own = plain(socket.local_addr().map_err(kind)?.ip());
