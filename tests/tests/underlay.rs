@@ -1,5 +1,5 @@
 //! An underlay of IPv6: hosts that have no IPv4 address at all, and hosts that are apart because their addresses are of two
-//! families. By IPVS; on the other data path it is refused by name.
+//! families. By IPVS; on the other data path it is refused by name. And hosts that have no IPv6.
 
 use std::time::Duration;
 
@@ -256,6 +256,23 @@ fn managers(lab: &Lab) -> anyhow::Result<()> {
     n1.sees_ready(3, Duration::from_secs(40))?;
     ensure!(before == index()?, "the tunnel is another one: {before}");
     Ok(())
+}
+
+#[test]
+fn a_service_leads_a_task_back_to_itself_on_a_host_without_ipv6() {
+    let options = Options {
+        nodes: 1,
+        ipv6: false,
+        ..Options::default()
+    };
+    in_lab_with("four", options, |lab| {
+        lab.form_cluster()?;
+        let n1 = lab.host("n1")?;
+        n1.netctl("network create app --subnet 10.77.0.0/16 --ipv6")?.ok()?;
+        n1.attach("t-n1", "app", None)?;
+        to_itself(n1)?;
+        no_problems(n1)
+    });
 }
 
 #[test]
