@@ -359,7 +359,7 @@ impl Kernel {
         &mut self,
         inputs: &Inputs,
         tell: &dyn Fn(&BTreeSet<IpAddr>),
-    ) -> Result<(Ipv4Addr, host::Host), KernelError> {
+    ) -> Result<(IpAddr, host::Host), KernelError> {
         let began = Instant::now();
         loop {
             let vtep = inputs.addresses.borrow().source;
