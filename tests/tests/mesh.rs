@@ -154,7 +154,7 @@ fn every_node_answers_everybody() {
 /// they are one flow, and the reply goes to the node that was asked last.
 fn by_one_port(lab: &Lab) -> anyhow::Result<()> {
     let client = lab.client()?;
-    let nodes: Vec<_> = lab.nodes().into_iter().collect();
+    let nodes: Vec<_> = lab.nodes().iter().collect();
     for node in &nodes {
         for to in [node.at(80), format!("[{}]:80", node.v6())] {
             // Of TCP the client's own end remembers a port towards each node for a minute.
