@@ -393,7 +393,7 @@ proptest! {
         let marks: BTreeMap<_, _> = vips.iter().map(|((a, t, p), m)| {
             (Destination { address: address(*a), transport: *t, port: Some(*p) }, super::super::MARK_BASE + m)
         }).collect();
-        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), up: "nvup".into(), ..Sandbox::default() }.rules();
+        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), up: "nvup".into() }.rules();
         let family = if wide { Family::V6 } else { Family::V4 };
         let tables = iptables::tables(&rules);
         let chains = &tables[&(TableName::Raw, family)].ours;
