@@ -72,11 +72,11 @@ impl TaskState {
     /// Whether one and the same task may go from here to `next`. Stages may be passed over, since reports are; none comes
     /// twice, and nothing comes after an end.
     pub fn may_become(self, next: TaskState) -> bool {
-        use TaskState::{Complete, Orphaned, Rejected, Running, Starting};
+        use TaskState::{Accepted, Complete, Orphaned, Rejected, Running};
         match next {
             _ if self.is_end() => false,
-            // The command has run by then.
-            Complete => matches!(self, Starting | Running),
+            // A command that ends at once has started and run between two reports.
+            Complete => self >= Accepted,
             Rejected => self < Running,
             Orphaned => true,
             _ => next > self,
@@ -241,14 +241,17 @@ mod tests {
             (
                 Accepted,
                 &[
-                    Preparing, Ready, Starting, Running, Shutdown, Failed, Rejected, Orphaned,
+                    Preparing, Ready, Starting, Running, Complete, Shutdown, Failed, Rejected, Orphaned,
                 ],
             ),
             (
                 Preparing,
-                &[Ready, Starting, Running, Shutdown, Failed, Rejected, Orphaned],
+                &[Ready, Starting, Running, Complete, Shutdown, Failed, Rejected, Orphaned],
             ),
-            (Ready, &[Starting, Running, Shutdown, Failed, Rejected, Orphaned]),
+            (
+                Ready,
+                &[Starting, Running, Complete, Shutdown, Failed, Rejected, Orphaned],
+            ),
             (Starting, &[Running, Complete, Shutdown, Failed, Rejected, Orphaned]),
             (Running, &[Complete, Shutdown, Failed, Orphaned]),
             (Complete, &[]),
