@@ -15,6 +15,7 @@ use crate::host::Host;
 const READY: Duration = Duration::from_secs(30);
 
 /// Which data path the daemons use where neither the lab nor the host says so: a whole suite runs over one or the other.
+/// Without it `ebpf`, on every kernel: what `auto` takes depends on the machine, and a figure must not.
 const DATAPATH: &str = "NETD_LAB_DATAPATH";
 
 /// How daemons are started.
@@ -252,10 +253,11 @@ impl Host {
         Ok(())
     }
 
-    fn data_path(&self) -> anyhow::Result<Option<String>> {
+    fn data_path(&self) -> anyhow::Result<String> {
         let own = self.data_path.lock();
         let own = own.map_err(|_| anyhow::anyhow!("another step of this lab panicked"))?;
-        Ok(own.clone().or_else(|| std::env::var(DATAPATH).ok()))
+        let said = own.clone().or_else(|| std::env::var(DATAPATH).ok());
+        Ok(said.unwrap_or_else(|| "ebpf".to_owned()))
     }
 
     fn more_config(&self) -> anyhow::Result<String> {
@@ -283,11 +285,8 @@ impl Host {
             state = state.display(),
             more = format_args!("{}\n{}", self.daemon_options.config, self.more_config()?),
         );
-        let text = match self.data_path()? {
-            Some(mode) => with_data_path(&text, &mode),
-            None => text,
-        };
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, with_data_path(&text, &self.data_path()?))
+            .with_context(|| format!("writing {}", path.display()))?;
         Ok(path)
     }
 }

@@ -239,6 +239,14 @@ impl Service {
         known.map(|p| p.target)
     }
 
+    /// Where a published port led before the change that is carried out, or the last one.
+    pub fn targets_before<'s>(&'s self, port: &'s PublishedPort) -> impl Iterator<Item = u16> + 's {
+        let pending = self.rollout.iter().flat_map(|r| &r.pending).map(|p| &*p.spec);
+        let before = pending.chain(self.previous.as_deref());
+        let same = move |spec: &'s ServiceSpec| spec.publish.iter().find(|p| p.same_place(&port.spec));
+        before.filter_map(same).map(|p| p.target)
+    }
+
     /// Ports that a slot's task listens on once it is ready.
     pub fn listened(&self, slot: Option<u32>) -> impl Iterator<Item = (Proto, u16)> + '_ {
         let ports = self.ports.values();

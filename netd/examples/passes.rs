@@ -118,7 +118,7 @@ impl Load {
                 kernel.look_again();
             }
             let begun = Instant::now();
-            let done = kernel.pass(&inputs, &intent, facts, &BTreeMap::new());
+            let done = kernel.pass(&inputs, &intent, facts, &BTreeMap::new(), &|_| {});
             let took = begun.elapsed();
             ensure!(
                 done.problems.is_empty(),

@@ -110,9 +110,9 @@ pub struct ClusterSection {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct DatapathSection {
-    /// `auto` (eBPF, in this version), `ebpf` or `ipvs`. A change counts from netd's next start on. Under
-    /// endpoints that are here an explicit one cuts their connections through services for a moment, and `auto` changes
-    /// nothing: drain the node before.
+    /// `auto` (IPVS where the kernel has it, else eBPF), `ebpf` or `ipvs`. A change counts from netd's next start on.
+    /// Under endpoints that are here an explicit one cuts their connections through services for a moment, and `auto`
+    /// changes nothing: drain the node before.
     pub mode: Mode,
     /// Address that VXLAN is sent to, or the device that has it: IPv4, or with IPVS either family, the same on all nodes.
     /// Default: the advertised one.

@@ -88,6 +88,12 @@ pub fn tunnel(vni: Vni) -> String {
     format!("nx{vni}")
 }
 
+/// The network whose [`tunnel`] has this name.
+pub fn network_of_tunnel(name: &str) -> Option<Vni> {
+    let vni = Vni::try_from(name.strip_prefix("nx")?.parse::<u32>().ok()?).ok()?;
+    (tunnel(vni) == name).then_some(vni)
+}
+
 /// Alias of [`tunnel`].
 pub fn tunnel_alias(vni: Vni) -> String {
     format!("{MARK}vxlan:{vni}")

@@ -236,8 +236,7 @@ pub fn homes(host: &Host) -> anyhow::Result<BTreeSet<String>> {
         .collect())
 }
 
-/// `lab-tool tally` on a host, or in a namespace of it. Where nodes balance by IPVS, what goes to another address has ports
-/// of its own.
+/// `lab-tool tally` on a host, or in a namespace of it.
 ///
 /// # Errors
 ///
@@ -245,24 +244,11 @@ pub fn homes(host: &Host) -> anyhow::Result<BTreeSet<String>> {
 pub fn tally(host: &Host, netns: Option<&str>, words: &str) -> anyhow::Result<Tally> {
     let line = format!("lab-tool tally {words}");
     let argv: Vec<&str> = line.split_whitespace().collect();
-    let run = |argv: &[&str]| match netns {
-        Some(netns) => host.in_netns(netns, argv),
-        None => host.run(argv),
-    };
-    if by_ipvs() {
-        let to = argv.iter().skip_while(|w| **w != "--to").nth(1);
-        run(&["sh", "-c", &ports_for(to.context("tally of what?")?)])?.ok()?;
+    match netns {
+        Some(netns) => host.in_netns(netns, &argv)?,
+        None => host.run(&argv)?,
     }
-    run(&argv)?.json()
-}
-
-/// A command that gives what is sent from now on ports of its own, one of 16 ranges, by where it goes. Where nodes balance by
-/// IPVS, a client's port that was used through a backend's own node is not answered through another one, or the other way
-/// round, while the first flow is remembered: what goes through several nodes in turn is not left to chance.
-fn ports_for(to: &str) -> String {
-    let address = to.rsplit_once(':').map_or(to, |(address, _)| address);
-    let sum = address.bytes().map(u16::from).sum::<u16>();
-    port_range(20_000 + sum % 16 * 2500, 2500)
+    .json()
 }
 
 fn port_range(first: u16, count: u16) -> String {
@@ -273,7 +259,7 @@ fn port_range(first: u16, count: u16) -> String {
 }
 
 /// Gives what is sent from now on from a host, or a namespace of it, the next `count` ports, which nobody in this story has used:
-/// see [`tally`] on what IPVS does not tell apart. A story has 40,000 of them.
+/// of two connections that a client has at one time by one port to one backend, IPVS keeps the later one. A story has 40,000.
 ///
 /// # Errors
 ///

@@ -13,7 +13,7 @@ const RATE: &str = "500";
 
 /// What the tasks run: the lab's server under a name that tells the release.
 pub fn command(host: &Host, release: &str) -> String {
-    format!("{} serve --port 80 --task {release}", host.tool())
+    format!("{} serve --port 80 --one-thread --task {release}", host.tool())
 }
 
 /// Clients with short and with long connections, for some seconds at least, and until what happens under them is over.

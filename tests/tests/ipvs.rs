@@ -197,12 +197,8 @@ fn drained_everywhere(lab: &Lab) -> anyhow::Result<()> {
 /// One client that uses the same few ports again and again: each connection is answered within a second, although the one
 /// before it is remembered. (With vs.conntrack=1 and vs.conn_reuse_mode=1 the kernel drops such a first packet.)
 fn ports_come_back(client: &Host, node: &Host) -> anyhow::Result<()> {
-    let range = "/proc/sys/net/ipv4/ip_local_port_range";
-    let before = shell(client, &format!("cat {range}"))?.ok()?.stdout;
-    shell(client, &format!("echo 41000 41019 >{range}"))?.ok()?;
-    let seen = tally(client, None, &format!("--to {} -n 1000 --bye", node.at(80)));
-    shell(client, &format!("echo {} >{range}", before.trim()))?.ok()?;
-    let seen = seen?;
+    let words = format!("--to {} -n 1000 --bye --ports 41000-41019", node.at(80));
+    let seen = tally(client, None, &words)?;
     println!(
         "--- 1000 connections from 20 ports: longest pause {} ms, {seen}",
         seen.longest_gap_ms

@@ -203,7 +203,7 @@ fn a_changed_target_on_one_node_cuts_nothing() {
     in_cluster("roll-target1", 1, |lab| {
         let (n1, client) = (lab.host("n1")?, lab.client()?);
         n1.netctl("network create app --subnet 10.77.0.0/16 --ipv6")?.ok()?;
-        let release = |name: &str, port: u16| format!("{} serve --port {port} --task {name}", n1.tool());
+        let release = |name: &str, port: u16| format!("{} serve --port {port} --one-thread --task {name}", n1.tool());
         let line = format!(
             "service create {SERVICE} --network app --replicas 2 --publish 80:8080 --drain-timeout 8s -- {}",
             release("one", 8080)
@@ -241,7 +241,7 @@ fn a_changed_target_loses_nothing() {
     in_cluster("roll-target", 3, |lab| {
         let (n1, client) = (lab.host("n1")?, lab.client()?);
         n1.netctl("network create app --subnet 10.77.0.0/16 --ipv6")?.ok()?;
-        let release = |name: &str, port: u16| format!("{} serve --port {port} --task {name}", n1.tool());
+        let release = |name: &str, port: u16| format!("{} serve --port {port} --one-thread --task {name}", n1.tool());
         let line = format!(
             "service create {SERVICE} --network app --replicas 6 --publish 80:8080 --drain-timeout 8s -- {}",
             release("one", 8080)

@@ -105,15 +105,20 @@ fn under_tasks(lab: &Lab) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// `auto` leaves IPVS to those who ask for it, and a node that has it and tasks as it is.
+/// `auto` takes IPVS where the kernel has it, and leaves a node with tasks as it is.
 fn automatic(lab: &Lab) -> anyhow::Result<()> {
     let (n1, n2) = (lab.host("n1")?, lab.host("n2")?);
     restart(n1, "auto", Datapath::Ebpf)?;
     let why = inspect(n1)?.datapath_why.unwrap_or_default();
-    ensure!(why.contains("try: datapath.mode = \"ipvs\""), "{why}");
+    ensure!(
+        why.contains("endpoints") && why.contains("try: netctl node drain"),
+        "{why}"
+    );
     answered(lab, n1)?;
-    restart(n2, "ipvs", Datapath::Ipvs)?;
-    restart(n2, "auto", Datapath::Ebpf)?;
+    restart(n2, "ebpf", Datapath::Ebpf)?;
+    restart(n2, "auto", Datapath::Ipvs)?;
+    let why = inspect(n2)?.datapath_why.unwrap_or_default();
+    ensure!(why.contains("mode is auto") && why.contains("mh"), "{why}");
     n1.netctl("node activate n2")?.ok()?;
     for node in lab.nodes() {
         address_kept(lab.client()?, None, &format!("--to {} -n 20", node.at(80)))?;

@@ -86,7 +86,13 @@ impl State {
         of.insert((*port, name.clone()));
     }
 
-    pub(super) fn let_port_go(&mut self, name: &Name, port: &PublishedPort) {
+    /// Lets go of a port, and of its mark unless one of the `others` has that now.
+    pub(super) fn let_port_go<'p>(
+        &mut self,
+        name: &Name,
+        port: &PublishedPort,
+        mut others: impl Iterator<Item = &'p PublishedPort>,
+    ) {
         let (spec, now) = (port.spec, self.now_ms);
         if let Some(of) = self.ports.get_mut(&(spec.published, spec.proto)) {
             of.remove(&(spec, name.clone()));
@@ -94,7 +100,9 @@ impl State {
                 self.ports.remove(&(spec.published, spec.proto));
             }
         }
-        self.marks.release(port.mark, now, REST_MS);
+        if others.all(|other| other.mark != port.mark) {
+            self.marks.release(port.mark, now, REST_MS);
+        }
         if port.auto {
             self.autos.release(u32::from(spec.published), now, REST_MS);
         }
@@ -166,10 +174,14 @@ impl State {
         let mut asked: Vec<&PortSpec> = spec.publish.iter().collect();
         asked.sort_by_key(autos_first);
         for port in asked {
-            let has = old.and_then(|o| o.ports.values().find(|p| p.asked() == *port));
-            let published = match has {
-                Some(p) => *p,
-                None => self.give_port(spec, port, given)?,
+            let has = |is: &dyn Fn(&PublishedPort) -> bool| old.and_then(|o| o.ports.values().find(|p| is(p)));
+            let leads_elsewhere = |p: &PublishedPort| !p.auto && p.spec.same_place(port);
+            // Where it leads to is a backend's: with another mark, the rules and the flows of the old one would go, and all
+            // that is established with them.
+            let published = match (has(&|p| p.asked() == *port), has(&leads_elsewhere)) {
+                (Some(p), _) => *p,
+                (None, Some(p)) => PublishedPort { spec: *port, ..*p },
+                (None, None) => self.give_port(spec, port, given)?,
             };
             if let Some(other) = ports.values().find(|p| p.spec.meets(&published.spec)) {
                 return Err(Refusal::conflict(
@@ -193,7 +205,6 @@ impl State {
         given: &mut GivenPorts,
     ) -> Result<PublishedPort, Refusal> {
         let now = self.now_ms;
-        // One mark is one target port (CONTRACTS, IPVS numbers): another target is another mark.
         let mark = self
             .marks
             .take(now)

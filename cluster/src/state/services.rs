@@ -58,7 +58,7 @@ impl State {
             self.release_vip(net, *vip);
         }
         for port in old.ports.values() {
-            self.let_port_go(name, port);
+            self.let_port_go(name, port, std::iter::empty());
         }
         self.place_missing(index);
         Ok(Applied::Done)
@@ -115,7 +115,7 @@ impl State {
                 self.release_vip(net, *vip);
             }
             for (_, port) in old.ports.iter().filter(|(k, p)| ports.get(*k) != Some(p)) {
-                self.let_port_go(name, port);
+                self.let_port_go(name, port, ports.values());
             }
         }
         for port in ports.values() {

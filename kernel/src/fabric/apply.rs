@@ -387,7 +387,10 @@ impl Hand {
             Step::SetFdb { link, mac, to, .. } => vec![request::set_fdb(&self.fdb(link, *mac, *to)?)],
             Step::DeleteFdb { link, mac, to, .. } => vec![request::delete_fdb(&self.fdb(link, *mac, *to)?)],
             Step::AddClsact { link, .. } => vec![tc::add_clsact(self.index(link)?)],
-            Step::AddClassifier { link, classifier, .. } => vec![tc::add(self.index(link)?, classifier)],
+            Step::AddClassifier { link, classifier, .. } => {
+                let by = classifier.verdict.device().map_or(Ok(0), |d| self.index(&d))?;
+                vec![tc::add(self.index(link)?, classifier, by)]
+            }
             Step::DeleteClassifier { place, .. } => {
                 let index = self.index(&place.link)?;
                 vec![tc::delete(index, place.hook, place.priority, place.handle)]

@@ -124,30 +124,34 @@ fn seen_link(l: &Link) -> SeenLink {
 
 /// What VXLAN devices of ours send where, and the filters of our devices.
 pub(super) fn forwarding(rtnl: &mut Rtnl, out: &mut SeenSpace) -> Result<(), RtnlError> {
-    let ours: BTreeMap<u32, String> = out
-        .links
-        .iter()
-        .filter(|(_, l)| names::is_ours(l.alias.as_deref()) && l.kind.as_deref() == Some("vxlan"))
-        .map(|(name, l)| (l.index, name.clone()))
-        .collect();
+    let of = |kind: &str| -> BTreeMap<u32, String> {
+        out.links
+            .iter()
+            .filter(|(_, l)| names::is_ours(l.alias.as_deref()) && l.kind.as_deref() == Some(kind))
+            .map(|(name, l)| (l.index, name.clone()))
+            .collect()
+    };
+    let (tunnels, veths) = (of("vxlan"), of("veth"));
     for f in rtnl.fdb()? {
         out.fdb
-            .extend(ours.get(&f.index).map(|link| (link.clone(), f.mac, f.to)));
+            .extend(tunnels.get(&f.index).map(|link| (link.clone(), f.mac, f.to)));
     }
-    for (index, link) in ours {
+    let device = |index: u32| tunnels.get(&index).or_else(|| veths.get(&index)).cloned();
+    for (index, link) in tunnels.clone().into_iter().chain(veths.clone()) {
         if !rtnl.has_clsact(index)? {
             continue;
         }
         out.clsact.insert(link.clone());
-        out.classifiers.extend(rtnl.classifiers(index)?.into_iter().map(|c| {
-            let place = ClassifierPlace {
-                link: link.clone(),
-                hook: c.hook,
-                priority: c.priority,
-                handle: c.handle,
-            };
-            (place, c.classifier)
-        }));
+        out.classifiers
+            .extend(rtnl.classifiers(index, &device)?.into_iter().map(|c| {
+                let place = ClassifierPlace {
+                    link: link.clone(),
+                    hook: c.hook,
+                    priority: c.priority,
+                    handle: c.handle,
+                };
+                (place, c.classifier)
+            }));
     }
     Ok(())
 }

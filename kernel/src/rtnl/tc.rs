@@ -1,4 +1,4 @@
-//! Filters at devices: clsact, flower, fw and their actions (linux/pkt_cls.h, linux/pkt_sched.h, linux/tc_act/).
+//! Filters at devices: clsact, flower and fw (linux/pkt_cls.h, linux/pkt_sched.h); their actions are in [`action`].
 //!
 //! Only what [`overlay::Classifier`] can say is written, and only that is understood when it is read; another filter at
 //! one of netd's priorities is known by its place alone.
@@ -8,10 +8,15 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use model::Mac;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
-use overlay::{Classifier, FIRST_PRIORITY, Hook, LAST_PRIORITY, Match, Verdict};
+use overlay::{Classifier, FIRST_PRIORITY, Hook, LAST_PRIORITY, MaskedMark, Match};
 
 use super::{Rtnl, RtnlError};
 use crate::netlink::{Attrs, Request, Writer};
+
+mod action;
+mod probe;
+
+pub use probe::{Lack, lacks};
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_GETQDISC: u16 = 38;
@@ -37,24 +42,23 @@ const FLOWER_ETH_SRC_MASK: u16 = 7;
 const FLOWER_ETH_TYPE: u16 = 8;
 const FLOWER_IPV4_SRC: u16 = 10;
 const FLOWER_IPV4_SRC_MASK: u16 = 11;
+const FLOWER_IPV4_DST: u16 = 12;
+const FLOWER_IPV4_DST_MASK: u16 = 13;
 const FLOWER_IPV6_SRC: u16 = 14;
 const FLOWER_IPV6_SRC_MASK: u16 = 15;
+const FLOWER_IPV6_DST: u16 = 16;
+const FLOWER_IPV6_DST_MASK: u16 = 17;
 /// `TCA_FLOWER_FLAGS`: whether hardware has it, which is no property of ours.
 const FLOWER_FLAGS: u16 = 22;
 /// `TCA_FLOWER_IN_HW_COUNT`, likewise.
 const FLOWER_IN_HW_COUNT: u16 = 86;
+/// `TCA_FLOWER_KEY_FLAGS` and its mask, in the network's order.
+const FLOWER_KEY_FLAGS: u16 = 47;
+const FLOWER_KEY_FLAGS_MASK: u16 = 48;
+/// `TCA_FLOWER_KEY_FLAGS_IS_FRAGMENT`.
+const IS_FRAGMENT: [u8; 4] = [0, 0, 0, 1];
 const FW_ACT: u16 = 4;
-
-const ACT_KIND: u16 = 1;
-const ACT_OPTIONS: u16 = 2;
-/// `TCA_GACT_PARMS`, `TCA_SKBEDIT_PARMS` and `TCA_SKBMOD_PARMS` are one number.
-const PARMS: u16 = 2;
-const SKBEDIT_MARK: u16 = 5;
-const SKBMOD_DMAC: u16 = 3;
-/// `SKBMOD_F_DMAC`.
-const SKBMOD_F_DMAC: u64 = 1;
-const TC_ACT_OK: i32 = 0;
-const TC_ACT_SHOT: i32 = 2;
+const FW_MASK: u16 = 5;
 
 /// `ETH_P_*` of linux/if_ether.h.
 const ETH_P_ALL: u16 = 3;
@@ -81,10 +85,16 @@ fn info(priority: u16, protocol: u16) -> u32 {
 }
 
 fn protocol(on: &Match) -> u16 {
-    match on {
-        Match::Frame { source: Some(net), .. } if net.addr().is_ipv4() => ETH_P_IP,
-        Match::Frame { source: Some(_), .. } => ETH_P_IPV6,
-        Match::Frame { source: None, .. } | Match::Mark(_) => ETH_P_ALL,
+    let net = match on {
+        Match::Frame {
+            source, destination, ..
+        } => source.or(*destination),
+        Match::Fragment | Match::Mark(_) => None,
+    };
+    match net {
+        Some(IpNet::V4(_)) => ETH_P_IP,
+        Some(IpNet::V6(_)) => ETH_P_IPV6,
+        None => ETH_P_ALL,
     }
 }
 
@@ -99,36 +109,49 @@ pub fn add_clsact(index: u32) -> Request {
     }
 }
 
-/// Adds a filter; refused (EEXIST) where one that looks at the same is at its priority.
-pub fn add(index: u32, c: &Classifier) -> Request {
+/// Adds a filter; refused (EEXIST) where one that looks at the same is at its priority. `by`: the index of the device
+/// that its verdict needs ([`Verdict::device`]), else of no meaning.
+pub fn add(index: u32, c: &Classifier, by: u32) -> Request {
     let handle = match c.on {
-        Match::Frame { .. } => 0,
-        Match::Mark(mark) => mark,
+        Match::Frame { .. } | Match::Fragment => 0,
+        Match::Mark(mark) => mark.value,
     };
     let mut w = header(index, handle, parent(c.hook), info(c.priority, protocol(&c.on)));
     match c.on {
-        Match::Frame { mac, source } => {
+        Match::Frame {
+            mac,
+            source,
+            destination,
+        } => {
             w.string(TCA_KIND, "flower").nest(TCA_OPTIONS, |o| {
                 if let Some(mac) = mac {
                     o.bytes(FLOWER_ETH_SRC, &mac.0).bytes(FLOWER_ETH_SRC_MASK, &[0xff; 6]);
                 }
-                if let Some(net) = source {
+                if source.or(destination).is_some() {
                     o.bytes(FLOWER_ETH_TYPE, &protocol(&c.on).to_be_bytes());
-                    match net {
-                        IpNet::V4(n) => o
-                            .bytes(FLOWER_IPV4_SRC, &n.network().octets())
-                            .bytes(FLOWER_IPV4_SRC_MASK, &n.netmask().octets()),
-                        IpNet::V6(n) => o
-                            .bytes(FLOWER_IPV6_SRC, &n.network().octets())
-                            .bytes(FLOWER_IPV6_SRC_MASK, &n.netmask().octets()),
-                    };
                 }
-                o.nest(FLOWER_ACT, |list| action(list, c.verdict));
+                if let Some(net) = source {
+                    within(o, net, FLOWER_IPV4_SRC, FLOWER_IPV6_SRC);
+                }
+                if let Some(net) = destination {
+                    within(o, net, FLOWER_IPV4_DST, FLOWER_IPV6_DST);
+                }
+                o.nest(FLOWER_ACT, |list| action::write(list, c.verdict, by));
             });
         }
-        Match::Mark(_) => {
+        Match::Fragment => {
+            w.string(TCA_KIND, "flower").nest(TCA_OPTIONS, |o| {
+                o.bytes(FLOWER_KEY_FLAGS, &IS_FRAGMENT)
+                    .bytes(FLOWER_KEY_FLAGS_MASK, &IS_FRAGMENT)
+                    .nest(FLOWER_ACT, |list| action::write(list, c.verdict, by));
+            });
+        }
+        Match::Mark(mark) => {
             w.string(TCA_KIND, "fw").nest(TCA_OPTIONS, |o| {
-                o.nest(FW_ACT, |list| action(list, c.verdict));
+                if mark.mask != u32::MAX {
+                    o.bytes(FW_MASK, &mark.mask.to_ne_bytes());
+                }
+                o.nest(FW_ACT, |list| action::write(list, c.verdict, by));
             });
         }
     }
@@ -139,6 +162,14 @@ pub fn add(index: u32, c: &Classifier) -> Request {
     }
 }
 
+/// An address and, by the next number, its mask.
+fn within(o: &mut Writer, net: IpNet, v4: u16, v6: u16) {
+    match net {
+        IpNet::V4(n) => o.bytes(v4, &n.network().octets()).bytes(v4 + 1, &n.netmask().octets()),
+        IpNet::V6(n) => o.bytes(v6, &n.network().octets()).bytes(v6 + 1, &n.netmask().octets()),
+    };
+}
+
 /// Removes a filter.
 pub fn delete(index: u32, hook: Hook, priority: u16, handle: u32) -> Request {
     // No protocol: whatever the priority's is.
@@ -147,43 +178,6 @@ pub fn delete(index: u32, hook: Hook, priority: u16, handle: u32) -> Request {
         flags: 0,
         body: header(index, handle, parent(hook), info(priority, 0)).0,
     }
-}
-
-/// `tc_gen` of linux/pkt_cls.h: index, capabilities, what follows, two counts.
-fn general(follows: i32) -> Vec<u8> {
-    let mut out = vec![0; 8];
-    out.extend(follows.to_ne_bytes());
-    out.resize(20, 0);
-    out
-}
-
-/// A list of one action.
-fn action(list: &mut Writer, verdict: Verdict) {
-    let (kind, follows) = match verdict {
-        Verdict::Pass => ("gact", TC_ACT_OK),
-        Verdict::Drop => ("gact", TC_ACT_SHOT),
-        Verdict::SetMark(_) => ("skbedit", TC_ACT_OK),
-        Verdict::SetDestination(_) => ("skbmod", TC_ACT_OK),
-    };
-    list.nest(1, |a| {
-        a.string(ACT_KIND, kind).nest(ACT_OPTIONS, |o| {
-            let mut parms = general(follows);
-            match verdict {
-                Verdict::Pass | Verdict::Drop => {
-                    o.bytes(PARMS, &parms);
-                }
-                Verdict::SetMark(mark) => {
-                    o.bytes(PARMS, &parms).bytes(SKBEDIT_MARK, &mark.to_ne_bytes());
-                }
-                Verdict::SetDestination(mac) => {
-                    // `struct tc_skbmod`: the flags are aligned to eight octets.
-                    parms.resize(24, 0);
-                    parms.extend(SKBMOD_F_DMAC.to_ne_bytes());
-                    o.bytes(PARMS, &parms).bytes(SKBMOD_DMAC, &mac.0);
-                }
-            }
-        });
-    });
 }
 
 /// A filter at one of netd's priorities.
@@ -221,12 +215,12 @@ impl Rtnl {
             .any(|a| word(&a.body, 4) == Some(index) && word(&a.body, 12) == Some(CLSACT)))
     }
 
-    /// The filters of a device at netd's priorities.
-    pub fn classifiers(&mut self, index: u32) -> Result<Vec<Seen>, RtnlError> {
+    /// The filters of a device at netd's priorities. `device` tells the name of the one that has an index.
+    pub fn classifiers(&mut self, index: u32, device: &dyn Fn(u32) -> Option<String>) -> Result<Vec<Seen>, RtnlError> {
         let mut out = Vec::new();
         for hook in [Hook::Ingress, Hook::Egress] {
             let answers = self.tc(RTM_GETTFILTER, index, parent(hook))?;
-            out.extend(answers.iter().filter_map(|a| seen(&a.body, index, hook)));
+            out.extend(answers.iter().filter_map(|a| seen(&a.body, index, hook, device)));
         }
         Ok(out)
     }
@@ -236,7 +230,7 @@ fn word(body: &[u8], at: usize) -> Option<u32> {
     body.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
 }
 
-fn seen(body: &[u8], index: u32, hook: Hook) -> Option<Seen> {
+fn seen(body: &[u8], index: u32, hook: Hook, device: &dyn Fn(u32) -> Option<String>) -> Option<Seen> {
     let (handle, info) = (word(body, 8)?, word(body, 16)?);
     let priority = (info >> 16) as u16;
     // A number of 0 is the priority itself.
@@ -246,8 +240,8 @@ fn seen(body: &[u8], index: u32, hook: Hook) -> Option<Seen> {
     let attributes = Attrs(body.get(TCMSG..)?);
     let options = attributes.get(TCA_OPTIONS).map(Attrs);
     let read = match attributes.string(TCA_KIND).as_deref() {
-        Some("flower") => options.and_then(flower),
-        Some("fw") => options.and_then(|o| Some((Match::Mark(handle), verdict(o.get(FW_ACT)?)?))),
+        Some("flower") => options.and_then(|o| Some((flower(o)?, action::read(o.get(FLOWER_ACT)?, device)?))),
+        Some("fw") => options.and_then(|o| Some((marked(o, handle)?, action::read(o.get(FW_ACT)?, device)?))),
         _ => None,
     };
     let classifier = read.map(|(on, verdict)| Classifier {
@@ -265,7 +259,15 @@ fn seen(body: &[u8], index: u32, hook: Hook) -> Option<Seen> {
     })
 }
 
-fn flower(options: Attrs<'_>) -> Option<(Match, Verdict)> {
+fn marked(options: Attrs<'_>, handle: u32) -> Option<Match> {
+    let mask = match options.get(FW_MASK) {
+        Some(mask) => u32::from_ne_bytes(*mask.first_chunk()?),
+        None => u32::MAX,
+    };
+    Some(Match::Mark(MaskedMark { value: handle, mask }))
+}
+
+fn flower(options: Attrs<'_>) -> Option<Match> {
     let known = [
         FLOWER_ACT,
         FLOWER_ETH_SRC,
@@ -273,8 +275,14 @@ fn flower(options: Attrs<'_>) -> Option<(Match, Verdict)> {
         FLOWER_ETH_TYPE,
         FLOWER_IPV4_SRC,
         FLOWER_IPV4_SRC_MASK,
+        FLOWER_IPV4_DST,
+        FLOWER_IPV4_DST_MASK,
         FLOWER_IPV6_SRC,
         FLOWER_IPV6_SRC_MASK,
+        FLOWER_IPV6_DST,
+        FLOWER_IPV6_DST_MASK,
+        FLOWER_KEY_FLAGS,
+        FLOWER_KEY_FLAGS_MASK,
         FLOWER_FLAGS,
         FLOWER_IN_HW_COUNT,
     ];
@@ -286,16 +294,32 @@ fn flower(options: Attrs<'_>) -> Option<(Match, Verdict)> {
         (Some(mac), Some([0xff, 0xff, 0xff, 0xff, 0xff, 0xff])) => Some(Mac(mac.try_into().ok()?)),
         _ => return None,
     };
-    let v4 = address::<4>(options, FLOWER_IPV4_SRC, FLOWER_IPV4_SRC_MASK)?;
-    let v6 = address::<16>(options, FLOWER_IPV6_SRC, FLOWER_IPV6_SRC_MASK)?;
-    Some((
-        Match::Frame { mac, source: v4.or(v6) },
-        verdict(options.get(FLOWER_ACT)?)?,
-    ))
+    let net = |v4: u16, v6: u16| {
+        let (v4, v6) = (address::<4>(options, v4)?, address::<16>(options, v6)?);
+        Some(v4.or(v6))
+    };
+    let (source, destination) = (
+        net(FLOWER_IPV4_SRC, FLOWER_IPV6_SRC)?,
+        net(FLOWER_IPV4_DST, FLOWER_IPV6_DST)?,
+    );
+    let flags = [FLOWER_KEY_FLAGS, FLOWER_KEY_FLAGS_MASK].map(|key| options.get(key));
+    match flags {
+        [None, None] => Some(Match::Frame {
+            mac,
+            source,
+            destination,
+        }),
+        // Nothing else is asked of a fragment.
+        [Some(flags), Some(mask)] => {
+            let alone = mac.is_none() && source.is_none() && destination.is_none();
+            (alone && flags == IS_FRAGMENT && mask == IS_FRAGMENT).then_some(Match::Fragment)
+        }
+        _ => None,
+    }
 }
 
 /// `None`: it is there and is no address with a prefix.
-fn address<const N: usize>(options: Attrs<'_>, key: u16, mask: u16) -> Option<Option<IpNet>>
+fn address<const N: usize>(options: Attrs<'_>, key: u16) -> Option<Option<IpNet>>
 where
     IpAddr: From<[u8; N]>,
 {
@@ -303,102 +327,44 @@ where
         return Some(None);
     };
     let value = <[u8; N]>::try_from(value).ok()?;
-    let mask = <[u8; N]>::try_from(options.get(mask)?).ok()?;
+    let mask = <[u8; N]>::try_from(options.get(key + 1)?).ok()?;
     let prefix = ipnet::ip_mask_to_prefix(IpAddr::from(mask)).ok()?;
     Some(Some(IpNet::new(IpAddr::from(value), prefix).ok()?))
 }
 
-fn verdict(list: &[u8]) -> Option<Verdict> {
-    let mut actions = Attrs(list).into_iter();
-    let (Some((_, action)), None) = (actions.next(), actions.next()) else {
-        return None;
-    };
-    let action = Attrs(action);
-    let options = Attrs(action.get(ACT_OPTIONS)?);
-    let follows = word(options.get(PARMS)?, 8)? as i32;
-    match (action.string(ACT_KIND)?.as_str(), follows) {
-        ("gact", TC_ACT_OK) => Some(Verdict::Pass),
-        ("gact", TC_ACT_SHOT) => Some(Verdict::Drop),
-        ("skbedit", TC_ACT_OK) => {
-            let mark = options.get(SKBEDIT_MARK)?.first_chunk()?;
-            Some(Verdict::SetMark(u32::from_ne_bytes(*mark)))
-        }
-        ("skbmod", TC_ACT_OK) => Some(Verdict::SetDestination(Mac(options
-            .get(SKBMOD_DMAC)?
-            .try_into()
-            .ok()?))),
-        _ => None,
-    }
-}
-
-/// A part of tc that filters need, and whether the kernel has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lack {
-    /// What is missing.
-    pub what: &'static str,
-    /// Build option.
-    pub option: &'static str,
-    /// Module with it.
-    pub module: &'static str,
-}
-
-/// What the kernel lacks for filters, found by trying in a namespace that ends with the trial. Empty: nothing.
-pub fn lacks() -> Result<Vec<Lack>, RtnlError> {
-    let frame = Match::Frame {
-        mac: None,
-        source: None,
-    };
-    let drop_all = (Hook::Ingress, frame, Verdict::Drop);
-    let set_mark = (Hook::Ingress, frame, Verdict::SetMark(1));
-    let by_mark = (Hook::Egress, Match::Mark(1), Verdict::Drop);
-    let set_mac = (Hook::Egress, frame, Verdict::SetDestination(Mac([2; 6])));
-    let trials = [
-        (
-            drop_all,
-            "the classifier flower, or the action gact",
-            "CONFIG_NET_CLS_FLOWER, CONFIG_NET_ACT_GACT",
-            "cls_flower, act_gact",
-        ),
-        (set_mark, "the action skbedit", "CONFIG_NET_ACT_SKBEDIT", "act_skbedit"),
-        (by_mark, "the classifier fw", "CONFIG_NET_CLS_FW", "cls_fw"),
-        (set_mac, "the action skbmod", "CONFIG_NET_ACT_SKBMOD", "act_skbmod"),
-    ];
-    crate::netns::run_in_new(|| {
-        let mut rtnl = Rtnl::open()?;
-        let mut out = Vec::new();
-        // The loopback has index 1 in every namespace.
-        if !matches!(rtnl.execute(&[add_clsact(1)])?.as_slice(), [Ok(())]) {
-            return Ok(vec![Lack {
-                what: "the qdisc clsact",
-                option: "CONFIG_NET_SCH_INGRESS",
-                module: "sch_ingress",
-            }]);
-        }
-        for (i, ((hook, on, verdict), what, option, module)) in (0..).zip(trials) {
-            let classifier = Classifier {
-                hook,
-                priority: FIRST_PRIORITY + i,
-                on,
-                verdict,
-            };
-            if !matches!(rtnl.execute(&[add(1, &classifier)])?.as_slice(), [Ok(())]) {
-                out.push(Lack { what, option, module });
-            }
-        }
-        Ok(out)
-    })?
-}
-
 #[cfg(test)]
 mod tests {
+    use overlay::Verdict;
+
     use super::*;
     use crate::{netns, testing::Folder};
+
+    fn network() -> model::Vni {
+        4097.try_into().unwrap()
+    }
+
+    /// The loopback stands for a network's VXLAN device.
+    fn tunnel(index: u32) -> Option<String> {
+        (index == 1).then(|| "nx4097".to_owned())
+    }
+
+    /// And for the veth to the host.
+    fn up(index: u32) -> Option<String> {
+        (index == 1).then(|| "nvup".to_owned())
+    }
 
     fn all() -> Vec<Classifier> {
         let frame = |mac, source: Option<&str>| Match::Frame {
             mac,
             source: source.map(|s| s.parse().unwrap()),
+            destination: None,
         };
+        let to = |net: &str| Match::Frame {
+            mac: None,
+            source: None,
+            destination: Some(net.parse().unwrap()),
+        };
+        let marked = |value, mask| Match::Mark(MaskedMark { value, mask });
         let member = Mac([6, 0x6e, 0, 0, 0, 2]);
         let mac = Some(member);
         let at = |hook, n, on, verdict| Classifier {
@@ -418,9 +384,23 @@ mod tests {
             at(
                 Hook::Egress,
                 5,
-                Match::Mark(0x6f00_0002),
+                marked(0x6f00_0002, u32::MAX),
                 Verdict::SetDestination(member),
             ),
+            at(Hook::Ingress, 7, to("10.77.0.0/16"), Verdict::Pass),
+            at(Hook::Ingress, 8, to("fd00:77::/64"), Verdict::Pass),
+            at(Hook::Ingress, 9, frame(None, Some("10.77.16.5/32")), Verdict::Recall),
+            at(
+                Hook::Ingress,
+                10,
+                marked(0x6f00_0000, 0xff00_0000),
+                Verdict::Redirect {
+                    tunnel: network(),
+                    source: member,
+                },
+            ),
+            at(Hook::Egress, 8, Match::Fragment, Verdict::Pass),
+            at(Hook::Egress, 9, marked(0x6e00_0000, 0xff00_0000), Verdict::Keep(7)),
         ]
     }
 
@@ -428,17 +408,27 @@ mod tests {
     #[test]
     fn a_filter_reads_as_it_was_written() {
         for c in all() {
-            let mut body = add(7, &c).body;
+            let mut body = add(7, &c, 1).body;
             // The kernel gives a number to what had none.
-            if matches!(c.on, Match::Frame { .. }) {
+            if !matches!(c.on, Match::Mark(_)) {
                 body[8] = 1;
             }
-            let seen = seen(&body, 7, c.hook).unwrap();
+            let by: &dyn Fn(u32) -> Option<String> = match c.verdict {
+                Verdict::ToHost(_) => &up,
+                _ => &tunnel,
+            };
+            let seen = seen(&body, 7, c.hook, by).unwrap();
             assert_eq!(seen.classifier, Some(c), "{c}");
-            assert_eq!(super::seen(&body, 8, c.hook), None, "another device's");
+            assert_eq!(super::seen(&body, 8, c.hook, &tunnel), None, "another device's");
+            let away = super::seen(&body, 7, c.hook, &|_| None).unwrap().classifier;
+            assert_eq!(
+                away.is_none(),
+                c.verdict.device().is_some(),
+                "{c} to a device that is gone"
+            );
             // Another protocol than ours in the header: not ours.
             body[16] ^= 1;
-            assert_eq!(super::seen(&body, 7, c.hook).unwrap().classifier, None, "{c}");
+            assert_eq!(super::seen(&body, 7, c.hook, &tunnel).unwrap().classifier, None, "{c}");
         }
     }
 
@@ -451,15 +441,15 @@ mod tests {
         assert!(!rtnl.has_clsact(1).unwrap());
         rtnl.execute_all(&[add_clsact(1)]).unwrap();
         assert!(rtnl.has_clsact(1).unwrap());
-        assert_eq!(rtnl.classifiers(1).unwrap(), []);
-        let adds: Vec<Request> = all().iter().map(|c| add(1, c)).collect();
+        assert_eq!(rtnl.classifiers(1, &tunnel).unwrap(), []);
+        let adds: Vec<Request> = all().iter().map(|c| add(1, c, 1)).collect();
         let results = rtnl.execute(&adds).unwrap();
         eprintln!("this kernel lacks {lacks:?}");
         assert_eq!(lacks.is_empty(), results.iter().all(Result::is_ok), "{results:?}");
         if !lacks.is_empty() {
             return;
         }
-        let seen = rtnl.classifiers(1).unwrap();
+        let seen = rtnl.classifiers(1, &tunnel).unwrap();
         let mut read: Vec<Classifier> = seen.iter().filter_map(|s| s.classifier).collect();
         read.sort();
         let mut wanted = all();
@@ -474,7 +464,7 @@ mod tests {
         );
         let removals: Vec<Request> = seen.iter().map(|s| delete(1, s.hook, s.priority, s.handle)).collect();
         rtnl.execute_all(&removals).unwrap();
-        assert_eq!(rtnl.classifiers(1).unwrap(), []);
+        assert_eq!(rtnl.classifiers(1, &tunnel).unwrap(), []);
         assert!(
             rtnl.execute(&removals)
                 .unwrap()

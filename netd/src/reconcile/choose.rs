@@ -17,11 +17,6 @@ pub struct Chosen {
     pub why: String,
 }
 
-/// Whether `auto` takes IPVS where the kernel lacks nothing for it. Not yet: flows that one client has by the same port, first
-/// through the node of a backend and then through another one, are not told apart (ARCHITECTURE.md, the other data path), so
-/// that clients of several nodes lose connections. Who asks for IPVS is told so.
-const AUTO_TAKES_IPVS: bool = false;
-
 /// What the kernel has for it.
 pub(super) enum Offers {
     Ebpf,
@@ -45,16 +40,11 @@ impl Chosen {
     /// # Errors
     /// IPVS is asked for, and the kernel lacks what is named.
     pub(super) fn new(mode: Mode, before: Before) -> Result<(Chosen, Offers), String> {
-        Self::of(mode, before, AUTO_TAKES_IPVS, ipvs::offers)
+        Self::of(mode, before, ipvs::offers)
     }
 
-    fn of(
-        mode: Mode,
-        before: Before,
-        auto_takes_ipvs: bool,
-        ask: impl Fn() -> Result<Abilities, String>,
-    ) -> Result<(Chosen, Offers), String> {
-        let (chosen, offers) = Self::asked(mode, before, auto_takes_ipvs, &ask)?;
+    fn of(mode: Mode, before: Before, ask: impl Fn() -> Result<Abilities, String>) -> Result<(Chosen, Offers), String> {
+        let (chosen, offers) = Self::asked(mode, before, &ask)?;
         if !before.only_add || chosen.datapath == before.last {
             return Ok((chosen, offers));
         }
@@ -72,17 +62,12 @@ impl Chosen {
     fn asked(
         mode: Mode,
         before: Before,
-        auto_takes_ipvs: bool,
         ask: impl Fn() -> Result<Abilities, String>,
     ) -> Result<(Chosen, Offers), String> {
         let said = |mode: &str, has: &Abilities| format!("datapath.mode is {mode}, and the kernel has {has}");
         match mode {
             Mode::Ebpf => Ok(Self::ebpf("datapath.mode is ebpf".to_owned())),
             Mode::Ipvs => ask().map(|has| Self::ipvs(said("ipvs", &has), has)),
-            Mode::Auto if !auto_takes_ipvs && (before.last == Datapath::Ebpf || before.endpoints == 0) => Ok(Self::ebpf(
-                "datapath.mode is auto, which leaves IPVS to those who ask for it; try: datapath.mode = \"ipvs\", where each client asks one node alone"
-                    .to_owned(),
-            )),
             Mode::Auto => Ok(match ask() {
                 // A new version, or a module that came, is no reason to cut what runs.
                 Ok(has) if before.last == Datapath::Ebpf && before.endpoints > 0 => Self::ebpf(format!(
@@ -122,9 +107,7 @@ pub fn carries_ipv6(config: &Config) -> bool {
     match config.datapath.mode {
         Mode::Ipvs => true,
         Mode::Ebpf => false,
-        Mode::Auto => {
-            Memory::open(&config.node.state_dir).last() == Datapath::Ipvs || AUTO_TAKES_IPVS && ipvs::offers().is_ok()
-        }
+        Mode::Auto => Memory::open(&config.node.state_dir).last() == Datapath::Ipvs || ipvs::offers().is_ok(),
     }
 }
 
@@ -221,44 +204,23 @@ mod tests {
     #[test]
     fn the_mode_and_the_kernel_decide() {
         let fresh = before(Datapath::Ebpf, 0);
-        let (chosen, _) = Chosen::of(Mode::Ebpf, fresh, true, || panic!("nobody asks")).unwrap();
+        let (chosen, _) = Chosen::of(Mode::Ebpf, fresh, || panic!("nobody asks")).unwrap();
         assert_eq!(chosen.datapath, Datapath::Ebpf);
         for (mode, word) in [(Mode::Ipvs, "ipvs"), (Mode::Auto, "auto")] {
-            let (chosen, _) = Chosen::of(mode, fresh, true, || Ok(offers())).unwrap();
+            let (chosen, _) = Chosen::of(mode, fresh, || Ok(offers())).unwrap();
             assert_eq!(chosen.datapath, Datapath::Ipvs);
             let said = chosen.why.contains(&format!("mode is {word}")) && chosen.why.contains("mh");
             assert!(said, "{}", chosen.why);
         }
-        assert!(Chosen::of(Mode::Ipvs, fresh, true, none).is_err_and(|e| e.contains("modprobe")));
-        let (chosen, _) = Chosen::of(Mode::Auto, fresh, true, none).unwrap();
+        assert!(Chosen::of(Mode::Ipvs, fresh, none).is_err_and(|e| e.contains("modprobe")));
+        let (chosen, _) = Chosen::of(Mode::Auto, fresh, none).unwrap();
         assert_eq!(chosen.datapath, Datapath::Ebpf);
         assert!(chosen.why.contains("this kernel has no IPVS"), "{}", chosen.why);
     }
 
     #[test]
-    fn auto_leaves_ipvs_to_those_who_ask_for_it() {
-        let of = |mode, last, endpoints| {
-            Chosen::of(mode, before(last, endpoints), false, || Ok(offers()))
-                .unwrap()
-                .0
-        };
-        for endpoints in [0, 3] {
-            let chosen = of(Mode::Auto, Datapath::Ebpf, endpoints);
-            assert_eq!(chosen.datapath, Datapath::Ebpf);
-            assert!(chosen.why.contains("try: datapath.mode = \"ipvs\""), "{}", chosen.why);
-        }
-        assert_eq!(of(Mode::Auto, Datapath::Ipvs, 0).datapath, Datapath::Ebpf);
-        assert_eq!(
-            of(Mode::Auto, Datapath::Ipvs, 3).datapath,
-            Datapath::Ipvs,
-            "nothing is cut"
-        );
-        assert_eq!(of(Mode::Ipvs, Datapath::Ebpf, 0).datapath, Datapath::Ipvs);
-    }
-
-    #[test]
     fn nobody_is_cut_who_did_not_ask_for_it() {
-        let of = |mode, before| Chosen::of(mode, before, true, || Ok(offers())).unwrap().0;
+        let of = |mode, before| Chosen::of(mode, before, || Ok(offers())).unwrap().0;
         let chosen = of(Mode::Auto, before(Datapath::Ebpf, 3));
         assert_eq!(chosen.datapath, Datapath::Ebpf);
         assert!(
@@ -271,7 +233,7 @@ mod tests {
         assert_eq!(of(Mode::Ipvs, before(Datapath::Ebpf, 3)).datapath, Datapath::Ipvs);
         assert_eq!(of(Mode::Ebpf, before(Datapath::Ipvs, 3)).datapath, Datapath::Ebpf);
         // The kernel has no IPVS any more: there is no choice.
-        let (chosen, _) = Chosen::of(Mode::Auto, before(Datapath::Ipvs, 3), true, none).unwrap();
+        let (chosen, _) = Chosen::of(Mode::Auto, before(Datapath::Ipvs, 3), none).unwrap();
         assert_eq!(chosen.datapath, Datapath::Ebpf);
     }
 
@@ -283,7 +245,7 @@ mod tests {
                 endpoints: 0,
                 only_add: true,
             };
-            let (chosen, _) = Chosen::of(mode, locked, true, || Ok(offers())).unwrap();
+            let (chosen, _) = Chosen::of(mode, locked, || Ok(offers())).unwrap();
             assert_eq!(chosen.datapath, last);
             assert!(chosen.why.contains("cluster unlock"), "{}", chosen.why);
         }

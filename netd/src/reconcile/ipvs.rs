@@ -22,7 +22,7 @@ use super::{
     pass::{Done, KernelError, World, chain, failures},
     places::{self, Places},
 };
-use crate::view::{self, Basis};
+use crate::view::{self, Basis, Index};
 
 /// Handles of what only this data path has.
 pub(super) struct Ipvs {
@@ -46,6 +46,7 @@ struct Last {
     desired: Arc<Desired>,
     /// Networks whose namespace is there.
     there: BTreeSet<Vni>,
+    index: Index,
 }
 
 /// A network's namespace. The handles keep it alive, so they go before it does.
@@ -195,12 +196,15 @@ impl Ipvs {
         done.mtu = desired.node.as_ref().map_or(0, |n| n.mtu);
         now.here.ifindex.clone_from(&done.attached);
         world.here.ifindex.clone_from(&done.attached);
-        let same = last.filter(|last| last.desired == desired && last.there == there);
-        if !same.is_some_and(|last| self.patch(&last, &now, done)) {
+        let mut same = last.filter(|last| last.desired == desired && last.there == there);
+        let patched = same.as_mut().is_some_and(|last| self.patch(last, &now, done));
+        if !patched {
             self.balance(world, &desired, &there, extent, done)?;
         }
         if extent == Extent::All && done.problems.is_empty() && done.endpoints.is_empty() {
+            let index = same.filter(|_| patched).map(|last| last.index);
             self.last = Some(Last {
+                index: index.unwrap_or_else(|| Index::new(&now.facts)),
                 basis: now,
                 desired,
                 there,
@@ -277,7 +281,7 @@ impl Ipvs {
 
     /// Makes the changes since the last pass, where they are of backends alone: no rule is about those. `false`: all has to
     /// be looked at.
-    fn patch(&mut self, last: &Last, now: &Basis, done: &mut Done) -> bool {
+    fn patch(&mut self, last: &mut Last, now: &Basis, done: &mut Done) -> bool {
         let is_held = |n: &Network| n.table.is_some() && n.filter.holds.is_some();
         let mut networks = last.there.iter().map(|vni| self.networks.get(vni));
         if self.host.holds.is_none() || !self.replaced.is_empty() || !networks.all(|n| n.is_some_and(is_held)) {
@@ -286,7 +290,8 @@ impl Ipvs {
         let Some(services) = now.services_changed(&last.basis) else {
             return false;
         };
-        if services.is_empty() {
+        let services = last.index.follow(&last.basis.facts, &now.facts, services);
+        if services.services.is_empty() {
             return true;
         }
         let mut before = lower(&last.basis.mesh_wanted_of(&services));
@@ -406,7 +411,7 @@ impl<T: PartialEq> Filter<T> {
     }
 
     /// Makes the namespace hold the rules of `wanted`; the number of writes.
-    fn apply(&mut self, wanted: T, extent: Extent, rules: impl FnOnce(&T) -> rules::Rules) -> Result<u64, KernelError> {
+    fn apply(&mut self, wanted: T, extent: Extent, rules: impl Fn(&T) -> rules::Rules) -> Result<u64, KernelError> {
         if self.holds.as_ref() == Some(&wanted) {
             return Ok(0);
         }

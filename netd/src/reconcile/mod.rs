@@ -472,7 +472,17 @@ impl Loop {
             self.out.send_replace(Arc::new(status));
             return true;
         }
-        let mut done = self.kernel.pass(&self.inputs, &intent, &facts, &endpoints);
+        let out = &self.out;
+        let tell = |addresses: &BTreeSet<IpAddr>| {
+            out.send_if_modified(|status| {
+                let new = status.addresses != *addresses;
+                if new {
+                    Arc::make_mut(status).addresses.clone_from(addresses);
+                }
+                new
+            });
+        };
+        let mut done = self.kernel.pass(&self.inputs, &intent, &facts, &endpoints, &tell);
         self.total += done.writes;
         self.runs += 1;
         let clean = done.problems.is_empty();

@@ -5,6 +5,7 @@ use std::{
     net::IpAddr,
     path::PathBuf,
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use kernel::{
@@ -35,6 +36,9 @@ use crate::{
     gossip::Facts,
     view::{self, Basis, Here},
 };
+
+/// How long a data-path address that has gone is waited for.
+const MOVING: Duration = Duration::from_millis(500);
 
 /// What stops the data path as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +111,8 @@ pub struct Kernel {
     folders: Folders,
     chosen: Chosen,
     way: Way,
+    /// A device of this host had the data-path address in the last pass.
+    had_address: bool,
 }
 
 /// Where the data paths have what is theirs.
@@ -248,6 +254,7 @@ impl Kernel {
             folders,
             chosen,
             way,
+            had_address: false,
         })
     }
 
@@ -325,16 +332,18 @@ impl Kernel {
         Ok(())
     }
 
-    /// One pass.
+    /// One pass. `tell` hears this host's addresses before anything is written: who follows where this node is waits for
+    /// no rules, which may be about an address that is gone.
     pub fn pass(
         &mut self,
         inputs: &Inputs,
         intent: &Arc<Intent>,
         facts: &Arc<Facts>,
         endpoints: &BTreeMap<EndpointId, Endpoint>,
+        tell: &dyn Fn(&BTreeSet<IpAddr>),
     ) -> Done {
         let mut done = Done::default();
-        if let Err(e) = self.try_pass(inputs, intent, facts, endpoints, &mut done) {
+        if let Err(e) = self.try_pass(inputs, intent, facts, endpoints, tell, &mut done) {
             done.problems.push(chain(&e));
         }
         done.places = match &self.way {
@@ -344,16 +353,37 @@ impl Kernel {
         done
     }
 
+    /// This host, and the data-path address that counts. Where that has just gone, another one is mostly about to come: what
+    /// would be made for the old one takes longer than to wait for it.
+    fn look_at_host(
+        &mut self,
+        inputs: &Inputs,
+        tell: &dyn Fn(&BTreeSet<IpAddr>),
+    ) -> Result<(IpAddr, host::Host), KernelError> {
+        let began = Instant::now();
+        loop {
+            let vtep = inputs.addresses.borrow().source;
+            let seen = host::look(&mut self.rtnl, vtep)?;
+            tell(&seen.addresses);
+            let is_there = seen.underlay.is_some();
+            if is_there || !self.had_address || began.elapsed() >= MOVING {
+                self.had_address = is_there;
+                return Ok((vtep, seen));
+            }
+            std::thread::sleep(MOVING / 20);
+        }
+    }
+
     fn try_pass(
         &mut self,
         inputs: &Inputs,
         intent: &Arc<Intent>,
         facts: &Arc<Facts>,
         endpoints: &BTreeMap<EndpointId, Endpoint>,
+        tell: &dyn Fn(&BTreeSet<IpAddr>),
         done: &mut Done,
     ) -> Result<(), KernelError> {
-        let vtep = inputs.addresses.borrow().source;
-        let seen = host::look(&mut self.rtnl, vtep)?;
+        let (vtep, seen) = self.look_at_host(inputs, tell)?;
         done.addresses = Some(seen.addresses.clone());
         let underlay_mtu = match &seen.underlay {
             Some((_, mtu)) => *mtu,

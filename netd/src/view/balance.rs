@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use mesh::{Backend, BackendId, BackendState, Place, Port};
 use model::{
-    EndpointId, EndpointState, Intent, Name, NodeId, On, Proto, PublishMode,
+    EndpointId, EndpointRow, EndpointState, Intent, Name, NodeId, On, Proto, PublishMode,
     intent::{PublishedPort, Service, Vip},
     spec::Lb,
 };
 
-use super::{Here, Seen, endpoints, forwards, node_row, out_because, reach, some_translate_early};
+use super::{
+    Chosen, Here, Seen, endpoints, endpoints_at, forwards, node_row, out_because, reach, some_translate_early,
+};
 use crate::{
     endpoints::{Endpoint, endpoint_mac},
     gossip::Facts,
@@ -27,12 +29,22 @@ pub fn mesh_wanted_of(
     facts: &Facts,
     here: &Here,
     own: &BTreeMap<EndpointId, Endpoint>,
-    only: Option<&BTreeSet<Name>>,
+    only: Option<&Chosen>,
 ) -> mesh::Wanted {
-    let chosen = |name: &Name| only.is_none_or(|only| only.contains(name));
-    let known = |name: Option<&Name>| name.filter(|n| chosen(n)).and_then(|n| intent.services.get(n));
+    let known = |name: Option<&Name>| {
+        let name = name.filter(|n| only.is_none_or(|only| only.services.contains(*n)))?;
+        intent.services.get(name)
+    };
+    let all: Box<dyn Iterator<Item = &Service>> = match only {
+        None => Box::new(intent.services.values()),
+        Some(only) => Box::new(only.services.iter().filter_map(|n| intent.services.get(n))),
+    };
+    let told: Box<dyn Iterator<Item = Seen<'_>>> = match only {
+        None => Box::new(endpoints(intent, facts)),
+        Some(only) => Box::new(endpoints_at(intent, facts, &only.rows)),
+    };
     let mut services: BTreeMap<u32, mesh::Service> = BTreeMap::new();
-    for (_, service) in intent.services.iter().filter(|(name, _)| chosen(name)) {
+    for service in all {
         let vips = || {
             let known = |(net, vip): (_, &Vip)| Some((intent.networks.get(net)?, *vip));
             service.vips.iter().filter_map(known)
@@ -54,7 +66,7 @@ pub fn mesh_wanted_of(
             },
         );
     }
-    for e in endpoints(intent, facts) {
+    for e in told {
         let Some(service) = known(e.row.service.as_ref()) else {
             continue;
         };
@@ -85,8 +97,8 @@ pub fn mesh_wanted_of(
             node: e.node,
             endpoint: e.id.clone(),
         };
-        let target = |p: &PublishedPort| service.target(e.row.slot, p);
-        let others = others(service, here, target, |port| e.row.listening.contains(&port));
+        let listens = |port: (Proto, u16)| e.row.listening.contains(&port);
+        let others = others(service, here, |p| target_there(service, e.row, p), listens);
         wanted.others.extend(others.map(|o| (id.clone(), o)));
         wanted.backends.insert(id, backend);
     }
@@ -140,6 +152,17 @@ pub fn mesh_wanted_of(
 fn weight(intent: &Intent, node: NodeId) -> u16 {
     let label = intent.nodes.get(&node).and_then(|n| n.labels.get(Lb::WEIGHT));
     label.and_then(|text| text.parse().ok()).unwrap_or(1)
+}
+
+/// Where a published port leads at another node's endpoint. The log says what its slot is to run, and its node what is there:
+/// a task that is about to be replaced goes on where it listens until it is drained.
+fn target_there(service: &Service, row: &EndpointRow, port: &PublishedPort) -> Option<u16> {
+    let target = service.target(row.slot, port);
+    let listens = |at: u16| row.listening.contains(&(port.spec.proto, at));
+    match (row.slot, target) {
+        (Some(_), Some(at)) if !listens(at) => service.targets_before(port).find(|at| listens(*at)).or(target),
+        _ => target,
+    }
 }
 
 /// Where published ports lead at a task that a change of its service has not reached: to what it was made for, and for
@@ -308,5 +331,41 @@ mod tests {
         for slot in [Some(2), None] {
             assert_eq!(told(slot, &[]), []);
         }
+    }
+
+    #[test]
+    fn a_task_elsewhere_is_asked_where_it_listens_until_it_is_replaced() {
+        let mut service = Service {
+            generation: 2,
+            ..Service::default()
+        };
+        let port = PublishedPort {
+            spec: "80:9090".parse().unwrap(),
+            auto: false,
+            mark: 1,
+        };
+        service.spec.publish = vec![port.spec];
+        service.ports.insert(port.spec.key(), port);
+        let mut before = service.spec.clone();
+        before.publish = vec!["80:8080".parse().unwrap()];
+        service.previous = Some(Box::new(before));
+        let at = |slot, on: &[u16]| {
+            let row = EndpointRow {
+                vni: Vni::try_from(4097).unwrap(),
+                v4: None,
+                v6: None,
+                mac: model::Mac([0; 6]),
+                service: None,
+                slot,
+                state: EndpointState::Ready,
+                listening: on.iter().map(|port| (Proto::Tcp, *port)).collect(),
+            };
+            target_there(&service, &row, &port)
+        };
+        assert_eq!(at(Some(1), &[8080]), Some(8080), "its slot is the new one's, it is not");
+        assert_eq!(at(Some(1), &[9090]), Some(9090));
+        assert_eq!(at(Some(1), &[8080, 9090]), Some(9090));
+        assert_eq!(at(Some(1), &[]), Some(9090), "nothing is there yet");
+        assert_eq!(at(None, &[8080]), Some(9090), "whoever attached it is told where");
     }
 }

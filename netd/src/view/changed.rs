@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use model::{EndpointId, Intent, Name, RowBody, RowKey};
+use model::{EndpointId, Intent, Name, NodeId, Row, RowBody, RowKey};
 
 use super::{Here, mesh_wanted_of};
 use crate::{endpoints::Endpoint, gossip::Facts};
@@ -23,10 +23,89 @@ pub struct Basis {
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
 }
 
+/// Some services.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Chosen {
+    /// Which.
+    pub services: BTreeSet<Name>,
+    /// Rows among which are all those of their endpoints.
+    pub rows: BTreeSet<(NodeId, EndpointId)>,
+}
+
+/// Where the rows of each service's endpoints are: one is found without a look at all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Index(BTreeMap<Name, BTreeSet<(NodeId, EndpointId)>>);
+
+impl Index {
+    /// That of some facts.
+    pub fn new(facts: &Facts) -> Index {
+        let mut out = Index::default();
+        for (node, rows) in &facts.rows {
+            for (key, row) in rows.iter() {
+                out.set(*node, key, service_of(row), true);
+            }
+        }
+        out
+    }
+
+    fn set(&mut self, node: NodeId, key: &RowKey, service: Option<&Name>, there: bool) {
+        let (Some(service), RowKey::Endpoint(id)) = (service, key) else {
+            return;
+        };
+        let at = (node, id.clone());
+        match self.0.get_mut(service) {
+            Some(rows) if there => {
+                rows.insert(at);
+            }
+            Some(rows) => {
+                rows.remove(&at);
+                if rows.is_empty() {
+                    self.0.remove(service);
+                }
+            }
+            None if there => {
+                self.0.insert(service.clone(), BTreeSet::from([at]));
+            }
+            None => {}
+        }
+    }
+
+    /// Follows from one state of facts to another, of the same nodes; services with the rows that they have or had.
+    pub fn follow(&mut self, before: &Facts, now: &Facts, services: BTreeSet<Name>) -> Chosen {
+        let of = |index: &Index| -> Vec<(NodeId, EndpointId)> {
+            let rows = services.iter().filter_map(|name| index.0.get(name));
+            rows.flatten().cloned().collect()
+        };
+        let mut rows: BTreeSet<_> = of(self).into_iter().collect();
+        each_row(before, now, |node, key, a, b| {
+            self.set(node, key, a.and_then(service_of), false);
+            self.set(node, key, b.and_then(service_of), true);
+        });
+        rows.extend(of(self));
+        Chosen { services, rows }
+    }
+}
+
+fn service_of(row: &Row) -> Option<&Name> {
+    match &row.body {
+        RowBody::Endpoint(e) => e.service.as_ref(),
+        RowBody::Node(_) | RowBody::Tombstone => None,
+    }
+}
+
+/// Shows every row that differs, of nodes that both have.
+fn each_row(a: &Facts, b: &Facts, mut show: impl FnMut(NodeId, &RowKey, Option<&Row>, Option<&Row>)) {
+    for (node, now) in &b.rows {
+        if let Some(was) = a.rows.get(node).filter(|was| !Arc::ptr_eq(was, now)) {
+            each_difference(was, now, |key, a, b| show(*node, key, a, b));
+        }
+    }
+}
+
 impl Basis {
     /// What the mesh should do for some services alone.
-    pub fn mesh_wanted_of(&self, services: &BTreeSet<Name>) -> mesh::Wanted {
-        mesh_wanted_of(&self.intent, &self.facts, &self.here, &self.endpoints, Some(services))
+    pub fn mesh_wanted_of(&self, some: &Chosen) -> mesh::Wanted {
+        mesh_wanted_of(&self.intent, &self.facts, &self.here, &self.endpoints, Some(some))
     }
 
     /// Whether the overlay is surely the same: [`overlay_desired`](super::overlay_desired) would yield what it did. The
@@ -63,20 +142,10 @@ impl Basis {
                 out.insert(name.clone());
             });
         }
-        for (node, rows) in &self.facts.rows {
-            // Which nodes there are is the same: [`nodes_told`].
-            let Some(was) = before.facts.rows.get(node).filter(|was| !Arc::ptr_eq(was, rows)) else {
-                continue;
-            };
-            each_difference(was, rows, |_, a, b| {
-                let of = |row: Option<&model::Row>| match row.map(|r| &r.body) {
-                    Some(RowBody::Endpoint(e)) => e.service.clone(),
-                    _ => None,
-                };
-                out.extend(of(a));
-                out.extend(of(b));
-            });
-        }
+        // Which nodes there are is the same: [`nodes_told`].
+        each_row(&before.facts, &self.facts, |_, _, a, b| {
+            out.extend([a, b].into_iter().flatten().filter_map(service_of).cloned());
+        });
         if self.endpoints != before.endpoints {
             each_difference(&before.endpoints, &self.endpoints, |_, a, b| {
                 out.extend([a, b].into_iter().flatten().filter_map(|e| e.service.clone()));
@@ -88,9 +157,8 @@ impl Basis {
                 .filter_map(|b| b.endpoints.get(id)?.service.clone());
             out.extend(own);
             let rows = self.facts.rows.get(&self.here.me);
-            if let Some(RowBody::Endpoint(e)) = rows.and_then(|r| Some(&r.get(&RowKey::Endpoint(id.clone()))?.body)) {
-                out.extend(e.service.clone());
-            }
+            let row = rows.and_then(|rows| rows.get(&RowKey::Endpoint(id.clone())));
+            out.extend(row.and_then(service_of).cloned());
         });
         Some(out)
     }
@@ -103,7 +171,7 @@ fn nodes_told(a: &Arc<Facts>, b: &Arc<Facts>) -> bool {
     }
     a.rows.len() == b.rows.len()
         && a.rows.iter().zip(&b.rows).all(|((n, a), (m, b))| {
-            let body = |rows: &BTreeMap<RowKey, model::Row>| rows.get(&RowKey::Node).map(|r| r.body.clone());
+            let body = |rows: &BTreeMap<RowKey, Row>| rows.get(&RowKey::Node).map(|r| r.body.clone());
             n == m && (Arc::ptr_eq(a, b) || body(a) == body(b))
         })
 }

@@ -19,7 +19,7 @@ use model::{
 };
 
 pub use balance::{mesh_wanted, mesh_wanted_of};
-pub use changed::Basis;
+pub use changed::{Basis, Chosen, Index};
 pub use names::{names, views};
 pub use overlay::overlay_desired;
 pub use reach::unreached;
@@ -50,6 +50,21 @@ pub fn endpoints<'a>(intent: &'a Intent, facts: &'a Facts) -> impl Iterator<Item
                 _ => None,
             })
         })
+}
+
+/// Of these those that are there, as [`endpoints`] yields them.
+pub fn endpoints_at<'a>(
+    intent: &'a Intent,
+    facts: &'a Facts,
+    at: &'a BTreeSet<(NodeId, EndpointId)>,
+) -> impl Iterator<Item = Seen<'a>> {
+    at.iter().filter_map(|(node, id)| {
+        let rows = facts.rows.get(node).filter(|_| intent.nodes.contains_key(node))?;
+        match &rows.get(&RowKey::Endpoint(id.clone()))?.body {
+            RowBody::Endpoint(row) => Some(Seen { node: *node, id, row }),
+            RowBody::Node(_) | RowBody::Tombstone => None,
+        }
+    })
 }
 
 /// A node's own row.

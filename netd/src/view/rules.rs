@@ -1,7 +1,7 @@
 //! What the packet filter of the IPVS data path is about.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -30,6 +30,7 @@ pub fn host_rules(desired: &overlay::Desired, lowered: &Lowered, here: &Here) ->
     });
     rules::Host {
         tunnel: desired.node.as_ref().map(|n| (n.vtep, n.vxlan_port)),
+        members: desired.remotes.values().map(|r| r.vtep).collect(),
         prefix: names::HOST_PREFIX.to_owned(),
         networks: networks.collect(),
         v4: Some(reach::own4(here).unwrap_or(stand_in4(here.me))),
@@ -54,23 +55,16 @@ fn stand_in6(me: NodeId) -> Ipv6Addr {
 
 /// The rules' inputs of each network's namespace.
 pub fn sandbox_rules(desired: &overlay::Desired, lowered: &Lowered) -> BTreeMap<Vni, rules::Sandbox> {
-    let mut tasks: BTreeMap<Vni, BTreeSet<IpAddr>> = BTreeMap::new();
-    for e in desired.endpoints.values() {
-        tasks.entry(e.vni).or_default().extend(e.addresses());
-    }
-    let of = |(vni, n): (&Vni, &overlay::Network)| {
+    let of = |vni: &Vni| {
         let sandbox = rules::Sandbox {
             tunnel: names::tunnel(*vni),
             prefix: names::VETH_PREFIX.to_owned(),
             up: names::SANDBOX_END.to_owned(),
-            v4: Some(n.subnet),
-            v6: n.subnet6,
             marks: lowered.networks.get(vni).map(marks).unwrap_or_default(),
-            tasks: tasks.remove(vni).unwrap_or_default(),
         };
         (*vni, sandbox)
     };
-    desired.networks.iter().map(of).collect()
+    desired.networks.keys().map(of).collect()
 }
 
 /// Which packets bear which mark.

@@ -127,10 +127,13 @@ impl Planner<'_> {
             }
         }
 
+        // One that sends by another device names it by its number: a new device has another one.
+        let leads = |c: &Classifier, holds: &dyn Fn(&String) -> bool| c.verdict.device().is_none_or(|d| holds(&d));
         let mut held: BTreeSet<(&String, &Classifier)> = BTreeSet::new();
         for (place, classifier) in seen.classifiers.iter().filter(|(p, _)| stays(&p.link)) {
             let good = classifier.as_ref().is_some_and(|c| {
                 usable(&place.link)
+                    && leads(c, &stays)
                     && wanted.classifiers.contains(&(place.link.clone(), *c))
                     && held.insert((&place.link, c))
             });
@@ -144,7 +147,8 @@ impl Planner<'_> {
         }
         let mut hooked: BTreeSet<&String> = seen.clsact.iter().filter(|l| stays(l)).collect();
         // The last filter is what drops the rest, so it comes first.
-        for (link, classifier) in wanted.classifiers.iter().rev().filter(|(l, _)| usable(l)) {
+        let can = |link: &String, c: &Classifier| usable(link) && leads(c, &usable);
+        for (link, classifier) in wanted.classifiers.iter().rev().filter(|(l, c)| can(l, c)) {
             if hooked.insert(link) {
                 let step = Step::AddClsact {
                     ns: at(),

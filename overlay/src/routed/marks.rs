@@ -10,8 +10,6 @@ const KIND: u32 = 0xff00_0000;
 pub const SERVICE: u32 = 0x6e00_0000;
 /// Marks of packets that came from outside by another node: this and the node's number.
 pub const LEAD_BACK: u32 = 0x6f00_0000;
-/// Mark of a task's packets to itself through its service: the host gives them another source.
-pub const HAIRPIN: u32 = 0x6d00_0001;
 
 /// Any mark of a kind.
 pub const fn any(kind: u32) -> MaskedMark {

@@ -8,9 +8,9 @@
 //! ```
 //!
 //! Gateways are IPv6 link-local addresses with permanent neighbours, in both families: so a remote node costs one
-//! neighbour and one forwarding entry, whatever it holds. Marks are set by the packet filter (`mesh`, not here); what is
-//! here is where marked packets go ([`rules`]), and which packets may come in at the VXLAN device and what mark they get
-//! ([`filters`]).
+//! neighbour and one forwarding entry, whatever it holds. Services' marks are set by the packet filter (`mesh`, not
+//! here); what is here is where marked packets go ([`rules`]), which packets may come in at the VXLAN device, and how
+//! replies are led back to the node that their flow came in by ([`filters`]).
 //!
 //! A sandbox needs IPv6 in the kernel, also for a network without it; `kernel::fabric::routed_lacks` tells.
 
@@ -39,10 +39,6 @@ const LOCAL: u32 = 255;
 pub const HOST_END: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xa);
 /// The sandbox's end, `fe80::b`.
 pub const SANDBOX_END: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xb);
-/// Stands for whatever node a packet's mark names, `fe80::ff`. No node has it: theirs are made of their MACs.
-const LEAD_BACK: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0xff);
-/// Its MAC, which never leaves the device: locally administered, of a range of its own.
-const LEAD_BACK_MAC: Mac = Mac([0x0e, 0x6e, 2, 0, 0, 0]);
 
 /// Where sandboxes lie, and what the kernel can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,6 +82,11 @@ pub fn want(desired: &Desired, setting: &Setting<'_>) -> Wanted {
         let path = names::sandbox(setting.folder, ep.vni);
         if let Some(sandbox) = out.sandboxes.get_mut(&path) {
             near_side(&mut sandbox.space, node, id, ep, mtu);
+            if let Some(network) = desired.networks.get(&ep.vni).filter(|_| setting.classifiers) {
+                let filters = filters::of_endpoint(node, ep, network, end_macs(ep.vni).0);
+                let at = filters.into_iter().map(|f| (names::veth(id), f));
+                sandbox.space.classifiers.extend(at);
+            }
         }
     });
     out
@@ -171,7 +172,6 @@ fn space(desired: &Desired, node: &Node, vni: Vni, network: &Network, mtu: u32, 
     out.addresses.extend(of_lo.map(|a| ("lo".to_owned(), IpNet::from(a))));
     out.addresses.insert((up.clone(), link_local(SANDBOX_END)));
     out.neighbours.insert((up.clone(), HOST_END.into()), near);
-    out.neighbours.insert((tunnel.clone(), LEAD_BACK.into()), LEAD_BACK_MAC);
 
     let mut route = |table, to: IpNet, route| {
         out.routes.insert(RouteKey { table, to: to.trunc() }, route);
@@ -201,7 +201,7 @@ fn space(desired: &Desired, node: &Node, vni: Vni, network: &Network, mtu: u32, 
         out.neighbours.insert(at, remote.mac);
         out.fdb.insert((tunnel.clone(), remote.mac), remote.vtep);
     }
-    rules::marked(&mut out, network, &tunnel);
+    rules::marked(&mut out, network);
     if setting.classifiers {
         let filters = filters::of_tunnel(desired, vni, network);
         out.classifiers.extend(filters.into_iter().map(|f| (tunnel.clone(), f)));

@@ -92,7 +92,7 @@ fn a_node_that_moves_costs_one_entry_and_one_that_leaves_takes_its_own_along() {
     assert!(planned(&d, &mut k).is_empty());
     let seen = k.space(&Ns::Sandbox("/n/net-4096".into())).unwrap();
     assert!(seen.fdb.is_empty());
-    assert_eq!(seen.classifiers.len(), 3, "the rest, and the pools");
+    assert_eq!(seen.classifiers.len(), 4, "the rest, the pools, and marks of services");
 }
 
 #[test]

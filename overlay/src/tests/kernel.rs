@@ -111,6 +111,11 @@ impl Kernel {
         space.fdb.retain(|(l, ..)| l != name);
         space.clsact.remove(name);
         space.classifiers.retain(|p, _| p.link != name);
+        for c in space.classifiers.values_mut() {
+            if c.is_some_and(|c| c.verdict.device().as_deref() == Some(name)) {
+                *c = None;
+            }
+        }
         space.sysctls.retain(|k, _| device_of(k) != Some(name));
     }
 
@@ -340,6 +345,11 @@ impl Kernel {
                 let space = self.on(&ns, &link)?;
                 if !space.clsact.contains(&link) {
                     return Err(format!("no hooks at {link}"));
+                }
+                if let Some(device) = classifier.verdict.device()
+                    && !space.links.contains_key(&device)
+                {
+                    return Err(format!("{classifier}: no such device"));
                 }
                 let same = space.classifiers.iter().find_map(|(p, c)| {
                     let c = c.filter(|c| p.link == link && c.on == classifier.on)?;

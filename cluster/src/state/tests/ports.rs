@@ -209,3 +209,40 @@ fn a_name_for_its_tasks_has_no_address_of_its_own() {
     let e = log.no(publish("db", "80"));
     assert!(e.message.contains("dnsrr"), "{e}");
 }
+
+#[test]
+fn a_port_that_leads_elsewhere_keeps_its_mark() {
+    let mut log = Log::new(1);
+    let publish = |ports: &[&str]| Command::UpdateService {
+        name: name("web"),
+        update: ServiceUpdate {
+            publish: Some(ports.iter().map(|p| p.parse().unwrap()).collect()),
+            ..Default::default()
+        },
+    };
+    let marks = |log: &Log| -> Vec<(String, u32)> {
+        let ports = log.service("web").ports.values();
+        ports.map(|p| (p.asked().to_string(), p.mark)).collect()
+    };
+    let has = |ports: &[(&str, u32)]| -> Vec<(String, u32)> {
+        ports.iter().map(|(p, mark)| ((*p).to_owned(), *mark)).collect()
+    };
+    log.ok(service("web", 1, &["80:8080", "443"]));
+    assert_eq!(marks(&log), has(&[("443/tcp", 2), ("80:8080/tcp", 1)]));
+    log.ok(publish(&["80:9090", "443"]));
+    assert_eq!(
+        marks(&log),
+        has(&[("443/tcp", 2), ("80:9090/tcp", 1)]),
+        "what is established goes on"
+    );
+    // In another way it is another port, and what was let go rests.
+    log.ok(publish(&["80:9090,mode=host", "81:443"]));
+    assert_eq!(marks(&log), has(&[("80:9090/tcp,mode=host", 3), ("81:443/tcp", 4)]));
+    log.ok(Command::RemoveService { name: name("web") });
+    log.ok(service("web", 1, &["80:8080"]));
+    assert_eq!(
+        marks(&log),
+        has(&[("80:8080/tcp", 5)]),
+        "none was given back twice, or kept"
+    );
+}

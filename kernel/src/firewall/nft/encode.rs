@@ -261,7 +261,7 @@ fn new_rule(table: &str, chain: &str, rule: &Rule) -> Part {
         Expression::Masquerade => Some(("CONFIG_NFT_MASQ", "nft_masq")),
         Expression::Source(..) | Expression::Destination(..) => Some(("CONFIG_NFT_NAT", "nft_nat")),
         Expression::WayBack(_) | Expression::DestinationType(_) => Some(("CONFIG_NFT_FIB_INET", "nft_fib_inet")),
-        Expression::NoTrack | Expression::Flow(..) | Expression::SetFlowMark(_) => Some(("CONFIG_NFT_CT", "nft_ct")),
+        Expression::NoTrack | Expression::Flow(..) => Some(("CONFIG_NFT_CT", "nft_ct")),
         _ => None,
     });
     (p.option, p.module) = needs.unwrap_or(("CONFIG_NF_TABLES", "nf_tables"));
@@ -303,9 +303,7 @@ fn meta(key: MetaKey) -> u32 {
 fn flow(key: FlowKey) -> u32 {
     match key {
         FlowKey::State => 0,
-        FlowKey::Direction => 1,
         FlowKey::Status => 2,
-        FlowKey::Mark => 3,
     }
 }
 
@@ -326,12 +324,9 @@ fn expression(w: &mut Writer, e: &Expression) {
         Expression::SetMark(from) => named(w, "meta", |w| {
             w.be32(2, meta(MetaKey::Mark)).be32(3, register(*from));
         }),
-        // NFTA_CT_DREG 1, _KEY 2, _SREG 4.
+        // NFTA_CT_DREG 1, _KEY 2.
         Expression::Flow(key, to) => named(w, "ct", |w| {
             w.be32(1, register(*to)).be32(2, flow(*key));
-        }),
-        Expression::SetFlowMark(from) => named(w, "ct", |w| {
-            w.be32(2, flow(FlowKey::Mark)).be32(4, register(*from));
         }),
         // NFTA_PAYLOAD_DREG 1, _BASE 2, _OFFSET 3, _LEN 4.
         Expression::Payload {

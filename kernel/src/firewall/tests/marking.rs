@@ -2,8 +2,6 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sys::socket::{setsockopt, sockopt};
-
 use super::{passing::tracked, world::*, *};
 use crate::sysctl;
 
@@ -70,13 +68,16 @@ fn tool(address: &str) -> (&'static str, &'static str) {
 impl Place {
     /// Counts UDP packets with a mark and a destination port, of an address' family.
     fn count(&self, mark: u32, family_of: &str, port: u16) -> Counter<'_> {
+        self.count_those(&format!("-m mark --mark {mark}"), family_of, port)
+    }
+
+    fn count_those(&self, which: &str, family_of: &str, port: u16) -> Counter<'_> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("count-{}-", NEXT.fetch_add(1, Ordering::Relaxed));
         let (tool, save) = tool(family_of);
         for chain in ["INPUT", "FORWARD"] {
-            let command = format!(
-                "{tool} -t mangle -A {chain} -p udp --dport {port} -m mark --mark {mark} -m comment --comment {name}"
-            );
+            let command =
+                format!("{tool} -t mangle -A {chain} -p udp --dport {port} {which} -m comment --comment {name}");
             iptables(&self.network, &self.folder, &command);
         }
         Counter {
@@ -84,13 +85,6 @@ impl Place {
             save,
             name,
         }
-    }
-
-    /// Gives what comes by the tunnel a mark before our own chains see it, as a classifier does; the last one counts.
-    fn mark(&self, family_of: &str, mark: u32) {
-        let (tool, _) = tool(family_of);
-        let command = format!("{tool} -t raw -A PREROUTING -i nx100 -j MARK --set-mark {mark}");
-        iptables(&self.network, &self.folder, &command);
     }
 }
 
@@ -155,32 +149,7 @@ fn a_packet_is_marked_by_its_vip_and_port() {
 }
 
 #[test]
-fn a_reply_bears_the_mark_of_the_node_that_its_flow_came_by() {
-    for kind in kinds() {
-        let p = place(&format!("fw-lead-{kind}"));
-        let mut fw = firewall(&p.network, kind, &p.folder);
-        fw.apply(&sandbox(3).rules()).unwrap();
-        for (task, client) in [("10.128.1.3", "198.18.7.2"), ("fd00:80::1:3", "fd18:7::2")] {
-            let (inside, outside) = (udp(&p.task, at(task, 90)), udp(&p.far, at(client, 9000)));
-            // The second packet of the flow comes by another node: the reply follows it.
-            for lead in [0x6f00_0005, 0x6f00_0007] {
-                p.mark(task, lead);
-                let came = p.count(0, task, 90);
-                outside.send_to(b"ask", at(task, 90)).unwrap();
-                let (_, from) = take(&inside);
-                assert_eq!(came.packets(), 1, "{kind}: a lead is for the way back alone");
-                assert_eq!(from, at(client, 9000));
-                let went = p.count(lead, task, 9000);
-                inside.send_to(b"answer", from).unwrap();
-                assert_eq!(take(&outside), ("answer".into(), at(task, 90)));
-                assert_eq!(went.packets(), 1, "{kind} {task} {lead:#x}");
-            }
-        }
-    }
-}
-
-#[test]
-fn what_is_between_tasks_is_not_tracked() {
+fn nothing_is_tracked() {
     for kind in kinds() {
         let p = place(&format!("fw-untracked-{kind}"));
         let mut fw = firewall(&p.network, kind, &p.folder);
@@ -208,34 +177,7 @@ fn what_is_between_tasks_is_not_tracked() {
             .send_to(b"x", at("10.128.1.3", 97))
             .unwrap();
         take(&listener);
-        assert!(tracked(&p.network) > before, "{kind}");
-    }
-}
-
-#[test]
-fn what_a_service_leads_back_to_where_it_came_from_goes_by_the_node() {
-    for kind in kinds() {
-        let p = place(&format!("fw-itself-{kind}"));
-        let mut to = sandbox(0);
-        // The namespace's own addresses stand for a task's: what is sent from them passes OUTPUT, as IPVS' packets do.
-        to.tasks.extend([ip("10.128.255.1"), ip("fd00:80::ff")]);
-        let mut fw = firewall(&p.network, kind, &p.folder);
-        fw.apply(&to.rules()).unwrap();
-        for (address, other) in [("10.128.255.1", "198.18.7.1"), ("fd00:80::ff", "fd18:7::1")] {
-            for (to, mark, want) in [
-                (address, MARK_BASE + 1, 0x6d00_0001),
-                (other, MARK_BASE + 1, MARK_BASE + 1),
-                (address, 0, 0),
-            ] {
-                let counter = p.count(want, address, 95);
-                let listener = udp(&p.network, at(to, 95));
-                let sender = udp(&p.network, at(address, 0));
-                setsockopt(&sender, sockopt::Mark, &mark).unwrap();
-                sender.send_to(b"x", at(to, 95)).unwrap();
-                take(&listener);
-                assert_eq!(counter.packets(), 1, "{kind} {address} to {to} {mark:#x}");
-            }
-        }
+        assert_eq!(tracked(&p.network), before, "{kind}");
     }
 }
 

@@ -94,6 +94,7 @@ fn published(transport: Transport, port: u16) -> Published {
 fn host(ports: impl IntoIterator<Item = Published>) -> Host {
     Host {
         tunnel: Some((ip("198.18.0.1"), 4789)),
+        members: [ip("198.18.0.10")].into(),
         prefix: "nvh".into(),
         networks: BTreeSet::from([HostNetwork {
             device: "nvh100".into(),
@@ -148,9 +149,6 @@ fn sandbox(services: u32) -> Sandbox {
         tunnel: "nx100".into(),
         prefix: "nv".into(),
         up: "nvup".into(),
-        v4: Some("10.128.0.0/16".parse().unwrap()),
-        v6: Some("fd00:80::/64".parse().unwrap()),
         marks: (0..services).map(mark).chain([(any, MARK_BASE + 0x1000)]).collect(),
-        tasks: BTreeSet::from([ip("10.128.1.3"), ip("fd00:80::1:3")]),
     }
 }

@@ -143,7 +143,7 @@ pub(super) fn tracked(ns: &Netns) -> u32 {
 }
 
 #[test]
-fn the_tunnel_is_not_tracked_and_everything_else_is() {
+fn the_tunnel_is_for_members_and_not_tracked_and_everything_else_is() {
     for kind in kinds() {
         let w = world(&format!("fw-track-{kind}"));
         let mut fw = firewall(&w.node, kind, &w.folder);
@@ -154,9 +154,12 @@ fn the_tunnel_is_not_tracked_and_everything_else_is() {
         );
         let before = tracked(&w.node);
         for i in 0..20 {
-            let outside = udp(&w.outsider, at("198.18.0.9", 40_000 + i));
+            // A member: of others nothing is taken.
+            let stranger = udp(&w.outsider, at("198.18.0.9", 40_000 + i));
+            stranger.send_to(b"a lie", at("198.18.0.1", 4789)).unwrap();
+            let outside = udp(&w.outsider, at("198.18.0.10", 40_000 + i));
             outside.send_to(b"in", at("198.18.0.1", 4789)).unwrap();
-            take(&tunnel);
+            assert_eq!(take(&tunnel).0, "in", "{kind}");
             tunnel.send_to(b"out", at("198.18.0.9", 4789)).unwrap();
         }
         assert_eq!(tracked(&w.node), before, "{kind}");

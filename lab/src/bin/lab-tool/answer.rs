@@ -20,12 +20,9 @@ impl Server {
         format!("{} {}\n", self.name, plain(client.ip()))
     }
 
-    /// Serves a connection to its end. An error ends it: the client tells.
-    pub(crate) fn connection(&self, stream: &TcpStream) -> std::io::Result<()> {
-        // Of TCP alone.
-        let _ = stream.set_nodelay(true);
-        let client = stream.peer_addr()?;
-        let mut reader = BufReader::new(stream);
+    /// Serves a connection to its end. An error ends it: the client tells. `before`: what was read of it already.
+    pub(crate) fn connection(&self, stream: &TcpStream, client: SocketAddr, before: &[u8]) -> std::io::Result<()> {
+        let mut reader = BufReader::new(before.chain(stream));
         let mut line = String::new();
         loop {
             line.clear();

@@ -1,16 +1,19 @@
 //! `lab-tool hold`: long connections, each with a request now and then, made again when their time is over.
 
-use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use lab::wire::{Held, parse_answer};
 
+use crate::crowd::{self, Came, For, Line};
 use crate::report;
 use crate::tally::{kind, millis};
 use crate::transfer::resolve;
+
+/// What is asked.
+const REQUEST: &[u8] = b"WHO\n";
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -50,6 +53,27 @@ enum End {
     Failed(String),
 }
 
+/// What a connection is at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    Connecting,
+    /// It has asked.
+    Waiting,
+    /// Between two requests.
+    Resting,
+}
+
+struct One {
+    stream: TcpStream,
+    at: At,
+    /// When what it is at is over.
+    due: Instant,
+    life: Duration,
+    /// When it is to end.
+    until: Instant,
+    line: Line,
+}
+
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let valid = |s: f64| (0.01..=600.0).contains(&s);
     if !valid(args.life) || !valid(args.duration) || !(1..=1000).contains(&args.connections) {
@@ -62,94 +86,133 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let start = Instant::now();
     let end = start + Duration::from_secs_f64(args.duration);
     let latest = start + Duration::from_secs_f64(args.duration * 10.0);
-    let threads: Vec<_> = (0..args.connections)
-        .map(|n| {
-            let life = Duration::from_secs_f64(args.life);
-            let (every, timeout) = (
-                Duration::from_millis(args.every_ms),
-                Duration::from_millis(args.timeout_ms),
-            );
-            let share = life.mul_f64(f64::from(n) / f64::from(args.connections));
-            let until = args.until.clone();
-            std::thread::spawn(move || {
-                let goes_on = || {
-                    let now = Instant::now();
-                    now < end || (now < latest && until.as_ref().is_some_and(|file| !file.exists()))
-                };
-                let mut held = Held::default();
-                // The first ones end one after the other, so that at any time some are young and some old.
-                let mut this = share.max(every);
-                while goes_on() {
-                    match one(to, this, every, timeout, &mut held) {
-                        End::Own => {}
-                        End::Cut => held.cut += 1,
-                        End::Failed(why) => *held.failed.entry(why).or_default() += 1,
-                    }
-                    this = life;
-                }
-                held
-            })
-        })
-        .collect();
-    let mut all = Held::default();
-    for t in threads {
-        let Ok(one) = t.join() else {
-            bail!("a thread has panicked")
-        };
-        all.connections += one.connections;
-        all.requests += one.requests;
-        all.cut += one.cut;
-        for (why, n) in one.failed {
-            *all.failed.entry(why).or_default() += n;
-        }
+    let goes_on = |now: Instant| now < end || (now < latest && args.until.as_ref().is_some_and(|file| !file.exists()));
+    let holder = Holder {
+        to,
+        every: Duration::from_millis(args.every_ms),
+        timeout: Duration::from_millis(args.timeout_ms),
+    };
+    let life = Duration::from_secs_f64(args.life);
+    let wanted = args.connections as usize;
+    let mut held = Held::default();
+    let mut all: Vec<One> = Vec::new();
+    for n in 0..args.connections {
+        // The first ones end one after the other, so that at any time some are young and some old.
+        let share = life.mul_f64(f64::from(n) / f64::from(args.connections));
+        all.extend(holder.begin(start, share.max(holder.every), &mut held));
     }
-    all.took_ms = millis(start.elapsed());
-    report(&all)
+    let (mut now, mut again) = (start, start + holder.every);
+    loop {
+        let more = all.len() < wanted && goes_on(now);
+        if more && now >= again {
+            for _ in all.len()..wanted {
+                all.extend(holder.begin(now, life, &mut held));
+            }
+            // For those that could not even begin.
+            again = now + holder.every;
+        }
+        let Some(first) = all.iter().map(|one| one.due).chain(more.then_some(again)).min() else {
+            break;
+        };
+        let ready = crowd::wait(all.iter().map(One::waits), now, Some(first)).context("waiting for answers")?;
+        now = Instant::now();
+        let mut ready = ready.into_iter();
+        all.retain_mut(|one| {
+            match holder.go_on(one, ready.next() == Some(true), now, &mut held) {
+                None => return true,
+                Some(End::Own) => {}
+                Some(End::Cut) => held.cut += 1,
+                Some(End::Failed(why)) => *held.failed.entry(why).or_default() += 1,
+            }
+            // The next one begins at once.
+            again = now;
+            false
+        });
+    }
+    held.took_ms = millis(start.elapsed());
+    report(&held)
 }
 
-fn one(to: SocketAddr, life: Duration, every: Duration, timeout: Duration, held: &mut Held) -> End {
-    let stream = match TcpStream::connect_timeout(&to, timeout) {
-        Ok(s) => s,
-        Err(e) => return End::Failed(format!("connecting: {}", kind(e))),
-    };
-    held.connections += 1;
-    let until = Instant::now() + life;
-    let set = || -> std::io::Result<()> {
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(timeout))
-    };
-    if let Err(e) = set() {
-        return End::Failed(kind(e));
+/// What is the same for all of them.
+struct Holder {
+    to: SocketAddr,
+    every: Duration,
+    timeout: Duration,
+}
+
+impl Holder {
+    fn begin(&self, now: Instant, life: Duration, held: &mut Held) -> Option<One> {
+        match crowd::begin(self.to) {
+            Ok(stream) => Some(One {
+                stream,
+                at: At::Connecting,
+                due: now + self.timeout,
+                life,
+                until: now + life,
+                line: Line::new(),
+            }),
+            Err(error) => {
+                *held.failed.entry(format!("connecting: {}", kind(error))).or_default() += 1;
+                None
+            }
+        }
     }
-    let mut reader = BufReader::new(&stream);
-    let mut line = String::new();
-    loop {
-        if let Err(e) = (&stream).write_all(b"WHO\n") {
-            return End::Failed(format!("asking: {}", kind(e)));
+
+    /// Goes a step on; how it ended, if it did.
+    fn go_on(&self, one: &mut One, ready: bool, now: Instant, held: &mut Held) -> Option<End> {
+        let failed = |what: &str, error| Some(End::Failed(format!("{what}: {}", kind(error))));
+        let late = || std::io::Error::from(std::io::ErrorKind::TimedOut);
+        let is_due = one.due <= now;
+        match (one.at, ready) {
+            (At::Connecting, true) => {
+                if let Err(error) = crowd::ask(&one.stream, REQUEST) {
+                    return failed("connecting", error);
+                }
+                held.connections += 1;
+                (one.at, one.due, one.until) = (At::Waiting, now + self.timeout, now + one.life);
+                None
+            }
+            (At::Waiting, true) => match one.line.read(&one.stream) {
+                Ok(Came::Part) => None,
+                Ok(Came::Whole) if parse_answer(one.line.text()).is_some() => {
+                    held.requests += 1;
+                    one.line.clear();
+                    if now >= one.until {
+                        return Some(End::Own);
+                    }
+                    (one.at, one.due) = (At::Resting, now + self.every);
+                    None
+                }
+                Ok(Came::Whole) => Some(End::Failed("wrong answer".to_owned())),
+                Ok(Came::End) => Some(End::Failed("closed without an answer".to_owned())),
+                Err(error) => failed("waiting for an answer", error),
+            },
+            // Between two requests the other side may end it, which is no failure: nothing was asked.
+            (At::Resting, true) => match one.line.read(&one.stream) {
+                Ok(Came::Part) if one.line.text().is_empty() => None,
+                Ok(Came::Part | Came::Whole) => Some(End::Failed("an answer that nobody asked for".to_owned())),
+                Ok(Came::End) | Err(_) => Some(End::Cut),
+            },
+            (At::Resting, false) if is_due => match crowd::ask(&one.stream, REQUEST) {
+                Ok(()) => {
+                    (one.at, one.due) = (At::Waiting, now + self.timeout);
+                    None
+                }
+                Err(error) => failed("asking", error),
+            },
+            (At::Connecting, false) if is_due => failed("connecting", late()),
+            (At::Waiting, false) if is_due => failed("waiting for an answer", late()),
+            (_, false) => None,
         }
-        line.clear();
-        match reader.read_line(&mut line) {
-            Ok(0) => return End::Failed("closed without an answer".to_owned()),
-            Ok(_) if parse_answer(&line).is_some() => held.requests += 1,
-            Ok(_) => return End::Failed("wrong answer".to_owned()),
-            Err(e) => return End::Failed(format!("waiting for an answer: {}", kind(e))),
-        }
-        if Instant::now() >= until {
-            return End::Own;
-        }
-        // Between two requests the other side may end it, which is no failure: nothing was asked.
-        if stream.set_read_timeout(Some(every)).is_err() {
-            return End::Failed("the connection is gone".to_owned());
-        }
-        let mut none = [0; 1];
-        match reader.read(&mut none) {
-            Ok(0) => return End::Cut,
-            Ok(_) => return End::Failed("an answer that nobody asked for".to_owned()),
-            Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {}
-            Err(_) => return End::Cut,
-        }
-        if stream.set_read_timeout(Some(timeout)).is_err() {
-            return End::Failed("the connection is gone".to_owned());
-        }
+    }
+}
+
+impl One {
+    fn waits(&self) -> (&TcpStream, For) {
+        let what = match self.at {
+            At::Connecting => For::Writable,
+            At::Waiting | At::Resting => For::Readable,
+        };
+        (&self.stream, what)
     }
 }

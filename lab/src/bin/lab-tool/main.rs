@@ -4,11 +4,15 @@
 #![allow(clippy::disallowed_methods, reason = "a tool that measures time")]
 
 mod answer;
+mod crowd;
+mod guests;
 mod hold;
 mod load;
 mod names;
+mod ports;
 mod sctp;
 mod serve;
+mod steady;
 mod tally;
 mod transfer;
 

@@ -1,20 +1,16 @@
 //! SCTP in its one-to-one style, which reads and writes as TCP does (RFC 6458, 4).
 
 use std::io::Result;
-use std::net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Duration;
 
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, connect as to, listen as queue,
-    setsockopt, socket, sockopt,
+    AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, listen as queue, socket,
 };
-use nix::sys::time::TimeVal;
 
-fn open(six: bool) -> Result<OwnedFd> {
-    let family = if six { AddressFamily::Inet6 } else { AddressFamily::Inet };
+fn open() -> Result<OwnedFd> {
     Ok(socket(
-        family,
+        AddressFamily::Inet6,
         SockType::Stream,
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::Sctp,
@@ -23,20 +19,9 @@ fn open(six: bool) -> Result<OwnedFd> {
 
 /// On all addresses of both families.
 pub(crate) fn listen(port: u16, backlog: i32) -> Result<TcpListener> {
-    let fd = open(true)?;
+    let fd = open()?;
     let at = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
     bind(fd.as_raw_fd(), &SockaddrStorage::from(at))?;
     queue(&fd, Backlog::new(backlog)?)?;
-    Ok(fd.into())
-}
-
-pub(crate) fn connect(at: SocketAddr, timeout: Duration) -> Result<TcpStream> {
-    let fd = open(at.is_ipv6())?;
-    let limit = TimeVal::new(
-        timeout.as_secs().try_into().unwrap_or(i64::MAX),
-        timeout.subsec_micros().into(),
-    );
-    setsockopt(&fd, sockopt::SendTimeout, &limit)?;
-    to(fd.as_raw_fd(), &SockaddrStorage::from(at))?;
     Ok(fd.into())
 }

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use lab::wire::pattern;
-use nix::sys::socket::{Backlog, listen};
+use nix::sys::socket::{Backlog, listen, setsockopt, sockopt};
 
 use crate::answer::Server;
+use crate::guests;
 
 /// Threads that accept at the start; one more is made whenever all are busy.
 const THREADS: usize = 4;
@@ -25,11 +26,14 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 80)]
     port: u16,
     /// SCTP on that port too.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "one_thread")]
     sctp: bool,
     /// Name of the task in the answers; default: the one that netd-run's environment tells.
     #[arg(long)]
     task: Option<String>,
+    /// All TCP connections that ask for an answer of one line wait in one thread.
+    #[arg(long)]
+    one_thread: bool,
     /// Wait so many milliseconds before listening: a service that starts slowly.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
@@ -52,6 +56,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         false => None,
     };
     println!("ready: {} on port {}", server.name, args.port);
+    if args.one_thread {
+        let of_tcp = server.clone();
+        std::thread::spawn(move || {
+            if let Err(error) = guests::serve(&of_tcp, &tcp) {
+                eprintln!("lab-tool: {error:#}");
+                std::process::exit(1);
+            }
+        });
+        return datagrams(&server, &udp);
+    }
     let tcp = Arc::new(tcp);
     let idle = Arc::new(AtomicUsize::new(0));
     let all = Arc::new(AtomicUsize::new(0));
@@ -90,6 +104,8 @@ fn sockets(port: u16) -> std::io::Result<(TcpListener, UdpSocket)> {
     // The standard library's 128 are full after an eighth of a second of a busy machine's: the client's next try is a
     // second later, and would count as lost on the way.
     listen(&tcp, Backlog::new(QUEUE)?)?;
+    // What is accepted has it too.
+    setsockopt(&tcp, sockopt::TcpNoDelay, &true)?;
     Ok((tcp, UdpSocket::bind(at)?))
 }
 
@@ -104,14 +120,14 @@ fn accept(server: &Arc<Server>, tcp: &Arc<TcpListener>, idle: &Arc<AtomicUsize>,
     let (server, tcp, idle, all) = (server.clone(), tcp.clone(), idle.clone(), all.clone());
     std::thread::spawn(move || {
         loop {
-            let Ok((stream, _)) = tcp.accept() else {
+            let Ok((stream, client)) = tcp.accept() else {
                 continue;
             };
             if idle.fetch_sub(1, Ordering::Relaxed) == 1 {
                 accept(&server, &tcp, &idle, &all);
             }
             // A client that went away is its own business.
-            let _ = server.connection(&stream);
+            let _ = server.connection(&stream, client, &[]);
             drop(stream);
             idle.fetch_add(1, Ordering::Relaxed);
         }

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use lab::wire::{Tally, parse_answer};
+use nix::sys::socket::SockProtocol;
 
 use crate::answer::plain;
 use crate::report;
+use crate::steady::{self, Plan};
 
 /// Tries that may wait for an answer at once.
 const MOST_OPEN: f64 = 2000.0;
@@ -45,14 +47,17 @@ pub(crate) struct Args {
     /// The server closes: a port of this side is free again at once, instead of a minute later.
     #[arg(long, conflicts_with = "udp")]
     bye: bool,
+    /// Ports of this side, of one try after the other: `first-last`. Else the kernel chooses.
+    #[arg(long, value_parser = ports, value_name = "FIRST-LAST", conflicts_with = "rate")]
+    ports: Option<(u16, u16)>,
     /// Say `ready` on standard error before the first try.
     #[arg(long)]
     announce: bool,
 }
 
 /// How a try is made.
-#[derive(Clone, Copy)]
-enum Way {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
     Datagram,
     /// One that this side closes.
     Connection,
@@ -60,6 +65,14 @@ enum Way {
     Bye,
     /// One by SCTP, that this side closes.
     Sctp,
+}
+
+fn ports(text: &str) -> Result<(u16, u16), String> {
+    let both = text
+        .split_once('-')
+        .and_then(|(a, b)| Some((a.parse().ok()?, b.parse().ok()?)));
+    both.filter(|(first, last): &(u16, u16)| 0 < *first && first <= last)
+        .ok_or_else(|| "wants FIRST-LAST, such as 50000-50899".to_owned())
 }
 
 impl Args {
@@ -73,14 +86,14 @@ impl Args {
     }
 }
 
-struct Try {
+pub(crate) struct Try {
     /// Milliseconds since 1970.
-    started: u64,
-    ended: Instant,
-    result: Result<Answer, String>,
+    pub(crate) started: u64,
+    pub(crate) ended: Instant,
+    pub(crate) result: Result<Answer, String>,
 }
 
-struct Answer {
+pub(crate) struct Answer {
     who: String,
     seen_as: IpAddr,
     own: IpAddr,
@@ -104,18 +117,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
         eprintln!("ready");
     }
     let start = Instant::now();
+    let most = match args.until {
+        Some(_) => count.saturating_mul(10),
+        None => count,
+    };
+    // A name is looked up before each try, which waits.
+    if let (Some(rate), Ok(to), false) = (args.rate, args.to.parse(), args.sctp) {
+        let plan = Plan {
+            to,
+            way: args.way(),
+            rate,
+            count,
+            most,
+            until: args.until.clone(),
+            timeout,
+        };
+        return report(&summary(steady::run(&plan, start)?, start));
+    }
     let (send, results) = mpsc::channel();
     match args.rate {
         None => {
             for number in 0..count {
-                let _ = send.send(attempt(&args.to, args.way(), number, timeout));
+                let _ = send.send(attempt(&args.to, args.way(), own(args.ports, number), number, timeout));
             }
         }
         Some(rate) => {
-            let most = match args.until {
-                Some(_) => count.saturating_mul(10),
-                None => count,
-            };
             let mut workers = Workers::new(args, timeout, &send);
             for number in 0..most {
                 if number >= count && args.until.as_ref().is_none_or(|file| file.exists()) {
@@ -169,7 +195,7 @@ impl<'a> Workers<'a> {
                 .spawn(move || {
                     let next = || taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     while let Ok(number) = next() {
-                        let _ = results.send(attempt(&to, way, number, timeout));
+                        let _ = results.send(attempt(&to, way, None, number, timeout));
                         idle.fetch_add(1, Ordering::AcqRel);
                     }
                 })
@@ -210,15 +236,23 @@ fn summary(mut tries: Vec<Try>, start: Instant) -> Tally {
     tally
 }
 
-fn attempt(to: &str, way: Way, number: u64, timeout: Duration) -> Try {
+/// The port of a try. Where the last run ended its ports are in use for a while: this one begins elsewhere.
+fn own(ports: Option<(u16, u16)>, number: u64) -> Option<u16> {
+    let (first, last) = ports?;
+    let count = u64::from(last - first) + 1;
+    let begin = u64::from(std::process::id()) * 61;
+    Some(first + u16::try_from((begin + number) % count).unwrap_or(0))
+}
+
+fn attempt(to: &str, way: Way, from: Option<u16>, number: u64, timeout: Duration) -> Try {
     let started = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, millis);
     let result = lookup(to).and_then(|to| match way {
-        Way::Datagram => datagram(to, number, timeout),
-        Way::Connection => connection(to, false, timeout),
-        Way::Bye => connection(to, true, timeout),
-        Way::Sctp => association(to, timeout),
+        Way::Datagram => datagram(to, from, number, timeout),
+        Way::Connection => connection(to, from, false, timeout),
+        Way::Bye => connection(to, from, true, timeout),
+        Way::Sctp => association(to, from, timeout),
     });
     Try {
         started,
@@ -234,16 +268,20 @@ fn lookup(to: &str) -> Result<SocketAddr, String> {
         .ok_or_else(|| "name not found".to_owned())
 }
 
-fn connection(to: SocketAddr, bye: bool, timeout: Duration) -> Result<Answer, String> {
-    let stream = TcpStream::connect_timeout(&to, timeout).map_err(kind)?;
+fn connection(to: SocketAddr, from: Option<u16>, bye: bool, timeout: Duration) -> Result<Answer, String> {
+    let stream = match from {
+        None => TcpStream::connect_timeout(&to, timeout),
+        Some(_) => crate::ports::connect(to, SockProtocol::Tcp, from, timeout),
+    };
+    let stream = stream.map_err(kind)?;
     let own = stream.local_addr().map_err(kind)?;
     ask(&stream, own, bye, timeout)
 }
 
-fn association(to: SocketAddr, timeout: Duration) -> Result<Answer, String> {
-    let stream = crate::sctp::connect(to, timeout).map_err(kind)?;
+fn association(to: SocketAddr, from: Option<u16>, timeout: Duration) -> Result<Answer, String> {
+    let stream = crate::ports::connect(to, SockProtocol::Sctp, from, timeout).map_err(kind)?;
     // Its socket has all addresses of this side; what the kernel takes is what it takes for a datagram.
-    let own = towards(to).and_then(|s| s.local_addr()).map_err(kind)?;
+    let own = towards(to, None).and_then(|s| s.local_addr()).map_err(kind)?;
     ask(&stream, own, false, timeout)
 }
 
@@ -261,32 +299,33 @@ fn ask(mut stream: &TcpStream, own: SocketAddr, bye: bool, timeout: Duration) ->
     answer(&line, own)
 }
 
-fn towards(to: SocketAddr) -> std::io::Result<UdpSocket> {
-    let any: SocketAddr = if to.is_ipv4() {
-        ([0; 4], 0).into()
-    } else {
-        ([0; 16], 0).into()
-    };
+fn towards(to: SocketAddr, from: Option<u16>) -> std::io::Result<UdpSocket> {
+    let any = crate::ports::any(to, from);
     let socket = UdpSocket::bind(any)?;
     socket.connect(to)?;
     Ok(socket)
 }
 
-fn datagram(to: SocketAddr, number: u64, timeout: Duration) -> Result<Answer, String> {
-    let socket = towards(to).map_err(kind)?;
+fn datagram(to: SocketAddr, from: Option<u16>, number: u64, timeout: Duration) -> Result<Answer, String> {
+    let socket = towards(to, from).map_err(kind)?;
     socket.set_read_timeout(Some(timeout)).map_err(kind)?;
     let own = plain(socket.local_addr().map_err(kind)?.ip());
     socket.send(number.to_string().as_bytes()).map_err(kind)?;
     let mut buffer = [0; 2048];
     let n = socket.recv(&mut buffer).map_err(kind)?;
     let text = String::from_utf8_lossy(buffer.get(..n).unwrap_or_default()).into_owned();
+    answer_to(number, &text, own)
+}
+
+/// The answer to a datagram, which came back with it.
+pub(crate) fn answer_to(number: u64, text: &str, own: IpAddr) -> Result<Answer, String> {
     if text.split_ascii_whitespace().nth(2) != Some(number.to_string().as_str()) {
         return Err("wrong answer".to_owned());
     }
-    answer(&text, own)
+    answer(text, own)
 }
 
-fn answer(line: &str, own: IpAddr) -> Result<Answer, String> {
+pub(crate) fn answer(line: &str, own: IpAddr) -> Result<Answer, String> {
     if line.is_empty() {
         return Err("closed without an answer".to_owned());
     }

@@ -113,6 +113,17 @@ fn changed(facts: impl FnOnce(&mut Facts)) -> Option<Vec<String>> {
     facts(Arc::make_mut(&mut now.facts));
     let told = now.services_changed(&before)?;
     assert!(now.has_overlay_of(&before));
+    // The index of before leads to what one from the beginning finds, and the rows of both are enough.
+    let mut index = Index::new(&before.facts);
+    let chosen = index.follow(&before.facts, &now.facts, told.clone());
+    assert_eq!(index, Index::new(&now.facts));
+    for basis in [&before, &now] {
+        let mut all = super::super::mesh_wanted(&basis.intent, &basis.facts, &basis.here, &basis.endpoints);
+        let of = |n: &Name| basis.intent.services.get(n).map(|s| s.index);
+        let wanted: BTreeSet<u32> = told.iter().filter_map(of).collect();
+        all.services.retain(|index, _| wanted.contains(index));
+        assert_eq!(basis.mesh_wanted_of(&chosen).services, all.services);
+    }
     Some(told.iter().map(Name::to_string).collect())
 }
 
@@ -175,13 +186,4 @@ fn what_is_decided_is_about_its_service_or_about_all() {
     now.here.addresses.insert(Ipv4Addr::LOCALHOST.into());
     assert_eq!(now.services_changed(&before), None);
     assert!(!now.has_overlay_of(&before));
-}
-
-#[test]
-fn some_services_are_what_they_are_among_all() {
-    let b = basis();
-    let all = super::super::mesh_wanted(&b.intent, &b.facts, &b.here, &b.endpoints);
-    let some = b.mesh_wanted_of(&[name("web")].into());
-    assert_eq!(some.services.keys().copied().collect::<Vec<_>>(), [2]);
-    assert_eq!(some.services.get(&2), all.services.get(&2));
 }

@@ -8,7 +8,12 @@
 //! - bpf(2), bpffs and clsact, but neither BTF nor a BPF compiler, and no unaligned access (its verifier: "misaligned packet
 //!   access"): netd's programs are not taken, so that a cluster of both data paths cannot be made in one guest;
 //! - cgroups, and all namespaces;
-//! - one CPU, a clock of 100 Hz with high resolution timers, and slow system calls: a lab takes longer than elsewhere;
+//! - one CPU, a clock of 100 Hz with high resolution timers, and slow system calls (15 to 25 microseconds each, a page fault
+//!   50, a program started 11 ms; with two hundred threads in a process a new one costs several ms): a lab takes longer than
+//!   elsewhere, and what makes load in it has one thread and few calls;
+//! - a session of its own, which `nice` does not reach where the machine's scheduler groups by session
+//!   (`/proc/sys/kernel/sched_autogroup_enabled`): on a machine that does other work too, `/proc/<pid of linux.uml>/autogroup`
+//!   is what counts;
 //! - neither SMP nor preemption: what needs two CPUs to go wrong is not found here.
 
 mod own;

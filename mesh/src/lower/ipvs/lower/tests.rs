@@ -480,6 +480,12 @@ fn a_service_alone_changes_as_it_does_among_all() {
     assert_eq!(change(&drains), (true, true, 4));
     assert_eq!(change(&|s| s.backends.retain(|id, _| *id != of(2))), (true, true, 4));
     assert_eq!(change(&|s| s.backends.extend([backend(3, APP, 3)])), (true, true, 4));
+    // A port that leads elsewhere, at the backends that the change has reached.
+    let elsewhere = |s: &mut WantedService| {
+        s.ports = [port("80:8080", 1)].into();
+        s.others = [(of(1), [(port("80:8080", 1), Some(80))].into())].into();
+    };
+    assert_eq!(change(&elsewhere), (true, true, 4));
     // What rules are about, and what stands in another's way.
     assert!(!change(&|s| s.ports = [port("81", 1)].into()).0);
     assert!(!change(&|s| s.vips.clear()).0);

@@ -18,6 +18,8 @@ pub struct Host {
     /// Data-path address and UDP port of this node's VXLAN. Its packets are not tracked: their source port differs for
     /// each inner flow, so each would be an entry.
     pub tunnel: Option<(IpAddr, u16)>,
+    /// Addresses that other members send tunnel packets from; of others they are dropped. (A member's MAC can be guessed.)
+    pub members: BTreeSet<IpAddr>,
     /// What the devices of `networks` begin with (`nvh`), and no other device's name.
     pub prefix: String,
     /// Networks of this node.
@@ -85,6 +87,8 @@ const ALLOWED_ON: &str = "allowedon";
 const MASKED: &str = "masked";
 /// Addresses of all networks, and of those that reach the outside.
 const POOLS: &str = "pools";
+/// Of whom tunnel packets are taken.
+const MEMBERS: &str = "members";
 const OUTSIDE: &str = "outside";
 
 const SOURCE: Key = Key {
@@ -123,8 +127,20 @@ impl Host {
             let own = IpNet::from(address);
             r.add(Raw, Prerouting, [To(own), Port(Transport::Udp, port)], Action::NoTrack);
             r.add(Raw, Output, [From(own), Port(Transport::Udp, port)], Action::NoTrack);
+            let here = [To(own), Port(Transport::Udp, port)];
+            let members = self.members.iter().filter(|m| m.is_ipv4() == address.is_ipv4());
+            let members = List {
+                key: SOURCE,
+                holds: Holds::Nothing,
+                entries: members
+                    .map(|m| (entry(Family::of(*m)).from(IpNet::from(*m)).0, Value::There))
+                    .collect(),
+            };
+            r.lists.insert(MEMBERS, members);
+            r.add(Raw, Prerouting, here.clone(), Action::AcceptBy(MEMBERS));
+            r.add(Raw, Prerouting, here, Action::Drop);
         }
-        for device in [Device::named("lo"), self.inside()] {
+        for device in [self.inside(), Device::named("lo")] {
             r.add(Raw, Prerouting, [In(device)], Action::Return);
         }
         r.add(Raw, Prerouting, [Listed(POOLS)], Action::Drop);
@@ -265,7 +281,9 @@ impl Host {
     /// where the host forwards nothing by itself.
     fn forward(&self, r: &mut Rules) {
         use {Hook::Forward, Match::*, TableName::Filter};
+        // Packets of flows under way meet these two alone, however many networks there are.
         r.add(Filter, Forward, [Out(self.inside()), Known], Action::Accept);
+        r.add(Filter, Forward, [In(self.inside()), Known], Action::Accept);
         r.add(Filter, Forward, [Out(self.inside()), Translated], Action::Accept);
         for n in &self.networks {
             let itself = Device::named(&n.device);

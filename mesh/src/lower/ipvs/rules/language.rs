@@ -151,26 +151,14 @@ pub enum Match {
     Port(Transport, u16),
     /// Its destination is an address of the namespace: a lookup in the FIB, so for first packets alone.
     Local,
-    /// Its mark under a mask.
-    Mark {
-        /// What it is.
-        value: u32,
-        /// Of which bits.
-        mask: u32,
-    },
     /// It begins a flow.
     New,
     /// It belongs to a flow that is known, or is related to one.
     Known,
     /// It belongs to a flow whose destination was changed here.
     Translated,
-    /// It goes against the direction that its flow began in.
-    Reply,
     /// The way back to its source is not by the device that it came by.
     NoWayBack,
-    /// Its source is its destination. nf_tables has no such match in Linux before 6.13: there it is a look into
-    /// [`Rules::locals`].
-    ToItself,
     /// It is in a list.
     Listed(&'static str),
 }
@@ -180,18 +168,14 @@ pub enum Match {
 pub enum Action {
     /// It passes this table.
     Accept,
+    /// It passes this table if it is in a list, however long that is.
+    AcceptBy(&'static str),
     /// It ends.
     Drop,
     /// It passes the rest of the chain.
     Return,
     /// It is not tracked. The chain goes on.
     NoTrack,
-    /// It bears this mark. The chain goes on.
-    SetMark(u32),
-    /// Its flow bears its mark. The chain goes on.
-    SaveMark,
-    /// It bears its flow's mark. The chain goes on.
-    RestoreMark,
     /// It bears the mark that a list has for it, if one. The chain goes on.
     MarkBy(&'static str),
     /// Its destination is the one that a list has for it, if one.
@@ -321,8 +305,6 @@ pub struct Rules {
     pub chains: BTreeMap<(TableName, Hook), Vec<Rule>>,
     /// Lists by name: lower case letters, at most 12.
     pub lists: BTreeMap<&'static str, List>,
-    /// Addresses for which [`Match::ToItself`] counts.
-    pub locals: BTreeSet<IpAddr>,
 }
 
 impl Rules {

@@ -8,6 +8,8 @@
 //! a next run to sweep. That matters: what a guest's programs do are system calls that the guest's kernel catches by
 //! ptrace(2), and must never become this machine's.
 
+mod seat;
+
 use std::fs::File;
 use std::io::{Seek, Write};
 use std::path::Path;
@@ -19,9 +21,11 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use crate::lane::init::{self, Guest};
 use crate::lane::machine::Machine;
+use seat::Seat;
 
-/// The guest's memory in MiB, taken as it is used: a lab of six hosts with what it writes to its disks, which are memory too.
-const MEMORY: u32 = 3072;
+/// The guest's memory in MiB, taken as it is used: a lab of six hosts with what it writes to its disks, which are memory too;
+/// two daemons with ten thousand services.
+const MEMORY: u32 = 4096;
 
 /// Where the guest's memory and its first program lie, in a mount that it alone has.
 const OWN: &str = "/dev/shm";
@@ -76,12 +80,14 @@ pub(crate) fn run(script: &str, visible: &[&Path], limit: Duration, each: &mut d
         .and_then(|()| first.rewind())
         .context("writing the guest's first program")?;
     let root = nix::unistd::geteuid().is_root();
-    let machine = Machine::start(command(root).stdin(first)).context("running setpriv, unshare and linux.uml")?;
+    let seat = Seat::take();
+    let machine = Machine::start(command(root, seat.as_ref()).stdin(first))
+        .context("running setpriv, unshare, taskset and linux.uml")?;
     init::follow(machine, limit, each)
 }
 
 /// As root the guest becomes nobody, who may read everything; else it is whoever runs us, in a user namespace.
-fn command(root: bool) -> Command {
+fn command(root: bool, seat: Option<&Seat>) -> Command {
     let mut command = Command::new("setpriv");
     // All of it ends with us even when we are killed: this process with us, the guest's first one with this.
     command.args(["--pdeathsig", "KILL", "unshare", "--kill-child=KILL", "--fork"]);
@@ -97,6 +103,9 @@ fn command(root: bool) -> Command {
         for set in ["--bounding-set", "--inh-caps", "--ambient-caps"] {
             command.args([set, "-all,+dac_read_search"]);
         }
+    }
+    if let Some(seat) = seat {
+        command.args(["taskset", "--cpu-list", &seat.cpu().to_string()]);
     }
     command
         .arg("linux.uml")

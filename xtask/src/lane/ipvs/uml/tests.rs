@@ -110,6 +110,26 @@ fn who_is_killed_leaves_no_guest() {
     let kernels = all.iter().filter(|(_, line)| line.contains("linux.uml")).count();
     // The kernel, and a process for each of the guest's.
     assert!(kernels > 2, "{all:?}");
+    let cpus: BTreeSet<String> = all
+        .iter()
+        .filter(|(_, line)| line.contains("linux.uml"))
+        .filter_map(|(pid, _)| fs::read_to_string(format!("/proc/{pid}/status")).ok())
+        .filter_map(|status| {
+            Some(
+                status
+                    .split_once("Cpus_allowed_list:")?
+                    .1
+                    .lines()
+                    .next()?
+                    .trim()
+                    .to_owned(),
+            )
+        })
+        .collect();
+    assert!(
+        matches!(&*Vec::from_iter(&cpus), [one] if one.parse::<usize>().is_ok()),
+        "all of it is on one CPU: {cpus:?}"
+    );
     owner.kill().unwrap();
     owner.wait().unwrap();
     let left = || {

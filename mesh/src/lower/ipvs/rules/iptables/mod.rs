@@ -112,7 +112,7 @@ fn lower(rule: &Rule, rules: &Rules, family: Family, lines: &mut Vec<String>, mo
     };
     for entry in entries {
         let mut spec = Spec::default();
-        rule.matches.iter().for_each(|m| spec.add(m, family));
+        rule.matches.iter().for_each(|m| spec.add(m));
         if let Some(entry) = entry {
             spec.entry(entry);
         }
@@ -121,12 +121,9 @@ fn lower(rule: &Rule, rules: &Rules, family: Family, lines: &mut Vec<String>, mo
             Action::Drop => "-j DROP".to_owned(),
             Action::Return => "-j RETURN".to_owned(),
             Action::NoTrack => "-j CT --notrack".to_owned(),
-            Action::SetMark(mark) => set_mark(*mark),
-            Action::SaveMark => "-j CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff".to_owned(),
-            Action::RestoreMark => "-j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff".to_owned(),
             Action::Source(a) => format!("-j SNAT --to-source {a}"),
             Action::Masquerade => "-j MASQUERADE".to_owned(),
-            Action::MarkBy(name) | Action::TranslateBy(name) => {
+            Action::AcceptBy(name) | Action::MarkBy(name) | Action::TranslateBy(name) => {
                 let Some(chain) = rules.lists.get(name).and_then(|l| by_list(name, l, family, more)) else {
                     continue;
                 };
@@ -145,14 +142,14 @@ fn set_mark(mark: u32) -> String {
 fn by_list(name: &str, list: &List, family: Family, more: &mut More) -> Option<String> {
     let leaf = |(entry, value): (&Entry, &Value)| {
         let target = match value {
-            Value::There => return None,
+            Value::There => "-j ACCEPT".to_owned(),
             Value::Mark(mark) => set_mark(*mark),
             Value::To(IpAddr::V4(a), port) => format!("-j DNAT --to-destination {a}:{port}"),
             Value::To(IpAddr::V6(a), port) => format!("-j DNAT --to-destination [{a}]:{port}"),
         };
-        Some((*entry, target))
+        (*entry, target)
     };
-    let leaves: Vec<_> = list.of(family).filter_map(leaf).collect();
+    let leaves: Vec<_> = list.of(family).map(leaf).collect();
     if leaves.is_empty() {
         return None;
     }
@@ -194,14 +191,8 @@ fn port(transport: Transport, from: u16, to: u16) -> String {
     format!("-p {transport} -m {transport} --dport {range}")
 }
 
-/// Source and destination are the same: classic BPF that compares the header's words (linux/filter.h), one of an IPv4
-/// header, all four of an IPv6 header. X = word of the source; A = word of the destination; unequal: 0; else 65535.
-const SAME4: &str = "-m bpf --bytecode \"6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0\"";
-const SAME6: &str = "-m bpf --bytecode \"18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
-                     32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0\"";
-
 impl Spec {
-    fn add(&mut self, m: &Match, family: Family) {
+    fn add(&mut self, m: &Match) {
         match m {
             // A family is a command of its own; a list's entries are added by the caller.
             Match::Of(_) | Match::Listed(_) => {}
@@ -212,16 +203,10 @@ impl Spec {
             Match::NotTo(n) => self.to = net("! -d", *n),
             Match::Port(t, p) => self.port = Some(port(*t, *p, *p)),
             Match::Local => self.rest.push("-m addrtype --dst-type LOCAL"),
-            Match::Mark { value, mask } => self.marks.push(format!("-m mark --mark {value:#x}/{mask:#x}")),
             Match::New => self.rest.push("-m conntrack --ctstate NEW"),
             Match::Known => self.rest.push("-m conntrack --ctstate RELATED,ESTABLISHED"),
             Match::Translated => self.rest.push("-m conntrack --ctstate DNAT"),
-            Match::Reply => self.rest.push("-m conntrack --ctdir REPLY"),
             Match::NoWayBack => self.rest.push("-m rpfilter --invert"),
-            Match::ToItself => self.rest.push(match family {
-                Family::V4 => SAME4,
-                Family::V6 => SAME6,
-            }),
         }
     }
 

@@ -205,13 +205,20 @@ fn run(table: TableName, seen: &Table, wanted: &Chains) -> Option<String> {
     let (kept, stale): (Vec<_>, Vec<_>) = ours()
         .filter(|(c, _)| !wanted.ours.contains_key(*c))
         .partition(|(c, _)| seen.is_used_by_others(c));
-    let same = wanted.ours.iter().all(|(c, rules)| seen.chains.get(c) == Some(rules));
-    if same && stale.is_empty() && kept.iter().all(|(_, rules)| rules.is_empty()) && seen.jumps_are(wanted) {
+    let kept = kept.into_iter().filter(|(_, rules)| !rules.is_empty());
+    let emptied: Vec<&String> = stale.iter().copied().chain(kept).map(|(c, _)| c).collect();
+    // With thousands of services a change is about a few chains: the others stay as they are.
+    let differ = wanted
+        .ours
+        .iter()
+        .filter(|(c, rules)| seen.chains.get(*c) != Some(*rules));
+    let differ: Vec<(&String, &Vec<String>)> = differ.collect();
+    if differ.is_empty() && emptied.is_empty() && seen.jumps_are(wanted) {
         return None;
     }
     let mut out = format!("*{table}\n");
     // Naming a chain makes it, or empties it.
-    for name in wanted.ours.keys().chain(stale.iter().chain(&kept).map(|(c, _)| *c)) {
+    for name in differ.iter().map(|(c, _)| *c).chain(emptied) {
         let _ = writeln!(out, ":{name} - [0:0]");
     }
     if !seen.jumps_are(wanted) {
@@ -222,7 +229,7 @@ fn run(table: TableName, seen: &Table, wanted: &Chains) -> Option<String> {
             let _ = writeln!(out, "-I {from} 1 {}", jump(to));
         }
     }
-    for (name, rules) in &wanted.ours {
+    for (name, rules) in differ {
         for rule in rules {
             let _ = writeln!(out, "-A {name} {rule}");
         }

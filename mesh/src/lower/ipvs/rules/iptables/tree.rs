@@ -35,8 +35,8 @@ impl Tree<'_> {
         if leaves.len() <= FANOUT {
             return leaves.iter().map(line).collect();
         }
-        let first = leaves.first().and_then(|(e, _)| e.to);
-        if leaves.iter().any(|(e, _)| e.to != first) {
+        let first = leaves.first().map(|(e, _)| address(e));
+        if leaves.iter().any(|(e, _)| Some(address(e)) != first) {
             by_address(leaves)
                 .into_iter()
                 .flat_map(|g| self.group(g, covering))
@@ -74,8 +74,13 @@ fn bits(a: IpAddr) -> u128 {
     }
 }
 
+/// The address that entries of a list differ in: the destination, or else the source.
+fn end(e: &Entry) -> Option<IpAddr> {
+    e.to.or_else(|| e.from.map(|n| n.addr()))
+}
+
 fn address(e: &Entry) -> u128 {
-    e.to.map_or(0, bits)
+    end(e).map_or(0, bits)
 }
 
 /// How many of the highest bits all have in common.
@@ -98,7 +103,7 @@ fn by_address(leaves: Vec<Leaf>) -> Vec<Vec<Leaf>> {
 
 /// The smallest network with all addresses of a group.
 fn covering(leaves: &[Leaf]) -> Spec {
-    let Some(first) = leaves.first().and_then(|(e, _)| e.to) else {
+    let Some((entry, first)) = leaves.first().and_then(|(e, _)| Some((e, end(e)?))) else {
         return Spec::default();
     };
     let whole = if first.is_ipv4() { 32 } else { 128 };
@@ -110,10 +115,12 @@ fn covering(leaves: &[Leaf]) -> Spec {
         IpAddr::V6(_) => Ipv6Addr::from(start).into(),
     };
     let net = u8::try_from(length).ok().and_then(|l| IpNet::new(start, l).ok());
-    Spec {
-        to: net.and_then(|n| super::net("-d", n)),
-        ..Spec::default()
+    let mut spec = Spec::default();
+    match entry.to {
+        Some(_) => spec.to = net.and_then(|n| super::net("-d", n)),
+        None => spec.from = net.and_then(|n| super::net("-s", n)),
     }
+    spec
 }
 
 /// Groups of neighbouring ports, a protocol each.

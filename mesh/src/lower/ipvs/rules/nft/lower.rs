@@ -13,12 +13,9 @@ use super::{
             families_of,
         },
     },
-    Chain, Comparison, Elements, Expression, Field, FlowKey, Header, Keys, MetaKey, Register, Rule, Set, Table,
-    Verdict, address,
+    Chain, Comparison, Expression, Field, FlowKey, Header, Keys, MetaKey, Register, Rule, Set, Table, Verdict, address,
 };
 
-/// Where addresses that are their own destination are.
-const LOCALS: &str = "locals";
 /// `IFNAMSIZ` of linux/if.h.
 const NAME_OCTETS: usize = 16;
 /// `RTN_LOCAL` of linux/rtnetlink.h.
@@ -28,8 +25,6 @@ const STATE_KNOWN: u32 = 2 | 4;
 const STATE_NEW: u32 = 8;
 /// `IPS_DST_NAT` of nf_conntrack_common.h.
 const STATUS_TRANSLATED: u32 = 1 << 5;
-/// `IP_CT_DIR_REPLY` of nf_conntrack_tuple_common.h.
-const DIRECTION_REPLY: u8 = 1;
 
 /// The table of a namespace. Without rules: without chains.
 pub fn table(rules: &Rules) -> Table {
@@ -85,13 +80,12 @@ fn lower(said: &Said, rules: &Rules, out: &mut Table, lowered: &mut Vec<Rule>) {
     });
     let lists: Vec<&str> = lists
         .chain(match &said.action {
-            Action::MarkBy(name) | Action::TranslateBy(name) => Some(*name),
+            Action::AcceptBy(name) | Action::MarkBy(name) | Action::TranslateBy(name) => Some(*name),
             _ => None,
         })
         .collect();
-    let itself = said.matches.contains(&Match::ToItself);
     let families = families_of(said);
-    if families.len() == 2 && lists.is_empty() && !itself {
+    if families.len() == 2 && lists.is_empty() {
         lowered.push(one(said, rules, None));
         return;
     }
@@ -101,11 +95,6 @@ fn lower(said: &Said, rules: &Rules, out: &mut Table, lowered: &mut Vec<Rule>) {
             out.sets
                 .entry(set_name(name, family))
                 .or_insert_with(|| set(list, family));
-        }
-        if itself {
-            out.sets
-                .entry(set_name(LOCALS, family))
-                .or_insert_with(|| locals(rules, family));
         }
         if lists.iter().all(|name| rules.lists.contains_key(name)) {
             lowered.push(one(said, rules, Some(family)));
@@ -185,24 +174,6 @@ fn element(key: Key, e: &Entry, value: Value) -> Option<(Keys, Vec<u8>)> {
         }
     };
     Some(((first, last), value))
-}
-
-fn locals(rules: &Rules, family: Family) -> Set {
-    let twice = |a: &IpAddr| {
-        let key = [octets(*a), octets(*a)].concat();
-        ((key.clone(), key), Vec::new())
-    };
-    Set {
-        key: vec![address(family); 2],
-        value: vec![],
-        ranges: false,
-        elements: rules
-            .locals
-            .iter()
-            .filter(|a| Family::of(**a) == family)
-            .map(twice)
-            .collect::<Elements>(),
-    }
 }
 
 /// A rule in the making.
@@ -351,13 +322,6 @@ impl Draft {
                 let local = RTN_LOCAL.to_ne_bytes().to_vec();
                 self.expressions.push(Compare(0, Comparison::Is, local));
             }
-            Match::Mark { value, mask } => {
-                self.say(format!("meta mark & {mask:#010x} == {value:#010x}"));
-                self.expressions.push(Meta(MetaKey::Mark, 0));
-                self.expressions.push(And(0, mask.to_ne_bytes().to_vec()));
-                self.expressions
-                    .push(Compare(0, Comparison::Is, value.to_ne_bytes().to_vec()));
-            }
             Match::New => {
                 self.say("ct state new");
                 self.expressions.push(Flow(FlowKey::State, 0));
@@ -373,25 +337,11 @@ impl Draft {
                 self.expressions.push(Flow(FlowKey::Status, 0));
                 self.any_bit(STATUS_TRANSLATED);
             }
-            Match::Reply => {
-                self.say("ct direction reply");
-                self.expressions.push(Flow(FlowKey::Direction, 0));
-                self.expressions.push(Compare(0, Comparison::Is, vec![DIRECTION_REPLY]));
-            }
             Match::NoWayBack => {
                 self.say("fib saddr . iif oif missing");
                 self.expressions.push(WayBack(0));
                 // The kernel writes 0 or 1, as a whole register or as its first octet.
                 self.expressions.push(Compare(0, Comparison::Is, vec![0; 4]));
-            }
-            Match::ToItself => {
-                let key = Key {
-                    from: true,
-                    to: true,
-                    transport: false,
-                    port: false,
-                };
-                self.look(LOCALS, key);
             }
             Match::Listed(name) => {
                 if let Some(list) = rules.lists.get(name) {
@@ -449,26 +399,15 @@ impl Draft {
     fn action(&mut self, action: &Action, rules: &Rules) {
         match action {
             Action::Accept => self.verdict("accept", Verdict::Accept),
+            Action::AcceptBy(name) => {
+                self.matched(&Match::Listed(name), rules);
+                self.verdict("accept", Verdict::Accept);
+            }
             Action::Drop => self.verdict("drop", Verdict::Drop),
             Action::Return => self.verdict("return", Verdict::Return),
             Action::NoTrack => {
                 self.say("notrack");
                 self.expressions.push(NoTrack);
-            }
-            Action::SetMark(mark) => {
-                self.say(format!("meta mark set {mark:#010x}"));
-                self.expressions.push(Load(0, mark.to_ne_bytes().to_vec()));
-                self.expressions.push(SetMark(0));
-            }
-            Action::SaveMark => {
-                self.say("ct mark set meta mark");
-                self.expressions.push(Meta(MetaKey::Mark, 0));
-                self.expressions.push(SetFlowMark(0));
-            }
-            Action::RestoreMark => {
-                self.say("meta mark set ct mark");
-                self.expressions.push(Flow(FlowKey::Mark, 0));
-                self.expressions.push(SetMark(0));
             }
             Action::MarkBy(name) => {
                 if self.map(name, rules, "meta mark set") {

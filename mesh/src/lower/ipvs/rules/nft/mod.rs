@@ -128,8 +128,6 @@ pub enum Expression {
     SetMark(Register),
     /// Something about its flow.
     Flow(FlowKey, Register),
-    /// The flow's mark.
-    SetFlowMark(Register),
     /// Octets of a header.
     Payload {
         /// Which header.
@@ -192,12 +190,8 @@ pub enum MetaKey {
 pub enum FlowKey {
     /// State bits, in the host's order.
     State,
-    /// Direction: one octet.
-    Direction,
     /// Status bits (`IPS_*`), in the host's order.
     Status,
-    /// Mark, in the host's order.
-    Mark,
 }
 
 /// A header.

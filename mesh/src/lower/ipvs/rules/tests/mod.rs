@@ -1,3 +1,5 @@
+mod change;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -38,6 +40,7 @@ fn host() -> Host {
     };
     Host {
         tunnel: Some((ip("198.18.0.1"), 4789)),
+        members: [ip("198.18.0.2"), ip("198.18.0.3")].into(),
         prefix: "nvh".into(),
         networks: BTreeSet::from([
             network("nvh100", &["10.128.0.0/16", "fd00:80::/64"], true),
@@ -86,13 +89,10 @@ fn sandbox() -> Sandbox {
         tunnel: "nx100".into(),
         prefix: "nv".into(),
         up: "nvup".into(),
-        v4: Some("10.128.0.0/16".parse().unwrap()),
-        v6: Some("fd00:80::/64".parse().unwrap()),
         marks: marks
             .into_iter()
             .map(|(d, n)| (d, super::super::MARK_BASE + n))
             .collect(),
-        tasks: BTreeSet::from([ip("10.128.1.3"), ip("10.128.1.4"), ip("fd00:80::1:3")]),
     }
 }
 
@@ -177,7 +177,6 @@ fn services_change_elements_and_no_rules() {
     }
     more.marks
         .insert(to("10.128.0.2", Transport::Tcp, Some(80)), 0x6e00_0009);
-    more.tasks.insert(ip("10.128.1.5"));
     let after = nft::table(&more.rules());
     assert_eq!(before.chains, after.chains);
     let nft::Change::Elements(sets) = nft::change(Some(&before.seen()), &after) else {
@@ -187,7 +186,7 @@ fn services_change_elements_and_no_rules() {
         .iter()
         .map(|s| (s.set.as_str(), s.remove.len(), s.add.len(), s.clear))
         .collect();
-    assert_eq!(counts, [("locals4", 0, 1, false), ("marks4", 1, 3001, false)]);
+    assert_eq!(counts, [("marks4", 1, 3001, false)]);
 
     // A node: ports come and go; networks too, but for the one rule that names a device.
     let before = nft::table(&host().rules());
@@ -312,7 +311,7 @@ fn a_flush_is_mended_and_others_rules_are_not_in_the_way() {
 
 #[test]
 fn a_spelling_that_netd_does_not_know_is_still_known_by_its_hashes() {
-    let rules = sandbox().rules();
+    let rules = host().rules();
     let tables = iptables::tables(&rules);
     let text = iptables::text(
         &tables
@@ -394,10 +393,10 @@ proptest! {
         let marks: BTreeMap<_, _> = vips.iter().map(|((a, t, p), m)| {
             (Destination { address: address(*a), transport: *t, port: Some(*p) }, super::super::MARK_BASE + m)
         }).collect();
-        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), up: "nvup".into(), ..Sandbox::default() }.rules();
+        let rules = Sandbox { marks: marks.clone(), prefix: "nv".into(), tunnel: "nx1".into(), up: "nvup".into() }.rules();
         let family = if wide { Family::V6 } else { Family::V4 };
         let tables = iptables::tables(&rules);
-        let chains = &tables[&(TableName::Mangle, family)].ours;
+        let chains = &tables[&(TableName::Raw, family)].ours;
         if marks.is_empty() {
             prop_assert!(!chains.contains_key("NETD-MARKS"));
             return Ok(());
