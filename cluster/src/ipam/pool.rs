@@ -10,6 +10,7 @@ const SMALL: u32 = 1 << 16;
 /// Numbers of a range, given out in a circle: the one after the last given, so that a number comes back as late as the
 /// range allows, and never before its rest is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written")]
 pub struct Pool {
     /// Lowest that may be claimed.
     low: u32,
@@ -22,6 +23,39 @@ pub struct Pool {
     resting: VecDeque<(u64, u32)>,
     /// The numbers of `resting`.
     rests: BTreeSet<u32>,
+}
+
+/// A pool as it is in a snapshot, which may be anybody's.
+#[derive(Deserialize)]
+struct Written {
+    low: u32,
+    first: u32,
+    end: u32,
+    next: u32,
+    used: BTreeSet<u32>,
+    resting: VecDeque<(u64, u32)>,
+    rests: BTreeSet<u32>,
+}
+
+impl TryFrom<Written> for Pool {
+    type Error = &'static str;
+
+    fn try_from(w: Written) -> Result<Self, Self::Error> {
+        let in_order = w.low <= w.first && (w.first..=w.end).contains(&w.next);
+        let within = |n: &u32| (w.low..w.end).contains(n);
+        if !in_order || !w.used.iter().chain(&w.rests).all(within) {
+            return Err("a pool whose numbers are not within its range");
+        }
+        Ok(Pool {
+            low: w.low,
+            first: w.first,
+            end: w.end,
+            next: w.next,
+            used: w.used,
+            resting: w.resting,
+            rests: w.rests,
+        })
+    }
 }
 
 /// Why a chosen number cannot be had.

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -123,4 +125,30 @@ fn a_new_beginning_keeps_off_what_may_have_been_given_out_since() {
     let mut none = Pool::new(4..4);
     none.begin_anew(0, 50);
     assert_eq!(none.take(0), None);
+}
+
+/// As a snapshot has it, which somebody else may have written.
+#[test]
+fn a_pool_is_taken_from_a_snapshot_only_if_it_is_one() {
+    type Parts = (u32, u32, u32, u32, BTreeSet<u32>, Vec<(u64, u32)>, BTreeSet<u32>);
+    let read = |parts: &Parts| postcard::from_bytes::<Pool>(&postcard::to_allocvec(parts).unwrap());
+    let mut pool = Pool::new(10..20).claimable_from(4);
+    assert_eq!(pool.take(0), Some(10));
+    let same = postcard::from_bytes::<Pool>(&postcard::to_allocvec(&pool).unwrap()).unwrap();
+    assert_eq!(same, pool);
+    let sound: Parts = (4, 10, 20, 11, [10].into(), vec![], BTreeSet::new());
+    assert_eq!(read(&sound).unwrap(), pool);
+    let breaks: [fn(&mut Parts); 6] = [
+        |p| p.0 = 11,
+        |p| p.1 = 12,
+        |p| p.2 = 9,
+        |p| p.3 = 21,
+        |p| p.4 = [20].into(),
+        |p| p.6 = [3].into(),
+    ];
+    for (n, make) in breaks.iter().enumerate() {
+        let mut parts = sound.clone();
+        make(&mut parts);
+        assert!(read(&parts).is_err(), "{n}");
+    }
 }
