@@ -41,17 +41,17 @@ fn fits(here: &[Local], six: bool) -> impl Iterator<Item = &Local> {
     here.iter().filter(of_family)
 }
 
-/// Whether an address that nobody had to name is an IPv6 one: where the data path carries it (`able`), and this node had one,
-/// or the manager has one, or there is no other.
+/// Whether an address that nobody had to name is an IPv6 one: where the data path carries it (`able`), and this node had one;
+/// or it is new, and the manager has one, or there is no other. A node whose address is gone waits for another of its family:
+/// it is mostly about to come, and with the other family the node would reach nobody.
 fn takes_six(place: &Place, here: &[Local], able: bool) -> bool {
     if !able || fits(here, true).next().is_none() {
         return false;
     }
-    let had = place.advertise.filter(|a| here.iter().any(|l| l.address == *a));
-    match (had, place.toward) {
+    match (place.advertise, place.toward) {
+        (Some(had), _) => had.is_ipv6(),
         _ if fits(here, false).next().is_none() => true,
-        (Some(a), _) | (None, Some(a)) => a.is_ipv6(),
-        (None, None) => false,
+        (None, toward) => toward.is_some_and(|a| a.is_ipv6()),
     }
 }
 
