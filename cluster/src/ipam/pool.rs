@@ -125,7 +125,7 @@ impl Pool {
         }
         self.wake(now_ms);
         if let Some((until, _)) = self.resting.iter().find(|r| r.1 == number) {
-            return Err(Taken::Resting(until - now_ms));
+            return Err(Taken::Resting(until.saturating_sub(now_ms)));
         }
         self.used.insert(number);
         Ok(())

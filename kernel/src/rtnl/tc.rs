@@ -407,7 +407,13 @@ mod tests {
     /// What is written is what is read, from the messages alone: on every kernel.
     #[test]
     fn a_filter_reads_as_it_was_written() {
-        for c in all() {
+        let to_host = Classifier {
+            hook: Hook::Egress,
+            priority: FIRST_PRIORITY + 7,
+            on: all()[0].on,
+            verdict: Verdict::ToHost(Mac([2; 6])),
+        };
+        for c in all().into_iter().chain([to_host]) {
             let mut body = add(7, &c, 1).body;
             // The kernel gives a number to what had none.
             if !matches!(c.on, Match::Mark(_)) {

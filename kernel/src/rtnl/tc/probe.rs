@@ -1,6 +1,6 @@
 //! What of tc the kernel has.
 
-use model::{Mac, Vni};
+use model::Mac;
 use overlay::{Classifier, FIRST_PRIORITY, Hook, MaskedMark, Match, Verdict};
 
 use super::{add, add_clsact};
@@ -19,9 +19,6 @@ pub struct Lack {
 
 /// What the kernel lacks for filters, found by trying in a namespace that ends with the trial. Empty: nothing.
 pub fn lacks() -> Result<Vec<Lack>, RtnlError> {
-    let Ok(tunnel) = Vni::try_from(Vni::FIRST) else {
-        return Ok(Vec::new());
-    };
     let frame = Match::Frame {
         mac: None,
         source: None,
@@ -37,12 +34,7 @@ pub fn lacks() -> Result<Vec<Lack>, RtnlError> {
     let set_mac = (Hook::Egress, frame, Verdict::SetDestination(Mac([2; 6])));
     let keep = (Hook::Egress, frame, Verdict::Keep(0));
     let recall = (Hook::Ingress, frame, Verdict::Recall);
-    let redirect = Verdict::Redirect {
-        // What the name of the device is does not matter here.
-        tunnel,
-        source: Mac([2; 6]),
-    };
-    let redirect = (Hook::Ingress, frame, redirect);
+    let redirect = (Hook::Ingress, frame, Verdict::ToHost(Mac([2; 6])));
     let trials = [
         (
             drop_all,

@@ -43,13 +43,7 @@ fn members_alone_may_send() {
     assert_eq!(hear(&server, &mut text).unwrap().0, 1);
     assert_eq!(text[0], 5, "a single address of its own");
     // It becomes a member: what comes in by it from outside is let in.
-    let third = Remote {
-        vtep: vtep(3),
-        mac: MACS[3],
-        blocks: Default::default(),
-        singles: Default::default(),
-    };
-    d.remotes.insert(NodeId(3), third);
+    d.remotes.insert(NodeId(3), third());
     c.settle(1, &d);
     send(MACS[3], [203, 0, 113, 9], 6);
     let (_, from) = hear(&server, &mut text).unwrap();
@@ -72,6 +66,16 @@ fn members_alone_may_send() {
     sandbox.execute_all(&removals).unwrap();
     let round = c.settle(1, &d);
     assert_eq!(round.report.done, seen.len());
+}
+
+/// A member without a task.
+fn third() -> Remote {
+    Remote {
+        vtep: vtep(3),
+        mac: MACS[3],
+        blocks: Default::default(),
+        singles: Default::default(),
+    }
 }
 
 /// A node that the test plays: what it sends by the tunnel, and what comes back to it.
@@ -125,13 +129,7 @@ fn a_reply_goes_to_the_node_that_the_client_asked_last() {
     let c = Cluster::new("routed-last");
     let a = c.task("a");
     let mut d = c.desired(1, &[("a", 4096, 5)]);
-    let third = Remote {
-        vtep: vtep(3),
-        mac: MACS[3],
-        blocks: Default::default(),
-        singles: Default::default(),
-    };
-    d.remotes.insert(NodeId(3), third);
+    d.remotes.insert(NodeId(3), third());
     c.settle(1, &d);
     let sandbox = Netns::open(&c.sandbox(1, 4096)).unwrap();
     let (vip, mark) = (ip("10.77.0.1"), mark_of(1).unwrap());
