@@ -1,6 +1,9 @@
 //! Which data path a node uses.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::OnceLock,
+};
 
 use kernel::ipvs::Abilities;
 use model::row::Datapath;
@@ -102,12 +105,17 @@ pub fn possible(mode: Mode) -> Result<(), KernelError> {
     }
 }
 
-/// Whether the data path that the settings lead to has tunnels over IPv6. Reads the disk, and may ask the kernel.
+/// Whether the data path that the settings lead to has tunnels over IPv6. Reads the disk, and may ask the kernel, once: what
+/// `auto` takes is decided when netd starts.
 pub fn carries_ipv6(config: &Config) -> bool {
+    static OFFERED: OnceLock<bool> = OnceLock::new();
     match config.datapath.mode {
         Mode::Ipvs => true,
         Mode::Ebpf => false,
-        Mode::Auto => Memory::open(&config.node.state_dir).last() == Datapath::Ipvs || ipvs::offers().is_ok(),
+        Mode::Auto => {
+            Memory::open(&config.node.state_dir).last() == Datapath::Ipvs
+                || *OFFERED.get_or_init(|| ipvs::offers().is_ok())
+        }
     }
 }
 
