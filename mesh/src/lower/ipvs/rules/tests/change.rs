@@ -62,7 +62,7 @@ fn marks(vips: impl IntoIterator<Item = u32>) -> Rules {
     .rules()
 }
 
-/// The lines that lead from one to another in table mangle, and what comes of them.
+/// The lines that lead from one to another in table raw, and what comes of them.
 fn change(held: &mut Held, to: &Rules) -> String {
     let wanted: BTreeMap<_, _> = iptables::tables(to)
         .into_iter()
