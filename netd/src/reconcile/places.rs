@@ -47,9 +47,16 @@ pub(super) fn ipvs_network(folder: &Path, vni: Vni, kind: Kind, table: Option<&T
     ];
     KernelPlace {
         devices: devices.into(),
-        rules: format!("IPVS services by mark, marks by {}", rules(kind)),
+        rules: format!(
+            "IPVS services by mark, marks by {}; who may send, and where replies go, by filters at the devices",
+            rules(kind)
+        ),
         kept: table.map(kept),
-        look: vec![format!("{enter}ipvsadm -Ln"), look(kind, &enter)],
+        look: vec![
+            format!("{enter}ipvsadm -Ln"),
+            look(kind, &enter),
+            format!("{enter}tc -s filter show dev {} ingress", names::tunnel(vni)),
+        ],
         namespace: Some(path),
     }
 }
@@ -102,7 +109,8 @@ mod tests {
             place.look,
             [
                 "nsenter --net=/run/netd/netns/net-4097 ipvsadm -Ln",
-                "nsenter --net=/run/netd/netns/net-4097 iptables-legacy-save"
+                "nsenter --net=/run/netd/netns/net-4097 iptables-legacy-save",
+                "nsenter --net=/run/netd/netns/net-4097 tc -s filter show dev nx4097 ingress"
             ]
         );
         let devices: Vec<&str> = place.devices.keys().map(String::as_str).collect();
