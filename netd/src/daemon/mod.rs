@@ -475,6 +475,7 @@ impl Daemon {
             rpc,
             gossip: config.cluster.gossip_port,
             vxlan: vxlan.into(),
+            sandboxes: config.netns_dir(),
         };
         tokio::task::spawn_blocking(move || place::refuse_taken(&ports))
             .await

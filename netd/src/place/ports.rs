@@ -3,18 +3,21 @@
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
 };
 
 use kernel::{
-    rtnl::Rtnl,
+    netns::Netns,
+    rtnl::{Link, Rtnl},
     sockdiag::{self, Holder},
 };
 use model::{ApiError, Code, On, PortSpec, Proto};
+use overlay::names;
 
 use crate::{daemon::internal, reconcile::host, rpc::Answer};
 
 /// Ports that are about to be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortUse {
     /// Managers' RPC (TCP), when this node is to be a manager.
     pub rpc: Option<SocketAddr>,
@@ -22,6 +25,8 @@ pub struct PortUse {
     pub gossip: u16,
     /// VXLAN (UDP), when the cluster's port is known.
     pub vxlan: Option<u16>,
+    /// Folder of networks' namespaces: the VXLAN devices of IPVS are there.
+    pub sandboxes: PathBuf,
 }
 
 /// Refuses if somebody else holds one of them. Blocking.
@@ -38,7 +43,7 @@ pub fn refuse_taken(ports: &PortUse) -> Result<(), ApiError> {
         taken.extend(held(proto, any(ports.gossip), "gossip's port", flag)?);
     }
     if let Some(port) = ports.vxlan
-        && let Some(who) = vxlan_holder(port)?
+        && let Some(who) = vxlan_holder(port, &ports.sandboxes)?
     {
         let what = format!("the data path's port {port}/udp is held by {who}");
         let (flag, later) = ("--data-path-port", "netctl cluster update data-path-port");
@@ -79,13 +84,14 @@ fn held(
 }
 
 /// Who holds the port with something else than our own device.
-fn vxlan_holder(port: u16) -> Result<Option<String>, ApiError> {
+fn vxlan_holder(port: u16, sandboxes: &Path) -> Result<Option<String>, ApiError> {
     let failed = |e| internal("who holds the ports", e);
     let links = Rtnl::open()
         .and_then(|mut r| r.links())
         .map_err(|e| failed(e.to_string()))?;
-    let mut tunnels = links.iter().filter(|l| l.vxlan.is_some_and(|v| v.port == port));
-    if tunnels.clone().any(|l| l.name == overlay::names::VXLAN) {
+    let at = |l: &&Link| l.vxlan.is_some_and(|v| v.port == port);
+    let mut tunnels = links.iter().filter(at);
+    if tunnels.clone().any(|l| l.name == names::VXLAN) || in_sandbox(sandboxes, &at) {
         return Ok(None);
     }
     if let Some(l) = tunnels.next() {
@@ -96,6 +102,20 @@ fn vxlan_holder(port: u16) -> Result<Option<String>, ApiError> {
         Some(_) => h.to_string(),
         None => "a VXLAN device in another namespace (dockerd in swarm mode makes such, flannel too)".to_owned(),
     }))
+}
+
+/// Whether one of our devices in networks' namespaces is `such`. A cluster that this node was in may have left some, for a
+/// node whose state is gone as well: they are taken up, or go with the first pass. One that cannot be read is not.
+fn in_sandbox(folder: &Path, such: &dyn Fn(&&Link) -> bool) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|e| e.path())
+        .filter_map(|path| Some((names::sandbox_of(&path)?, Netns::open(&path).ok()?)))
+        .any(|(vni, ns)| {
+            let links = Rtnl::open_in(&ns).and_then(|mut r| r.links()).unwrap_or_default();
+            let ours = |l: &&Link| l.alias.as_deref() == Some(names::tunnel_alias(vni).as_str());
+            links.iter().filter(ours).any(|l| such(&l))
+        })
 }
 
 /// Whether a port can be published here, and who is in the way. Blocking.
