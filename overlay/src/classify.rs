@@ -50,8 +50,13 @@ pub enum Verdict {
     SetMark(u32),
     /// Gets a destination MAC and no mark, and goes on. (With a mark a tunnel looks its outer route up for each packet.)
     SetDestination(Mac),
-    /// Its connection is kept with this mark, also one that is known already, and it goes on (tc's `ct`).
-    Keep(u32),
+    /// Its connection is kept with a mark, also one that is known already (tc's `ct`), and it goes on with a mark of its own.
+    Keep {
+        /// The connection's.
+        connection: u32,
+        /// The packet's.
+        packet: u32,
+    },
     /// Its connection is looked up, and kept; it gets that one's mark, 0 when it is new, and the next filter looks at it.
     Recall,
     /// Leaves at once by a network's VXLAN device, with this source MAC: no route, no packet filter, no IPVS sees it.
@@ -116,7 +121,7 @@ impl fmt::Display for Classifier {
             Verdict::Drop => f.write_str(" drop"),
             Verdict::SetMark(mark) => write!(f, " mark {mark:#x}"),
             Verdict::SetDestination(mac) => write!(f, " dst_mac {mac} mark 0x0"),
-            Verdict::Keep(mark) => write!(f, " ct commit mark {mark:#x}"),
+            Verdict::Keep { connection, packet } => write!(f, " ct commit mark {connection:#x} mark {packet:#x}"),
             Verdict::Recall => f.write_str(" ct commit connmark"),
             Verdict::Redirect { tunnel, source } => {
                 write!(f, " src_mac {source} redirect dev {}", names::tunnel(tunnel))

@@ -400,7 +400,15 @@ mod tests {
                 },
             ),
             at(Hook::Egress, 8, Match::Fragment, Verdict::Pass),
-            at(Hook::Egress, 9, marked(0x6e00_0000, 0xff00_0000), Verdict::Keep(7)),
+            at(
+                Hook::Egress,
+                9,
+                marked(0x6e00_0000, 0xff00_0000),
+                Verdict::Keep {
+                    connection: 7,
+                    packet: 8,
+                },
+            ),
         ]
     }
 

@@ -86,7 +86,11 @@ pub(super) fn of_tunnel(desired: &Desired, vni: Vni, network: &Network) -> Vec<C
                 Verdict::Pass,
             )
         }));
-        out.push(ingress(MEMBER, Some(remote.mac), None, Verdict::Keep(mark)));
+        let kept = Verdict::Keep {
+            connection: mark,
+            packet: marks::OUTSIDE,
+        };
+        out.push(ingress(MEMBER, Some(remote.mac), None, kept));
         out.push(Classifier {
             hook: Hook::Egress,
             priority: MEMBER,
@@ -111,6 +115,9 @@ pub(super) fn of_endpoint(node: &Node, ep: &Endpoint, network: &Network, host: M
         destination,
     };
     let mut out = Vec::new();
+    // Each filter that looks into a packet costs it about as much as a route.
+    let outside = Match::Mark(marks::any(marks::OUTSIDE));
+    out.push(at(Hook::Egress, FIRST_PRIORITY, outside, Verdict::Pass));
     // Within the network nobody is led back, and nothing is tracked.
     for pool in network.subnets().map(|p| p.trunc()) {
         let priority = of_family(pool, POOL4, POOL6);
@@ -137,6 +144,10 @@ pub(super) fn of_endpoint(node: &Node, ep: &Endpoint, network: &Network, host: M
     // `ct` would put it together, and the whole is too long for the device. So datagrams in fragments take nothing back.
     out.push(at(Hook::Egress, FRAGMENT, Match::Fragment, Verdict::Pass));
     let balanced = Match::Mark(marks::any(marks::SERVICE));
-    out.push(at(Hook::Egress, MARKED, balanced, Verdict::Keep(0)));
+    let taken_back = Verdict::Keep {
+        connection: 0,
+        packet: 0,
+    };
+    out.push(at(Hook::Egress, MARKED, balanced, taken_back));
     out
 }

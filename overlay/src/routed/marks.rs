@@ -8,8 +8,11 @@ use crate::objects::MaskedMark;
 const KIND: u32 = 0xff00_0000;
 /// Marks of services: this and the number that the log gave to (service, port, protocol).
 pub const SERVICE: u32 = 0x6e00_0000;
-/// Marks of packets that came from outside by another node: this and the node's number.
+/// Marks of connections that came from outside by another node, and of their replies: this and the node's number.
 pub const LEAD_BACK: u32 = 0x6f00_0000;
+
+/// Mark of a packet that came from outside by another node: the filters of a task's device are not about it.
+pub const OUTSIDE: u32 = 0x6d00_0000;
 
 /// Any mark of a kind.
 pub const fn any(kind: u32) -> MaskedMark {

@@ -201,7 +201,10 @@ fn space(desired: &Desired, node: &Node, vni: Vni, network: &Network, mtu: u32, 
         out.neighbours.insert(at, remote.mac);
         out.fdb.insert((tunnel.clone(), remote.mac), remote.vtep);
     }
-    rules::marked(&mut out, network);
+    // A VIP is an address of this namespace; what else is marked comes from tasks.
+    if desired.endpoints.values().any(|e| e.vni == vni) {
+        rules::marked(&mut out, network);
+    }
     if setting.classifiers {
         let filters = filters::of_tunnel(desired, vni, network);
         out.classifiers.extend(filters.into_iter().map(|f| (tunnel.clone(), f)));
@@ -224,14 +227,20 @@ fn settings(out: &mut Space, vni: Vni, setting: &Setting<'_>) {
         write(&format!("ipv4/conf/{device}/rp_filter"), "0");
         write(&format!("ipv4/conf/{device}/send_redirects"), "0");
     }
-    // Every sandbox tells its errors from the same address, so another one's come from an address of this one.
-    write(&format!("ipv4/conf/{tunnel}/accept_local"), "1");
+    // Every sandbox tells its errors from the same address, so another one's come from an address of this one. And where
+    // it is not accepted, each packet's source is looked up. (The host lets nobody else send from the network's addresses.)
+    for device in [&up, &tunnel] {
+        write(&format!("ipv4/conf/{device}/accept_local"), "1");
+    }
+    // No socket here waits for what passes; both families heed it.
+    write("ipv4/ip_early_demux", "0");
     if setting.ipvs {
         // Entries of the packet filter for what IPVS knows already; a backend that is gone ends its flows; a segment in
-        // the middle of a flow that IPVS does not know begins none.
+        // the middle of a flow that IPVS does not know begins none; what goes back has been routed, for its destination.
         write("ipv4/vs/conntrack", "0");
         write("ipv4/vs/expire_nodest_conn", "1");
         write("ipv4/vs/sloppy_tcp", "0");
+        write("ipv4/vs/snat_reroute", "0");
     }
 }
 

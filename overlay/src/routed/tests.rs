@@ -49,6 +49,25 @@ fn a_network_from_nothing() {
     assert!(planned(&d, &mut k).is_empty());
 }
 
+/// A rule of one's own makes each lookup of a route dearer, so a namespace that only passes on has none.
+#[test]
+fn marked_packets_have_a_way_of_their_own_where_tasks_are() {
+    let mut d = cluster();
+    let rules = |d: &Desired| {
+        let wanted = want(d, &setting());
+        let of = |n| {
+            wanted.sandboxes[&names::sandbox(Path::new("/n"), vni(n))]
+                .space
+                .rules
+                .len()
+        };
+        [of(4096), of(4097)]
+    };
+    assert_eq!(rules(&d), [0, 0]);
+    d.endpoints.insert(id("web.1"), endpoint(4096, 5, "/t", "eth0"));
+    assert_eq!(rules(&d), [4, 0]);
+}
+
 #[test]
 fn a_node_that_moves_costs_one_entry_and_one_that_leaves_takes_its_own_along() {
     let mut d = cluster();

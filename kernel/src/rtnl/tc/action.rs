@@ -85,12 +85,17 @@ pub(super) fn write(list: &mut Writer, verdict: Verdict, by: u32) {
                 o.bytes(PARMS, &general(OK)).bytes(SKBEDIT_MARK, &[0; 4]);
             });
         }
-        Verdict::Keep(mark) => action("ct", &|o| {
-            o.bytes(CT_PARMS, &general(OK))
-                .bytes(CT_ACTION, &CT_COMMIT.to_ne_bytes())
-                .bytes(CT_MARK, &mark.to_ne_bytes())
-                .bytes(CT_MARK_MASK, &u32::MAX.to_ne_bytes());
-        }),
+        Verdict::Keep { connection, packet } => {
+            action("ct", &|o| {
+                o.bytes(CT_PARMS, &general(PIPE))
+                    .bytes(CT_ACTION, &CT_COMMIT.to_ne_bytes())
+                    .bytes(CT_MARK, &connection.to_ne_bytes())
+                    .bytes(CT_MARK_MASK, &u32::MAX.to_ne_bytes());
+            });
+            action("skbedit", &|o| {
+                o.bytes(PARMS, &general(OK)).bytes(SKBEDIT_MARK, &packet.to_ne_bytes());
+            });
+        }
         Verdict::Recall => {
             // Kept, or each packet of a flow that begins here would have one made for it.
             action("ct", &|o| {
@@ -182,11 +187,12 @@ pub(super) fn read(list: &[u8], device: &dyn Fn(u32) -> Option<String>) -> Optio
             let mac = first.mac(SKBMOD_DMAC)?;
             (last.number(SKBEDIT_MARK)? == 0).then_some(Verdict::SetDestination(mac))
         }
-        [("ct", OK)] => {
+        [("ct", PIPE), ("skbedit", OK)] => {
             let ours = first.short(CT_ACTION) == CT_COMMIT
                 && first.short(CT_ZONE) == 0
                 && first.number(CT_MARK_MASK)? == u32::MAX;
-            ours.then_some(Verdict::Keep(first.number(CT_MARK)?))
+            let (connection, packet) = (first.number(CT_MARK)?, last.number(SKBEDIT_MARK)?);
+            ours.then_some(Verdict::Keep { connection, packet })
         }
         [("ct", PIPE), ("connmark", CONTINUE)] => {
             let plain = first.short(CT_ACTION) == CT_COMMIT

@@ -32,7 +32,14 @@ pub fn lacks() -> Result<Vec<Lack>, RtnlError> {
     };
     let by_mark = (Hook::Egress, Match::Mark(mark), Verdict::Drop);
     let set_mac = (Hook::Egress, frame, Verdict::SetDestination(Mac([2; 6])));
-    let keep = (Hook::Egress, frame, Verdict::Keep(0));
+    let keep = (
+        Hook::Egress,
+        frame,
+        Verdict::Keep {
+            connection: 0,
+            packet: 0,
+        },
+    );
     let recall = (Hook::Ingress, frame, Verdict::Recall);
     let redirect = (Hook::Ingress, frame, Verdict::ToHost(Mac([2; 6])));
     let trials = [
