@@ -70,7 +70,8 @@ pub struct NodeSection {
     pub state_dir: PathBuf,
     /// Socket, namespaces: what need not. Default `/run/netd`.
     pub run_dir: PathBuf,
-    /// Folder on a bpffs for maps and links. Default `/sys/fs/bpf/netd`.
+    /// Folder on a bpffs for maps and links. Default `/sys/fs/bpf/netd`. Where there is no bpffs yet, the eBPF data path
+    /// mounts one on the folder above it: nothing else of netd's may be there.
     pub bpffs_dir: PathBuf,
 }
 
@@ -302,8 +303,48 @@ impl Config {
                 return value(key, "is not an absolute path", "/var/lib/netd");
             }
         }
-        Ok(())
+        match self.hidden() {
+            Some(why) => value("node.bpffs_dir", &why, "/sys/fs/bpf/netd"),
+            None => Ok(()),
+        }
     }
+
+    /// What would be hidden by the bpffs that the eBPF data path mounts where there is none, which `auto` may come to at any
+    /// start. Found out later it is an EPERM for a file whose folder was there a moment ago.
+    fn hidden(&self) -> Option<String> {
+        if self.datapath.mode == Mode::Ipvs {
+            return None;
+        }
+        let dir = &self.node.bpffs_dir;
+        let mount = dir.parent().unwrap_or(dir);
+        let log_dir = self.log_dir();
+        let places = [
+            ("node.state_dir", Some(&self.node.state_dir)),
+            ("node.run_dir", Some(&self.node.run_dir)),
+            ("cluster.log_dir", Some(&log_dir)),
+            ("cluster.token_file", self.cluster.token_file.as_ref()),
+            ("dns.resolv_conf", Some(&self.dns.resolv_conf)),
+        ];
+        let hides = |at: &Path| at.starts_with(mount) || real(at).starts_with(real(mount));
+        let (key, at) = places
+            .into_iter()
+            .find_map(|(key, at)| Some((key, at.filter(|at| hides(at))?)))?;
+        Some(format!(
+            "= {} hides {key} = {}; the folder above it, {}, is mounted as a bpffs, which takes no files",
+            dir.display(),
+            at.display(),
+            mount.display()
+        ))
+    }
+}
+
+/// A path without symbolic links, as far as it exists.
+fn real(path: &Path) -> PathBuf {
+    let known = path.ancestors().find_map(|a| {
+        let rest = path.strip_prefix(a).ok()?;
+        Some(a.canonicalize().ok()?.join(rest))
+    });
+    known.unwrap_or_else(|| path.to_owned())
 }
 
 /// `NETD_DATAPATH__PORT=4790` becomes `datapath.port`. A value that reads as TOML is taken as such, else as a string.
@@ -389,5 +430,64 @@ mod tests {
             let e = load(text, env.as_slice()).unwrap_err().to_string();
             assert!(e.contains(part), "{text}: {e}");
         }
+    }
+
+    #[test]
+    fn nothing_of_ours_is_hidden_by_the_bpffs() {
+        let refused = |text: &str, hidden: &str| {
+            let e = load(text, &[]).expect_err(text).to_string();
+            assert!(e.contains("node.bpffs_dir") && e.contains(hidden), "{text}: {e}");
+            assert!(e.contains("try: /sys/fs/bpf/netd"), "{text}: {e}");
+        };
+        // Beside the rest of it: what is easily written.
+        refused(
+            "[node]\nbpffs_dir = \"/var/lib/netd/bpf\"",
+            "node.state_dir = /var/lib/netd;",
+        );
+        refused("[node]\nbpffs_dir = \"/run/netd/bpf\"", "node.run_dir = /run/netd;");
+        // Beneath, however that is written.
+        refused(
+            "[node]\nstate_dir = \"/run/one/state\"\nbpffs_dir = \"/run//one/./bpf\"",
+            "node.state_dir",
+        );
+        refused("[node]\nbpffs_dir = \"/netd\"", "node.state_dir");
+        refused("[node]\nbpffs_dir = \"/\"", "node.state_dir");
+        // Other places of ours.
+        refused(
+            "[cluster]\nlog_dir = \"/fast/log\"\n[node]\nbpffs_dir = \"/fast/bpf\"",
+            "cluster.log_dir = /fast/log;",
+        );
+        refused(
+            "[cluster]\ntoken_file = \"/one/token\"\n[node]\nbpffs_dir = \"/one/bpf\"",
+            "cluster.token_file",
+        );
+        refused("[node]\nbpffs_dir = \"/etc/bpf\"", "dns.resolv_conf");
+
+        for good in [
+            "",
+            // A folder of its own is what it is mounted on.
+            "[node]\nbpffs_dir = \"/run/netd/bpf/netd\"",
+            // Whose name begins with the same letters is elsewhere.
+            "[node]\nstate_dir = \"/run/one-state\"\nbpffs_dir = \"/run/one/bpf\"",
+            // It mounts none.
+            "[datapath]\nmode = \"ipvs\"\n[node]\nbpffs_dir = \"/run/netd/bpf\"",
+        ] {
+            load(good, &[]).expect(good);
+        }
+    }
+
+    #[test]
+    fn links_lead_to_what_is_hidden() {
+        let dir = std::env::temp_dir().join(format!("netd-config-links-{}", std::process::id()));
+        std::fs::create_dir_all(dir.join("there")).unwrap();
+        std::os::unix::fs::symlink(dir.join("there"), dir.join("link")).unwrap();
+        let text = format!(
+            "[node]\nstate_dir = \"{0}/there/new/state\"\nbpffs_dir = \"{0}/link/new/bpf\"",
+            dir.display()
+        );
+        let e = load(&text, &[]).map(|_| ()).map_err(|e| e.to_string());
+        std::fs::remove_dir_all(&dir).unwrap();
+        let e = e.expect_err("the same folder by another name");
+        assert!(e.contains("node.state_dir"), "{e}");
     }
 }

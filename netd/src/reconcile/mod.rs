@@ -4,6 +4,7 @@
 //! itself changed, and now and then without a reason. What failed stays in the status and is tried again; a second pass
 //! over an unchanged world writes nothing.
 
+mod absence;
 mod choose;
 mod conntrack;
 mod ebpf;
@@ -321,6 +322,16 @@ enum Heed {
     End,
 }
 
+/// How a pass ended.
+enum Passed {
+    /// With no problem.
+    Whole,
+    /// Some of it is to be tried again.
+    InPart,
+    /// Before it wrote anything, see [`Done::again`].
+    NotYet(Duration),
+}
+
 /// Whether two intents ask for the same of a kernel: settings, keys and the like leave it alone.
 fn same_kernel(a: &Intent, b: &Intent) -> bool {
     let parts = |i: &Intent| (i.cluster.is_empty(), i.revision == 0);
@@ -338,22 +349,26 @@ impl Loop {
     fn run(mut self) {
         let mut retry = RETRY.0;
         loop {
-            let clean = self.pass();
-            if !clean {
+            let passed = self.pass();
+            if !matches!(passed, Passed::Whole) {
                 self.passed = None;
             }
             if self.runs == 1 {
                 // What was needed to load the programs lies about.
                 kernel::heap::trim();
             }
-            let pause = if clean {
-                retry = RETRY.0;
-                // Passes for what others told put no look off.
-                IDLE.saturating_sub(self.looked.elapsed())
-            } else {
-                let now = retry;
-                retry = (retry * 2).min(RETRY.1);
-                now
+            let pause = match passed {
+                Passed::Whole => {
+                    retry = RETRY.0;
+                    // Passes for what others told put no look off.
+                    IDLE.saturating_sub(self.looked.elapsed())
+                }
+                Passed::InPart => {
+                    let now = retry;
+                    retry = (retry * 2).min(RETRY.1);
+                    now
+                }
+                Passed::NotYet(left) => left,
             };
             if !self.wait(pause) {
                 return;
@@ -447,7 +462,7 @@ impl Loop {
         }
     }
 
-    fn pass(&mut self) -> bool {
+    fn pass(&mut self) -> Passed {
         let asked = self.look.swap(false, Ordering::AcqRel);
         if asked || self.looked.elapsed() >= IDLE || !self.kernel.watches() {
             self.kernel.look_again();
@@ -470,7 +485,7 @@ impl Loop {
             status.writes.runs = self.runs;
             status.problems = vec![NOTHING_KNOWN.to_owned()];
             self.out.send_replace(Arc::new(status));
-            return true;
+            return Passed::Whole;
         }
         let out = &self.out;
         let tell = |addresses: &BTreeSet<IpAddr>| {
@@ -483,6 +498,10 @@ impl Loop {
             });
         };
         let mut done = self.kernel.pass(&self.inputs, &intent, &facts, &endpoints, &tell);
+        if let Some(left) = done.again {
+            // What the last pass came to is still so.
+            return Passed::NotYet(left);
+        }
         self.total += done.writes;
         self.runs += 1;
         let clean = done.problems.is_empty();
@@ -530,7 +549,10 @@ impl Loop {
         };
         self.out.send_replace(Arc::new(status));
         self.passed = Some(intent);
-        clean
+        match clean {
+            true => Passed::Whole,
+            false => Passed::InPart,
+        }
     }
 }
 

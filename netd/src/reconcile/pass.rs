@@ -22,6 +22,7 @@ use overlay::Wanted;
 
 use super::{
     Inputs,
+    absence::Absence,
     choose::{self, Before, Chosen, Memory, Offers},
     ebpf::Ebpf,
     former::Former,
@@ -36,9 +37,6 @@ use crate::{
     gossip::Facts,
     view::{self, Basis, Here},
 };
-
-/// How long a data-path address that has gone is waited for.
-const MOVING: Duration = Duration::from_millis(500);
 
 /// What stops the data path as a whole.
 #[derive(Debug, thiserror::Error)]
@@ -111,8 +109,7 @@ pub struct Kernel {
     folders: Folders,
     chosen: Chosen,
     way: Way,
-    /// A device of this host had the data-path address in the last pass.
-    had_address: bool,
+    absence: Absence,
 }
 
 /// Where the data paths have what is theirs.
@@ -187,6 +184,9 @@ pub struct Done {
     pub addresses: Option<BTreeSet<IpAddr>>,
     /// Where it all is.
     pub places: Places,
+    /// The data-path address has just gone: nothing was written. The next pass is due when an event asks for it, and after
+    /// this long at the latest.
+    pub again: Option<Duration>,
 }
 
 impl Done {
@@ -254,7 +254,7 @@ impl Kernel {
             folders,
             chosen,
             way,
-            had_address: false,
+            absence: Absence::default(),
         })
     }
 
@@ -353,27 +353,6 @@ impl Kernel {
         done
     }
 
-    /// This host, and the data-path address that counts. Where that has just gone, another one is mostly about to come: what
-    /// would be made for the old one takes longer than to wait for it.
-    fn look_at_host(
-        &mut self,
-        inputs: &Inputs,
-        tell: &dyn Fn(&BTreeSet<IpAddr>),
-    ) -> Result<(IpAddr, host::Host), KernelError> {
-        let began = Instant::now();
-        loop {
-            let vtep = inputs.addresses.borrow().source;
-            let seen = host::look(&mut self.rtnl, vtep)?;
-            tell(&seen.addresses);
-            let is_there = seen.underlay.is_some();
-            if is_there || !self.had_address || began.elapsed() >= MOVING {
-                self.had_address = is_there;
-                return Ok((vtep, seen));
-            }
-            std::thread::sleep(MOVING / 20);
-        }
-    }
-
     fn try_pass(
         &mut self,
         inputs: &Inputs,
@@ -383,8 +362,14 @@ impl Kernel {
         tell: &dyn Fn(&BTreeSet<IpAddr>),
         done: &mut Done,
     ) -> Result<(), KernelError> {
-        let (vtep, seen) = self.look_at_host(inputs, tell)?;
+        let vtep = inputs.addresses.borrow().source;
+        let seen = host::look(&mut self.rtnl, vtep)?;
+        tell(&seen.addresses);
         done.addresses = Some(seen.addresses.clone());
+        done.again = self.absence.wait(seen.underlay.is_some(), Instant::now());
+        if done.again.is_some() {
+            return Ok(());
+        }
         let underlay_mtu = match &seen.underlay {
             Some((_, mtu)) => *mtu,
             None => {
