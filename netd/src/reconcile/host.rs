@@ -40,7 +40,8 @@ pub fn source_towards(to: IpAddr) -> Option<IpAddr> {
     way.source.filter(|s| !s.is_loopback())
 }
 
-/// Every address that a packet for this host may bear, 127.0.0.1 among them.
+/// Every address that a packet for this host may bear, 127.0.0.1 among them. One that is still being checked for a
+/// duplicate (RFC 4862, 5.4) is none yet: the kernel tells when it is.
 fn addresses(links: &[Link], all: &[Address]) -> BTreeSet<IpAddr> {
     devices(links, all).into_values().flatten().collect()
 }
@@ -53,7 +54,7 @@ fn devices(links: &[Link], all: &[Address]) -> BTreeMap<String, BTreeSet<IpAddr>
         IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local() && !a.is_multicast(),
     };
     let mut out: BTreeMap<String, BTreeSet<IpAddr>> = BTreeMap::new();
-    for a in all {
+    for a in all.iter().filter(|a| !a.tentative) {
         let device = by_index.get(&a.index).filter(|l| !ours(&l.name));
         if let Some(l) = device.filter(|_| good(&a.net.addr())) {
             out.entry(l.name.clone()).or_default().insert(a.net.addr());
@@ -119,4 +120,31 @@ pub fn routed_subnets() -> Result<BTreeSet<IpNet>, RtnlError> {
             IpNet::V6(n) => !n.network().is_multicast() && !n.network().is_unicast_link_local(),
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who follows addresses is told by what is here that differs: had a tentative one been here all the time, nobody would
+    /// be told that it may be used now.
+    #[test]
+    fn an_address_under_check_is_none_yet() {
+        let links = [Link {
+            index: 2,
+            name: "eth0".to_owned(),
+            ..Link::default()
+        }];
+        let mut all = ["198.18.0.1/24", "fd18::1/64", "fe80::1/64"].map(|net| Address {
+            index: 2,
+            net: net.parse().unwrap(),
+            no_prefix_route: false,
+            tentative: false,
+        });
+        let seen =
+            |all: &[Address]| -> Vec<String> { addresses(&links, all).iter().map(ToString::to_string).collect() };
+        assert_eq!(seen(&all), ["198.18.0.1", "fd18::1"]);
+        all[1].tentative = true;
+        assert_eq!(seen(&all), ["198.18.0.1"]);
+    }
 }
