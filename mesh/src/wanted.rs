@@ -27,6 +27,19 @@ pub struct Wanted {
     pub services: BTreeMap<u32, Service>,
 }
 
+impl Wanted {
+    /// Takes out the published ports of SCTP, where the packet filter has no match for it: one rule of theirs, and it takes
+    /// none of anybody's. What they are.
+    pub fn without_sctp(&mut self) -> Vec<Problem> {
+        let mut left_out = Vec::new();
+        for (index, service) in &mut self.services {
+            let ports = service.ports.extract_if(.., |p| p.proto == Proto::Sctp);
+            left_out.extend(ports.map(|p| Problem::NoSctpMatch(*index, p.published)));
+        }
+        left_out
+    }
+}
+
 /// Whether published ports can answer on a local address (see [`Wanted::local`]).
 pub(crate) fn publishable(ip: &IpAddr) -> bool {
     match ip {
@@ -191,6 +204,11 @@ pub enum Problem {
         "port {1}/sctp of service #{0} does not answer on this node: its data path, eBPF, carries tcp and udp alone; try: netctl service unpublish, or datapath.mode = \"ipvs\" on this node"
     )]
     NoSctp(u32, u16),
+    /// The packet filter cannot tell a packet's port of SCTP.
+    #[error(
+        "port {1}/sctp of service #{0} does not answer on this node: its packet filter, iptables, has no match for sctp; try: modprobe xt_sctp, or a kernel with CONFIG_NETFILTER_XT_MATCH_SCTP or with nf_tables"
+    )]
+    NoSctpMatch(u32, u16),
     /// This data path shows backends the client.
     #[error(
         "the backends of service #{0} see clients' own addresses in what comes by this node: its data path, eBPF, does not masquerade; try: netctl service update --source-ip preserve"

@@ -98,6 +98,14 @@ impl Firewall {
         self.lacks.as_ref()
     }
 
+    /// Whether a rule can name a port of SCTP here. A rule that the filter has no match for stops all others too.
+    pub fn matches_sctp(&self) -> Result<bool, FirewallError> {
+        match self.backend {
+            Backend::Nft(..) => Ok(true),
+            Backend::Iptables(_) => netns::run_in(&self.netns, iptables::matches_sctp)?,
+        }
+    }
+
     /// Chains of others that drop what ours let pass. With iptables there are none: our rules are in the chain itself.
     pub fn obstacles(&self) -> Result<Vec<Obstacle>, FirewallError> {
         match self.backend {

@@ -13,8 +13,11 @@ use kernel::{
     ipvs::{self, Abilities},
     netns::{self, Netns, NetnsId},
 };
-use mesh::ipvs::{Family, Scheduler, Step, Table, lower, rules};
-use model::Vni;
+use mesh::{
+    Problem,
+    ipvs::{Family, Scheduler, Step, Table, lower, rules},
+};
+use model::{Proto, Vni};
 use overlay::{Desired, SeenSandbox, names};
 
 use super::{
@@ -33,6 +36,8 @@ pub(super) struct Ipvs {
     networks: BTreeMap<Vni, Network>,
     /// Schedulers that the kernel does not have, with the number of virtual servers that do without.
     replaced: BTreeMap<Scheduler, usize>,
+    /// Published ports of SCTP that are left out, as the packet filter has no match for it.
+    unmatched: Vec<Problem>,
     conntrack: Conntrack,
     /// What the last pass came to, if it left no problem.
     last: Option<Last>,
@@ -76,6 +81,7 @@ impl Ipvs {
             host,
             networks: BTreeMap::new(),
             replaced: BTreeMap::new(),
+            unmatched: Vec::new(),
             conntrack: Conntrack::default(),
             last: None,
             look: true,
@@ -252,7 +258,13 @@ impl Ipvs {
         extent: Extent,
         done: &mut Done,
     ) -> Result<(), KernelError> {
-        let wanted = view::mesh_wanted(world.intent, world.facts, &world.here, world.endpoints);
+        let mut wanted = view::mesh_wanted(world.intent, world.facts, &world.here, world.endpoints);
+        self.unmatched.clear();
+        let mut ports = wanted.services.values().flat_map(|s| &s.ports);
+        if ports.any(|p| p.proto == Proto::Sctp) && !self.host.firewall.matches_sctp()? {
+            self.unmatched = wanted.without_sctp();
+        }
+        done.notes.extend(self.unmatched.iter().map(|p| p.to_string()));
         let mut lowered = lower(&wanted);
         done.problems.extend(lowered.problems.iter().map(|p| p.to_string()));
         self.replaced.clear();
@@ -284,7 +296,8 @@ impl Ipvs {
     fn patch(&mut self, last: &mut Last, now: &Basis, done: &mut Done) -> bool {
         let is_held = |n: &Network| n.table.is_some() && n.filter.holds.is_some();
         let mut networks = last.there.iter().map(|vni| self.networks.get(vni));
-        if self.host.holds.is_none() || !self.replaced.is_empty() || !networks.all(|n| n.is_some_and(is_held)) {
+        let all_held = self.host.holds.is_some() && networks.all(|n| n.is_some_and(is_held));
+        if !all_held || !self.replaced.is_empty() || !self.unmatched.is_empty() {
             return false;
         }
         let Some(services) = now.services_changed(&last.basis) else {

@@ -20,7 +20,7 @@ pub struct Places {
 pub(super) fn ipvs_host(kind: Kind) -> KernelPlace {
     KernelPlace {
         rules: rules(kind),
-        look: vec![look(kind, "")],
+        look: look(kind, ""),
         ..KernelPlace::default()
     }
 }
@@ -52,11 +52,11 @@ pub(super) fn ipvs_network(folder: &Path, vni: Vni, kind: Kind, table: Option<&T
             rules(kind)
         ),
         kept: table.map(kept),
-        look: vec![
-            format!("{enter}ipvsadm -Ln"),
-            look(kind, &enter),
-            format!("{enter}tc -s filter show dev {} ingress", names::tunnel(vni)),
-        ],
+        look: [format!("{enter}ipvsadm -Ln")]
+            .into_iter()
+            .chain(look(kind, &enter))
+            .chain([format!("{enter}tc -s filter show dev {} ingress", names::tunnel(vni))])
+            .collect(),
         namespace: Some(path),
     }
 }
@@ -88,11 +88,13 @@ fn rules(kind: Kind) -> String {
     }
 }
 
-fn look(kind: Kind, enter: &str) -> String {
-    match kind {
-        Kind::Nftables => format!("{enter}nft list table inet netd"),
-        Kind::Iptables => format!("{enter}iptables-legacy-save"),
-    }
+/// Each namespace has rules of both families, whatever its network has.
+fn look(kind: Kind, enter: &str) -> Vec<String> {
+    let commands: &[&str] = match kind {
+        Kind::Nftables => &["nft list table inet netd"],
+        Kind::Iptables => &["iptables-legacy-save", "ip6tables-legacy-save"],
+    };
+    commands.iter().map(|c| format!("{enter}{c}")).collect()
 }
 
 #[cfg(test)]
@@ -110,6 +112,7 @@ mod tests {
             [
                 "nsenter --net=/run/netd/netns/net-4097 ipvsadm -Ln",
                 "nsenter --net=/run/netd/netns/net-4097 iptables-legacy-save",
+                "nsenter --net=/run/netd/netns/net-4097 ip6tables-legacy-save",
                 "nsenter --net=/run/netd/netns/net-4097 tc -s filter show dev nx4097 ingress"
             ]
         );
@@ -120,6 +123,8 @@ mod tests {
             place.kept.map(|k| (k.tcp_s, k.tcp_fin_s, k.udp_s)),
             Some((900, 120, 300))
         );
+        let host = ipvs_host(Kind::Iptables);
+        assert_eq!(host.look, ["iptables-legacy-save", "ip6tables-legacy-save"]);
         let host = ipvs_host(Kind::Nftables);
         assert_eq!(
             (host.namespace, host.look),

@@ -1,6 +1,7 @@
 //! iptables-legacy: chains `NETD-*`.
 
 mod lock;
+pub(super) mod matches;
 mod run;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -131,6 +132,16 @@ impl Iptables {
             ..Iptables::default()
         }
     }
+}
+
+/// Whether the calling thread's namespace has the match for SCTP, in each family that the kernel speaks.
+pub(super) fn matches_sctp() -> Result<bool, FirewallError> {
+    for family in [Family::V4, Family::V6].into_iter().filter(|f| speaks(*f)) {
+        if !matches::has(family, "sctp").map_err(FirewallError::Look)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn foreign(f: Foreign) -> FirewallError {

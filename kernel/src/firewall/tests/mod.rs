@@ -2,6 +2,7 @@
 
 mod held;
 mod marking;
+mod matches;
 mod nft;
 mod passing;
 mod world;

@@ -415,6 +415,18 @@ fn what_is_left_out_is_said() {
 }
 
 #[test]
+fn without_a_match_for_sctp_all_else_is_as_it_was() {
+    let with = |ports: &[(&str, u32)]| wanted([service(ports, [backend(1, APP, 1), backend(2, APP, 2)])]);
+    let mut w = with(&[("80", 1), ("3868/sctp", 3), ("53/udp", 4), ("3869/sctp,mode=host", 5)]);
+    assert!(lower(&w).doors.keys().any(|k| k.proto == Proto::Sctp));
+    let left_out = w.without_sctp();
+    assert_eq!(left_out, [3868, 3869].map(|port| Problem::NoSctpMatch(7, port)));
+    assert!(left_out.iter().all(|p| p.to_string().contains("try: ")));
+    assert_eq!(lower(&w), lower(&with(&[("80", 1), ("53/udp", 4)])));
+    assert_eq!(w.without_sctp(), []);
+}
+
+#[test]
 fn a_backend_that_leaves_is_one_step_a_mark_and_family() {
     let before = wanted([service(&[("80", 1)], [backend(1, APP, 1), backend(2, APP, 2)])]);
     let mut after = before.clone();
