@@ -94,6 +94,8 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
     let mut retry = Retry::default();
     let mut trades = Retry::default();
     let mut refused = false;
+    // What managers say of it, as far as one was asked.
+    let mut because: Option<String> = None;
     let mut proved = c.proved.clone();
     loop {
         if proved.has_changed().unwrap_or(false)
@@ -101,7 +103,7 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
         {
             take(&c, &mut held, issued, "proved by a token");
             due = renewal(&c.tls);
-            (retry, trades, refused) = (Retry::default(), Retry::default(), false);
+            (retry, trades, refused, because) = (Retry::default(), Retry::default(), false, None);
         }
         let now = intent.borrow_and_update().clone();
         let told = keys.borrow_and_update().clone();
@@ -116,11 +118,13 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
                 Ok(issued) => {
                     take(&c, &mut held, issued, "traded in for a new one");
                     due = renewal(&c.tls);
-                    (retry, trades) = (Retry::default(), Retry::resting());
+                    (retry, trades, because) = (Retry::default(), Retry::resting(), None);
                 }
                 Err(e) => {
                     trades.failed(TRADE_MIN, TRADE_MAX);
-                    c.trouble(format!("managers do not accept this node: {e:#}"));
+                    let why = format!("managers do not accept this node: {e:#}");
+                    because = Some(why.clone());
+                    c.trouble(why);
                 }
             }
         }
@@ -136,14 +140,16 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
                 r = renew(&c, &now) => r,
                 () = c.tls.refused() => {
                     refused = true;
-                    Err(anyhow::anyhow!("managers do not accept the present one"))
+                    // The reason stays in status, whatever is tried after it.
+                    let why = because.as_deref().unwrap_or("managers do not accept the present one");
+                    Err(anyhow::Error::msg(why.to_owned()))
                 }
             };
             match renewed {
                 Ok(issued) => {
                     take(&c, &mut held, issued, why);
                     due = renewal(&c.tls);
-                    retry = Retry::default();
+                    (retry, because) = (Retry::default(), None);
                 }
                 Err(e) => {
                     // The nearer the end, the more often; a short life has short pauses.
