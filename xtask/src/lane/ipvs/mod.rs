@@ -41,7 +41,7 @@ const KERNEL: [(&str, &str); 3] = [
 /// Those of them that are for kernels with nf_tables.
 const NFTABLES: &str = "firewall::tests::nft::";
 /// The end-to-end tests that are for kernels with both data paths (lane `kernel61`).
-const BOTH: &str = "mixed::";
+const BOTH: [&str; 2] = ["mixed::", "switch::"];
 /// Which of this program's own: what becomes of a guest that goes wrong.
 const LANE: &str = "lane::ipvs::uml::tests::";
 /// The name of the check of rules made by hand.
@@ -150,7 +150,7 @@ fn by_hand() -> anyhow::Result<Work> {
 fn chosen(programs: Vec<TestProgram>, within: &str, filter: Option<&str>, options: &str) -> anyhow::Result<Vec<Work>> {
     let keep = |name: &str| {
         let test = name.split_once("::").map_or(name, |(_, test)| test);
-        let elsewhere = test.starts_with(NFTABLES) || name.starts_with(BOTH);
+        let elsewhere = test.starts_with(NFTABLES) || BOTH.iter().any(|b| name.starts_with(b));
         test.starts_with(within) && !elsewhere && name.contains(filter.unwrap_or_default())
     };
     let work = programs.into_iter().map(|program| Work::of(program, options, keep));
