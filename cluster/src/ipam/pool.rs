@@ -1,6 +1,6 @@
 use std::collections::{BTreeSet, VecDeque};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use crate::mutant::{self, Mutant};
 
@@ -10,7 +10,7 @@ const SMALL: u32 = 1 << 16;
 /// Numbers of a range, given out in a circle: the one after the last given, so that a number comes back as late as the
 /// range allows, and never before its rest is over.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Written")]
+#[serde(remote = "Self")]
 pub struct Pool {
     /// Lowest that may be claimed.
     low: u32,
@@ -25,36 +25,22 @@ pub struct Pool {
     rests: BTreeSet<u32>,
 }
 
-/// A pool as it is in a snapshot, which may be anybody's.
-#[derive(Deserialize)]
-struct Written {
-    low: u32,
-    first: u32,
-    end: u32,
-    next: u32,
-    used: BTreeSet<u32>,
-    resting: VecDeque<(u64, u32)>,
-    rests: BTreeSet<u32>,
+impl Serialize for Pool {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        Pool::serialize(self, to)
+    }
 }
 
-impl TryFrom<Written> for Pool {
-    type Error = &'static str;
-
-    fn try_from(w: Written) -> Result<Self, Self::Error> {
-        let in_order = w.low <= w.first && (w.first..=w.end).contains(&w.next);
-        let within = |n: &u32| (w.low..w.end).contains(n);
-        if !in_order || !w.used.iter().chain(&w.rests).all(within) {
-            return Err("a pool whose numbers are not within its range");
+/// A snapshot may be anybody's: what is no pool is refused.
+impl<'de> Deserialize<'de> for Pool {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let pool = Pool::deserialize(from)?;
+        let in_order = pool.low <= pool.first && (pool.first..=pool.end).contains(&pool.next);
+        let within = |n: &u32| (pool.low..pool.end).contains(n);
+        if !in_order || !pool.used.iter().chain(&pool.rests).all(within) {
+            return Err(D::Error::custom("a pool whose numbers are not within its range"));
         }
-        Ok(Pool {
-            low: w.low,
-            first: w.first,
-            end: w.end,
-            next: w.next,
-            used: w.used,
-            resting: w.resting,
-            rests: w.rests,
-        })
+        Ok(pool)
     }
 }
 
