@@ -115,7 +115,7 @@ pub(super) fn of_endpoint(node: &Node, ep: &Endpoint, network: &Network, host: M
         destination,
     };
     let mut out = Vec::new();
-    // Each filter that looks into a packet costs it about as much as a route.
+    // First, as the others look into the packet, which costs each one.
     let outside = Match::Mark(marks::any(marks::OUTSIDE));
     out.push(at(Hook::Egress, FIRST_PRIORITY, outside, Verdict::Pass));
     // Within the network nobody is led back, and nothing is tracked.

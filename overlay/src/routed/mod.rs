@@ -80,9 +80,11 @@ pub fn want(desired: &Desired, setting: &Setting<'_>) -> Wanted {
     }
     want::tasks(&mut out, desired, node, setting.abilities, |out, id, ep, mtu| {
         let path = names::sandbox(setting.folder, ep.vni);
-        if let Some(sandbox) = out.sandboxes.get_mut(&path) {
+        if let (Some(sandbox), Some(network)) = (out.sandboxes.get_mut(&path), desired.networks.get(&ep.vni)) {
             near_side(&mut sandbox.space, node, id, ep, mtu);
-            if let Some(network) = desired.networks.get(&ep.vni).filter(|_| setting.classifiers) {
+            // Where no task is, nothing is marked but for a VIP, and that is an address of the namespace.
+            rules::marked(&mut sandbox.space, network);
+            if setting.classifiers {
                 let filters = filters::of_endpoint(node, ep, network, end_macs(ep.vni).0);
                 let at = filters.into_iter().map(|f| (names::veth(id), f));
                 sandbox.space.classifiers.extend(at);
@@ -200,10 +202,6 @@ fn space(desired: &Desired, node: &Node, vni: Vni, network: &Network, mtu: u32, 
         let at = (tunnel.clone(), IpAddr::V6(names::link_local(remote.mac)));
         out.neighbours.insert(at, remote.mac);
         out.fdb.insert((tunnel.clone(), remote.mac), remote.vtep);
-    }
-    // A VIP is an address of this namespace; what else is marked comes from tasks.
-    if desired.endpoints.values().any(|e| e.vni == vni) {
-        rules::marked(&mut out, network);
     }
     if setting.classifiers {
         let filters = filters::of_tunnel(desired, vni, network);
