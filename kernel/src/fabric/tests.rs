@@ -104,15 +104,7 @@ impl World {
     }
     /// A round that must leave nothing to do.
     fn settle(&self, desired: &Desired) -> Round {
-        let round = self.round(desired);
-        assert!(
-            round.is_clean(),
-            "{:#?}",
-            (&round.report, &round.plan.conflicts, &round.survey.unreadable)
-        );
-        let again = overlay::plan(&round.wanted, &round.survey.observed);
-        assert!(again.is_empty(), "{:#?}", texts(&again));
-        round
+        settled(self.round(desired))
     }
     fn desired(&self) -> Desired {
         let node = Node {
@@ -179,6 +171,17 @@ fn vni(n: u32) -> Vni {
 }
 fn texts(p: &Plan) -> Vec<String> {
     p.steps.iter().map(ToString::to_string).collect()
+}
+/// A round that must leave nothing to do.
+fn settled(round: Round) -> Round {
+    assert!(
+        round.is_clean(),
+        "{:#?}",
+        (&round.report, &round.plan.conflicts, &round.survey.unreadable)
+    );
+    let again = overlay::plan(&round.wanted, &round.survey.observed);
+    assert!(again.is_empty(), "{:#?}", texts(&again));
+    round
 }
 fn veth(id: &str) -> String {
     names::veth(&id.parse::<EndpointId>().unwrap())
