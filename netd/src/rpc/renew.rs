@@ -140,9 +140,7 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
                 r = renew(&c, &now) => r,
                 () = c.tls.refused() => {
                     refused = true;
-                    // The reason stays in status, whatever is tried after it.
-                    let why = because.as_deref().unwrap_or("managers do not accept the present one");
-                    Err(anyhow::Error::msg(why.to_owned()))
+                    Err(anyhow::anyhow!("managers do not accept the present one"))
                 }
             };
             match renewed {
@@ -156,7 +154,9 @@ pub async fn keep_credentials(c: Custody, use_keys: impl Fn(&[Key]) -> Result<()
                     let left = c.tls.not_after().duration_since(SystemTime::now());
                     let longest = (left.unwrap_or(PAUSE_MAX) / 8).clamp(PAUSE_MIN * 4, PAUSE_MAX);
                     retry.failed(PAUSE_MIN, longest);
-                    c.trouble(format!("the certificate was not renewed ({why}): {e:#}"));
+                    // What managers say of this node stays in status, however the next try ends.
+                    let said = because.clone().unwrap_or_else(|| format!("{e:#}"));
+                    c.trouble(format!("the certificate was not renewed ({why}): {said}"));
                 }
             }
             // Whatever has changed meanwhile is looked at first.
